@@ -39,7 +39,7 @@ class OpenVinoGraph:
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
             raise EngineError(f"OpenVINO cannot run on {shapes}: {_first_line(error)}") from error
-        return {name: np.array(results[index]) for index, name in enumerate(self._outputs)}
+        return {name: results[index] for index, name in enumerate(self._outputs)}
 
 
 def _first_line(error: Exception) -> str:

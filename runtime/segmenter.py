@@ -1,0 +1,225 @@
+"""Segmenter: the one pipeline from an image to its regions, written once for every device."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime import engines
+from vocabseg.runtime.bundle import Bundle, open_bundle
+from vocabseg.runtime.errors import BundleError, ImageError, VocabularyError
+from vocabseg.runtime.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.regions import Regions, Size
+from vocabseg.runtime.result import Result
+from vocabseg.runtime.text_embedder import TextEmbedder
+from vocabseg.runtime.vocabulary import Vocabulary
+
+# Called as progress(what, done, total) while something long goes on.
+Progress = Callable[[str, int, int], None]
+
+Names = Vocabulary | Sequence[str] | str
+
+# Regions encoded at a time: 16 crops of 224 x 224 keep the encoder's activations near 100 MB (ViT-B/16) and its matrix
+# products large enough to run at full speed.
+CROPS_PER_CHUNK = 16
+
+# Logit that stands for certainty in masks of one's own: sigmoid(40) rounds to 1 in float32.
+CERTAIN = 40.0
+
+
+class Segmenter:
+    """A bundle made ready to run on this machine; made by `vocabseg.load`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        engine: str | None = None,
+        precision: str | None = None,
+        kernels: str | None = None,
+    ):
+        self.bundle = bundle
+        self.choice = engines.choose(engine, device, precision)
+        self.kernels = load_kernels(kernels)
+        self._engines: dict[str, engines.Engine] = {}
+        self.text = TextEmbedder(bundle, self.engine)
+
+    def engine(self, graph: str) -> engines.Engine:
+        """The engine of one of the bundle's graphs; it opens when first run."""
+        if graph not in self._engines:
+            self._engines[graph] = engines.Engine(self.bundle.graph_path(graph), self.choice)
+        return self._engines[graph]
+
+    def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:
+        """The vocabulary given, or else the bundle's own; raises VocabularyError where there is neither."""
+        if vocabulary is not None:
+            return Vocabulary.of(vocabulary)
+        own = self.bundle.manifest.vocabulary
+        if own is None:
+            raise VocabularyError(f"bundle {self.bundle.folder} declares no vocabulary: give class names")
+        return Vocabulary(own)
+
+    def __call__(self, image: Any, vocabulary: Names | None = None, progress: Progress | None = None) -> Result:
+        """Segment one image (a path, PIL image or uint8 RGB array) into the classes of `vocabulary`.
+
+        Raises ImageError or VocabularyError for input that cannot be used. Names are embedded before the image is
+        looked at, so that bad names fail at once.
+        """
+        vocabulary = self.vocabulary(vocabulary)
+        self.embed_names(vocabulary, progress)
+        regions = self.propose(image, progress)
+        return regions.classify(vocabulary)
+
+    def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
+        """Run the text encoder for the names it has not seen yet; raises VocabularyError for names that are too long."""
+        report = None if progress is None else lambda done, total: progress("encoding names", done, total)
+        prompts = self.bundle.manifest.prompts
+        for prompt in dict.fromkeys([prompts.query, prompts.region]):
+            self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
+
+    def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
+        """Segment images one after the other; each result equals that of a call with the image alone."""
+        vocabulary = self.vocabulary(vocabulary)
+        for image in images:
+            yield self(image, vocabulary)
+
+    def propose(self, image: Any, progress: Progress | None = None) -> Regions:
+        """Everything that does not depend on class names: proposals, crops and their embeddings.
+
+        `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError when it cannot be used.
+        """
+        tick = progress or _silent
+        tick("reading the image", 0, 1)
+        pixels = load_image(image)
+        spec = self.bundle.manifest.input
+        size = resized_size(pixels.shape[0], pixels.shape[1], spec.min_size, spec.max_size)
+        padded = padded_size(*size, spec.divisor)
+        network_input, resized = self.kernels.resize_normalize(pixels, size, padded, spec.mean, spec.std)
+        tick("finding proposals", 0, 1)
+        outputs = self.engine("proposal").run({"image": network_input})
+        mask_logits, query_embeddings = outputs["mask_logits"][0], outputs["query_embeddings"][0]
+        return self._describe(pixels, resized, mask_logits, query_embeddings, padded, tick)
+
+    def regions(self, image: Any, masks: np.ndarray, progress: Progress | None = None) -> Regions:
+        """Regions from masks of one's own, (N, H, W) bool or float probabilities in 0..1, of the image's size.
+
+        They are classified by the image encoder alone, since no query stands behind them; pixels that no mask covers
+        get the label -1. Raises ImageError when image and masks do not fit together.
+        """
+        pixels = load_image(image)
+        size = (pixels.shape[0], pixels.shape[1])
+        return self._describe(pixels, pixels, _mask_logits(masks, size), None, size, progress or _silent)
+
+    def _describe(
+        self,
+        pixels: np.ndarray,
+        resized: np.ndarray,
+        mask_logits: np.ndarray,
+        query_embeddings: np.ndarray | None,
+        padded: Size,
+        tick: Progress,
+    ) -> Regions:
+        manifest = self.bundle.manifest
+        size = (resized.shape[0], resized.shape[1])
+        boxes, areas = self.kernels.region_boxes(mask_logits, padded, size, manifest.region.mask_threshold)
+        valid = areas > 0
+        embeddings = None
+        if manifest.ensemble.enabled or query_embeddings is None:
+            embeddings = self._encode(resized, mask_logits, padded, boxes[valid], np.flatnonzero(valid), tick)
+        return Regions(
+            image=pixels,
+            image_size=size,
+            padded_size=padded,
+            mask_logits=mask_logits,
+            query_embeddings=query_embeddings,
+            boxes=boxes[valid],
+            valid=valid,
+            areas=areas,
+            embeddings=embeddings,
+            ensemble=manifest.ensemble,
+            text=self.text,
+            kernels=self.kernels,
+        )
+
+    def _encode(
+        self,
+        resized: np.ndarray,
+        mask_logits: np.ndarray,
+        padded: Size,
+        boxes: np.ndarray,
+        indices: np.ndarray,
+        tick: Progress,
+    ) -> np.ndarray:
+        """Unit-length embeddings (V, D) of the regions, chunk by chunk so that memory stays bounded."""
+        spec = self.bundle.manifest.region
+        boxes = expand_boxes(boxes, spec.expand_ratio, (resized.shape[0], resized.shape[1]))
+        mean = np.array(spec.mean) * 255
+        fill = mean if spec.mask_fill == "mean" else np.zeros(3)
+        chunks = []
+        for start in range(0, len(boxes), CROPS_PER_CHUNK):
+            tick("encoding regions", start, len(boxes))
+            part = slice(start, start + CROPS_PER_CHUNK)
+            crops = self.kernels.crop_regions(
+                resized,
+                mask_logits,
+                padded,
+                boxes[part],
+                indices[part].astype(np.int32),
+                spec.mask_threshold,
+                spec.matting,
+                fill,
+                mean,
+                np.array(spec.std) * 255,
+                spec.crop_size,
+            )
+            chunks.append(self.engine("image_encoder").run({"crops": crops})["image_features"])
+        tick("encoding regions", len(boxes), len(boxes))
+        if not chunks:
+            dimensions = self.bundle.graph("image_encoder").outputs[0].shape[-1]
+            return np.zeros((0, int(dimensions)), np.float32)
+        features = np.concatenate(chunks).astype(np.float32, copy=False)
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def load(
+    bundle: str | Path | None = None,
+    device: str = "auto",
+    engine: str | None = None,
+    precision: str | None = None,
+) -> Segmenter:
+    """Open a bundle and make it ready to run.
+
+    Args:
+        bundle: the bundle's folder, as `vocabseg export` wrote it.
+        device: "auto" or "cpu".
+        engine: "openvino" or "onnxruntime"; None takes the fastest that is installed.
+        precision: "float32", or "bfloat16" with OpenVINO; None takes the engine's default.
+
+    Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
+    """
+    if bundle is None:
+        raise BundleError("no bundle given, and no model is built in: make a bundle with `vocabseg export`")
+    return Segmenter(open_bundle(bundle), device, engine, precision)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _mask_logits(masks: np.ndarray, size: Size) -> np.ndarray:
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.shape[1:] != size:
+        raise ImageError(f"masks have shape {masks.shape}: give (N, {size[0]}, {size[1]}), the size of the image")
+    if masks.dtype == bool:
+        return np.where(masks, np.float32(CERTAIN), np.float32(-CERTAIN))
+    if not np.issubdtype(masks.dtype, np.floating):
+        raise ImageError(f"masks have dtype {masks.dtype}: give bool, or float probabilities in 0..1")
+    low, high = (float(masks.min()), float(masks.max())) if masks.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):
+        raise ImageError(f"masks hold values from {low:g} to {high:g}: give probabilities in 0..1")
+    with np.errstate(divide="ignore"):
+        probabilities = masks.astype(np.float32)
+        return np.clip(np.log(probabilities) - np.log1p(-probabilities), -CERTAIN, CERTAIN)

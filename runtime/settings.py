@@ -1,0 +1,78 @@
+"""`section.key=value` overrides, applied to nested settings with their types checked."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from vocabseg.runtime.bundle import Manifest
+from vocabseg.runtime.errors import ConfigurationError
+
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+# Sections of a manifest that change how its graphs are used, not what they compute.
+ADJUSTABLE = ("input", "region", "ensemble")
+
+
+def apply_settings(settings: Settings, overrides: Iterable[str]) -> Settings:
+    """A copy of `settings` with each "section.key=value" applied; values are TOML, and bare words are strings.
+
+    Raises ConfigurationError for text of another form, an unknown section or key (the nearest are named) and a value
+    of the wrong type.
+    """
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not separator or not dot or not key:
+            raise ConfigurationError(f"--set {override!r} has another form than section.key=value")
+        part = getattr(settings, _known(section, settings, override))
+        changed = _replace(part, _known(key, part, override), text.strip(), override)
+        settings = msgspec.structs.replace(settings, **{section: changed})
+    return settings
+
+
+def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
+    """A manifest with overrides in the sections that leave its graphs as they are; raises ConfigurationError."""
+    overrides = list(overrides)
+    for override in overrides:
+        section = override.partition(".")[0].strip()
+        if section not in ADJUSTABLE:
+            raise ConfigurationError(
+                f"--set {override!r}: a bundle's {section!r} is fixed when it is exported; "
+                f"here the sections {', '.join(ADJUSTABLE)} can be set"
+            )
+    changed = apply_settings(manifest, overrides)
+    if changed.input.min_size < 1 or changed.input.max_size < 1 or changed.input.divisor % 32:
+        raise ConfigurationError("--set input: sizes must be at least 1 and the divisor a multiple of 32")
+    if changed.region.crop_size != manifest.region.crop_size:
+        raise ConfigurationError("--set region.crop_size: the image encoder's input size is fixed when it is exported")
+    return changed
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is no TOML (so that quotes around words are not needed)."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _known(name: str, settings: msgspec.Struct, override: str) -> str:
+    names = [field.name for field in msgspec.structs.fields(settings)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+        raise ConfigurationError(f"--set {override!r}: there is no {name!r}; did you mean {' or '.join(near)}?")
+    return name
+
+
+def _replace(part: Any, key: str, text: str, override: str) -> Any:
+    if not isinstance(part, msgspec.Struct):
+        raise ConfigurationError(f"--set {override!r}: this entry has no keys")
+    values = msgspec.to_builtins(part) | {key: parse_value(text)}
+    try:
+        return msgspec.convert(values, type(part))
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"--set {override!r}: {error}") from None

@@ -1,0 +1,78 @@
+"""The command line: one verb each for exporting a model, segmenting with it and examining the machine."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vocabseg.commands import doctor, export, segment
+from vocabseg.runtime.errors import VocabsegError
+
+app = typer.Typer(
+    name="vocabseg",
+    help="Open-vocabulary segmentation: from a PyTorch checkpoint to fast engines, with proven parity.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("segment", help=segment.HELP, epilog=segment.EXAMPLE)(segment.segment)
+app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
+app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"vocabseg {version('vocabseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 0 for success, 2 for input that cannot be used, 1 for a fault of vocabseg's own."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--debug" in arguments:  # accepted before or behind the verb
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    debug = "--debug" in arguments
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="vocabseg", standalone_mode=False)
+    except VocabsegError as error:
+        if debug:
+            raise
+        code = _fail(str(error), 2)
+    except typer.Abort:
+        code = _fail("stopped", 130)
+    except KeyboardInterrupt:
+        code = _fail("stopped", 130)
+    except Exception as error:
+        if debug:
+            raise
+        code = _fail_unexpected(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail_unexpected(error: Exception) -> int:
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error found by the option parser
+        return _fail(error.format_message(), 2)
+    text = " ".join(str(error).split()) or "no message"
+    return _fail(f"{type(error).__name__}: {text} (a fault in vocabseg; run again with --debug for the traceback)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vocabseg: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`vocabseg segment`: images and class names in; overlays, label maps and JSON out."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vocabseg.commands.progress import Report, progress
+from vocabseg.runtime.errors import OutputError, VocabularyError
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.bundle import Bundle
+    from vocabseg.runtime.result import Result
+    from vocabseg.runtime.vocabulary import Vocabulary
+
+HELP = "Segment images into the classes you name; writes an overlay with a legend, and on request labels and JSON."
+EXAMPLE = (
+    "Example: vocabseg segment photo.jpg --bundle my-bundle --classes 'cat, grass, sky' --output overlay.png\n\n"
+    "Several images: vocabseg segment *.jpg --bundle my-bundle --classes @names.txt --output results/ --write overlay --write json"
+)
+
+
+class Kind(StrEnum):
+    """What can be written of a result."""
+
+    overlay = "overlay"
+    labels = "labels"
+    json = "json"
+    panoptic = "panoptic"
+
+
+SUFFIXES = {Kind.overlay: ".png", Kind.labels: "_labels.png", Kind.json: ".json", Kind.panoptic: "_panoptic.json"}
+
+
+def segment(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="The bundle's folder; without it, one with random weights.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file, or a folder (several images: a folder).")
+    ] = None,
+    write: Annotated[
+        list[Kind] | None, typer.Option("--write", "-w", help="What to write; may be repeated. Default: overlay.")
+    ] = None,
+    seen: Annotated[
+        str | None, typer.Option("--seen", help="Which of the classes were seen in training, like --classes.")
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the engine's own.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    from vocabseg.runtime.segmenter import Segmenter
+    from vocabseg.runtime.vocabulary import Vocabulary
+
+    kinds = list(dict.fromkeys(write or [Kind.overlay]))
+    targets = [_targets(image, output, kinds, len(images)) for image in images]
+    _check_targets(targets)
+    names = None if classes is None else Vocabulary.of(classes)
+    opened = _open(bundle, settings or [], quiet)
+    segmenter = Segmenter(opened, device, engine, precision)
+    vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
+    if not quiet:
+        what = images[0].name if len(images) == 1 else f"{len(images)} images"
+        print(
+            f"Segmenting {what} into {len(vocabulary.names)} classes with {opened.manifest.name} ({segmenter.choice.key})",
+            file=sys.stderr,
+        )
+    for image, files in zip(images, targets, strict=True):
+        with progress(quiet) as report:
+            result = segmenter(image, vocabulary, report)
+            _save(result, files, report)
+        for path in files.values():
+            print(path)
+
+
+def _targets(image: Path, output: Path | None, kinds: list[Kind], count: int) -> dict[Kind, Path]:
+    """Where each kind of output of one image goes."""
+    if output is None:
+        stem = Path(f"{image.stem}_segmented")
+    elif output.is_dir() or count > 1 or str(output).endswith("/"):
+        stem = output / image.stem
+    elif len(kinds) == 1:
+        return {kinds[0]: output}
+    else:
+        first = {Kind.overlay: output} if Kind.overlay in kinds else {}
+        stem = output.with_suffix("")
+        return {kind: first.get(kind, stem.with_name(stem.name + SUFFIXES[kind])) for kind in kinds}
+    return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
+
+
+def _check_targets(targets: list[dict[Kind, Path]]) -> None:
+    """Find out before the work whether its results can be written; raises OutputError."""
+    from vocabseg.runtime.files import check_writable
+
+    paths = [path for files in targets for path in files.values()]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise OutputError(f"several results would be written to {path}: rename the images or segment them apart")
+        check_writable(path)
+
+
+def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str] | None) -> "Vocabulary":
+    from vocabseg.runtime.vocabulary import Vocabulary
+
+    if seen is None and not template:
+        return vocabulary
+    flags = None
+    if seen is not None:
+        known = Vocabulary.of(seen).names
+        for name in known:
+            if name not in vocabulary.names:
+                raise VocabularyError(f"--seen names {name!r}, which is none of the classes")
+        flags = [name in known for name in vocabulary.names]
+    return Vocabulary(vocabulary.names, flags, template or None)
+
+
+def _open(folder: Path | None, settings: list[str], quiet: bool) -> "Bundle":
+    from vocabseg.runtime.bundle import Bundle, open_bundle
+    from vocabseg.runtime.settings import adjust_manifest
+
+    if folder is None:
+        from vocabseg.commands.export import random_bundle
+
+        folder = random_bundle(quiet)
+    opened = open_bundle(folder)
+    return Bundle(opened.folder, adjust_manifest(opened.manifest, settings), opened.tensors)
+
+
+def _save(result: "Result", files: dict[Kind, Path], report: Report) -> None:
+    report("writing", 0, 1)
+    for kind, path in files.items():
+        if kind is Kind.overlay:
+            result.save(path)
+        elif kind is Kind.labels:
+            result.save_labels(path)
+        elif kind is Kind.json:
+            result.save_json(path)
+        else:
+            result.save_panoptic(path)
