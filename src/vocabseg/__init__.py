@@ -1,9 +1,33 @@
 """Open-vocabulary segmentation: `vocabseg.load(bundle)(image, ["cat", "grass"])`."""
 
-from vocabseg.runtime.errors import VocabsegError
-from vocabseg.runtime.regions import Regions
-from vocabseg.runtime.result import Result
-from vocabseg.runtime.segmenter import Segmenter, load
-from vocabseg.runtime.vocabulary import Vocabulary
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.errors import VocabsegError
+    from vocabseg.runtime.regions import Regions
+    from vocabseg.runtime.result import Result
+    from vocabseg.runtime.segmenter import Segmenter, load
+    from vocabseg.runtime.vocabulary import Vocabulary
 
 __all__ = ["Regions", "Result", "Segmenter", "Vocabulary", "VocabsegError", "load"]
+
+# Where each public name lives: imported when first used, so that `vocabseg --help` and the exporter load nothing else.
+_HOMES = {
+    "Regions": "vocabseg.runtime.regions",
+    "Result": "vocabseg.runtime.result",
+    "Segmenter": "vocabseg.runtime.segmenter",
+    "Vocabulary": "vocabseg.runtime.vocabulary",
+    "VocabsegError": "vocabseg.runtime.errors",
+    "load": "vocabseg.runtime.segmenter",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vocabseg' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
