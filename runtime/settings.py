@@ -27,6 +27,8 @@ def apply_settings(settings: Settings, overrides: Iterable[str]) -> Settings:
         if not separator or not dot or not key:
             raise ConfigurationError(f"--set {override!r} has another form than section.key=value")
         part = getattr(settings, _known(section, settings, override))
+        if not isinstance(part, msgspec.Struct):
+            raise ConfigurationError(f"--set {override!r}: {section!r} has no keys")
         changed = _replace(part, _known(key, part, override), text.strip(), override)
         settings = msgspec.structs.replace(settings, **{section: changed})
     return settings
@@ -68,9 +70,7 @@ def _known(name: str, settings: msgspec.Struct, override: str) -> str:
     return name
 
 
-def _replace(part: Any, key: str, text: str, override: str) -> Any:
-    if not isinstance(part, msgspec.Struct):
-        raise ConfigurationError(f"--set {override!r}: this entry has no keys")
+def _replace(part: msgspec.Struct, key: str, text: str, override: str) -> msgspec.Struct:
     values = msgspec.to_builtins(part) | {key: parse_value(text)}
     try:
         return msgspec.convert(values, type(part))
