@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vocabseg.runtime.errors import VocabularyError
+from vocabseg.runtime.tokenizer import PIECES, WORD_END, byte_symbols
 
 START, END = "<start_of_text>", "<end_of_text>"
-WORD_END = "</w>"
-PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CONTEXT_LENGTH = 77
 
 
@@ -20,16 +19,9 @@ def clip_merges() -> list[tuple[str, str]]:
     return sorted(ranks, key=ranks.__getitem__)
 
 
-def byte_symbols() -> list[str]:
-    """The symbol of every byte in the order of CLIP's ids: printable bytes are themselves, others U+0100 onwards."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = 256 - len(printable)
-    return [chr(value) for value in printable] + [chr(0x100 + index) for index in range(others)]
-
-
 def build_vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Symbol -> id as CLIP counts them: bytes, bytes that end a word, the merges' results, start and end of text."""
-    symbols = byte_symbols()
+    symbols = list(byte_symbols().values())
     symbols += [symbol + WORD_END for symbol in symbols]
     symbols += [left + right for left, right in merges]
     symbols += [START, END]
