@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vocabseg.runtime.errors import OutputError
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return `path` with links resolved if a file could be written there, so that long work can fail before it starts.
+
+    Raises OutputError when the folder is missing or not writable, or the name is taken by something that is no file.
+    """
+    failed = f"cannot write {os.fspath(path)!r}"
+    try:
+        target = Path(os.path.realpath(path))
+        if not target.parent.exists():
+            raise OutputError(f"{failed}: the folder {str(target.parent)!r} does not exist; create it first")
+        if not target.parent.is_dir():
+            raise OutputError(f"{failed}: {str(target.parent)!r} is not a folder; choose another place")
+        # replacing a device such as /dev/null by a file would be fatal to the machine
+        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+            raise OutputError(f"{failed}: that is a folder or a device; give a file name")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{failed}: no permission to write in {str(target.parent)!r}; choose another folder")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{failed}: {_reason(error)}; choose another name") from error
+    return target
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the name `path` only once the block has ended well; until then an older file stays.
+
+    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed; when the block raises,
+    the temporary file is removed. Raises OutputError for any failure of the file system.
+    """
+    target = check_output(path)
+    temporary = target.parent / f".vocabseg-{secrets.token_hex(8)}.part"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(f"cannot write {os.fspath(path)!r}: {_reason(error)}; nothing was changed") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(reason.lower().split())

@@ -1,0 +1,222 @@
+"""Anything that holds a picture -> uint8 RGB."""
+
+import contextlib
+import importlib
+import io
+import os
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.errors import ImageError
+
+MAX_PIXELS = 200_000_000
+# In the order they are tried. No others: some of Pillow's readers start programs (EPS) or are hardly ever fuzzed.
+FORMATS = {
+    "JPEG": "JpegImagePlugin",
+    "PNG": "PngImagePlugin",
+    "WEBP": "WebPImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "GIF": "GifImagePlugin",
+    "PPM": "PpmImagePlugin",
+    "JPEG2000": "Jpeg2KImagePlugin",
+    "AVIF": "AvifImagePlugin",
+}
+_READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
+_ORIENTATION = 0x0112
+
+
+def load_image(source: Any) -> np.ndarray:
+    """Return the picture in `source` as contiguous, writeable uint8 RGB (H, W, 3).
+
+    `source` is a path, the bytes of an image file, a file opened in binary mode, a PIL image, or a uint8 array: RGB
+    (H, W, 3), or grey (H, W) or (H, W, 1), which is repeated over the channels. An array that already fits is returned
+    itself, not copied.
+
+    Files and PIL images are turned as their EXIF orientation says. Of an animation the first frame is taken. An alpha
+    channel is dropped, not composited (what PIL's `convert("RGB")` does, hence the published code). 16-bit channels
+    keep their high byte (value >> 8, what Pillow does to 16-bit RGB). Grey, palette and CMYK pictures become RGB.
+
+    Raises ImageError, and nothing else, for what cannot be read, is empty, is larger than 200 megapixels (known from
+    the header, before anything is decoded) or has pixels without a known range (floating point, 32-bit integers).
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_stream(io.BytesIO(source), "the image file given as bytes")
+    pillow = sys.modules.get("PIL.Image")  # where it is not imported, nothing can be its image
+    if pillow is not None and isinstance(source, pillow.Image):
+        return _from_pillow(source, "the PIL image")
+    if callable(getattr(source, "read", None)):
+        return _from_file_object(source)
+    raise ImageError(
+        f"cannot make an image of a {type(source).__name__}; give a path, a PIL image or a uint8 RGB array (H, W, 3)"
+    )
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    shape = " x ".join(map(str, array.shape)) or "no dimensions"
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3):
+        hint = "give (H, W, 3) RGB or (H, W) grey"
+        if array.ndim == 3 and array.shape[2] == 4:
+            hint = "drop the alpha channel with image[:, :, :3]"
+        elif array.ndim == 3 and array.shape[0] in (1, 3):
+            hint = "put the channels last with image.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            hint = "give one image at a time"
+        raise ImageError(f"an array of shape {shape} is no image; {hint}")
+    if array.dtype != np.uint8:
+        hint = "convert it with .astype(np.uint8)"
+        if array.dtype.kind == "f":
+            hint = "if its values are in 0..1, convert it with (image * 255).round().astype(np.uint8)"
+        elif array.dtype == np.uint16:
+            hint = "convert it with (image >> 8).astype(np.uint8)"
+        elif array.dtype == np.bool_:
+            hint = "convert it with image.astype(np.uint8) * 255"
+        raise ImageError(f"the image array has dtype {array.dtype}, not uint8; {hint}")
+    _check_size(array.shape[1], array.shape[0], "the image array")
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    return np.require(np.asarray(array), requirements=["C_CONTIGUOUS", "WRITEABLE"])
+
+
+def _from_path(path: str | os.PathLike[str]) -> np.ndarray:
+    name = repr(os.fspath(path))
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - closed below, outside this try
+    except FileNotFoundError as error:
+        raise ImageError(f"no such image file: {name}; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder; give one image file") from error
+    except PermissionError as error:
+        raise ImageError(f"no permission to read {name}; change its access rights") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot open {name}: {_reason(error)}; check the path") from error
+    with stream:
+        return _from_stream(stream, name)
+
+
+def _from_file_object(file: Any) -> np.ndarray:
+    name = "the given file object"
+    try:
+        content = file.read()
+    except Exception as error:
+        raise ImageError(f"cannot read {name}: {_reason(error)}; open it in mode 'rb'") from error
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise ImageError(f"{name} gives {type(content).__name__}, not bytes; open it in mode 'rb'")
+    return _from_stream(io.BytesIO(content), name)
+
+
+def _from_stream(stream: Any, name: str) -> np.ndarray:
+    try:
+        image = _open_header(stream, name)
+    except ImageError:
+        raise
+    except Exception as error:  # the readers raise whatever a damaged header makes them stumble over
+        raise ImageError(f"{name} is damaged: {_reason(error)}; get a whole copy of it") from error
+    return _from_pillow(image, name)
+
+
+def _open_header(stream: Any, name: str) -> Any:
+    """Do what PIL.Image.open does, without its own size limit, whose warnings and errors come below 200 megapixels."""
+    from PIL import Image
+
+    prefix = stream.read(16)
+    if not prefix:
+        raise ImageError(f"{name} is empty (0 bytes); get a whole copy of it")
+    reason = ""
+    for image_format, plugin in FORMATS.items():
+        if image_format not in Image.OPEN:
+            with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3
+                importlib.import_module(f"PIL.{plugin}")
+        if image_format not in Image.OPEN:
+            continue
+        factory, accept = Image.OPEN[image_format]
+        accepted = accept(prefix) if accept else True
+        if isinstance(accepted, str):  # the format was recognised, but this Pillow was built without it
+            reason = f" ({' '.join(accepted.split())})"
+        elif accepted:
+            stream.seek(0)
+            try:
+                return factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                reason = f" ({image_format} header: {_reason(error)})"
+    raise ImageError(f"{name} is not an image that can be read{reason}; give {_READABLE}")
+
+
+def _from_pillow(image: Any, name: str) -> np.ndarray:
+    try:
+        _check_size(image.width, image.height, name)
+        image.load()
+        return _to_rgb(_upright(image), name)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into memory; make it smaller") from error
+    except Exception as error:  # as many kinds as there are decoders
+        raise ImageError(f"{name} cannot be decoded: {_reason(error)}; get a whole copy of it") from error
+
+
+def _upright(image: Any) -> Any:
+    from PIL import Image
+
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # a picture with damaged EXIF data is still a picture
+        return image
+    return image.transpose(turn[orientation]) if orientation in turn else image
+
+
+def _to_rgb(image: Any, name: str) -> np.ndarray:
+    mode = image.mode
+    if mode == "F":
+        raise ImageError(
+            f"{name} has floating-point pixels, whose range is unknown; save it with 8 or 16 bits per channel"
+        )
+    if mode == "I" or mode.startswith("I;"):
+        values = np.array(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageError(f"{name} has 32-bit pixels of unknown range; save it with 8 or 16 bits per channel")
+        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if mode == "P" and "transparency" in image.info:
+        image = image.copy()  # the caller's picture keeps its transparency
+        del image.info["transparency"]  # with it, Pillow warns
+    if mode in ("RGBa", "La"):
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}[mode])
+    if image.mode != "RGB":
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise ImageError(
+                f"{name} has colours of the kind {mode}, which Pillow cannot convert; save it as RGB"
+            ) from error
+    return np.array(image, dtype=np.uint8)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is empty ({width} x {height} pixels); give an image of at least 1 x 1")
+    if width * height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 10**6} megapixels"
+        raise ImageError(f"{name} has {width} x {height} pixels, more than the limit of {limit}; make it smaller")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(reason.split())
