@@ -1,0 +1,103 @@
+"""What both kernels modules ask of their arguments; every failure is a ValueError of one line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Size = tuple[int, int]
+
+
+def array(name: str, value: object, dtype: type, shape: Sequence[int | str]) -> Array:
+    """`value` as a C-contiguous array, if its type is `dtype` and its shape fits; a word in `shape` stands for any length."""
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name} must be a NumPy array, not {type(value).__name__}")
+    wanted = "(" + ", ".join(map(str, shape)) + ")"
+    if value.dtype != dtype:
+        raise ValueError(f"{name} has type {value.dtype}: give {np.dtype(dtype)} of shape {wanted}")
+    fits = value.ndim == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {value.shape}: give {wanted}")
+    return np.ascontiguousarray(value)
+
+
+def image(value: object, name: str = "image") -> Array:
+    """(h, w, 3) uint8, not empty."""
+    checked = array(name, value, np.uint8, ("h", "w", 3))
+    size(name, checked.shape[:2])
+    return checked
+
+
+def masks(value: object) -> Array:
+    """(masks, h, w) float32; there may be no mask, but a mask is not empty."""
+    checked = array("mask_logits", value, np.float32, ("masks", "h", "w"))
+    size("mask_logits", checked.shape[1:])
+    return checked
+
+
+def size(name: str, value: Sequence[int]) -> Size:
+    """Two whole numbers from 1 on, that fit the 32-bit arithmetic of the kernels together."""
+    if len(value) != 2:
+        raise ValueError(f"{name} must be (height, width), not {tuple(value)}")
+    h, w = (int(v) for v in value)
+    if h < 1 or w < 1 or (h, w) != tuple(value):
+        raise ValueError(f"{name} is {tuple(value)}: height and width must be whole numbers from 1 on")
+    if h * w > 2**31 - 1:
+        raise ValueError(f"{name} is {h} x {w}: at most 2^31 - 1 pixels are supported")
+    return h, w
+
+
+def sizes(image_size: Sequence[int], padded_size: Sequence[int]) -> tuple[Size, Size]:
+    """The image and its padded size, which must not be smaller."""
+    inner, outer = size("image size", image_size), size("padded size", padded_size)
+    if outer[0] < inner[0] or outer[1] < inner[1]:
+        raise ValueError(f"padded size {outer} is smaller than the image size {inner}")
+    return inner, outer
+
+
+def colour(name: str, value: object) -> Array:
+    """Three numbers 0..255 as float32."""
+    colours = np.ascontiguousarray(value, dtype=np.float32)
+    if colours.shape != (3,):
+        raise ValueError(f"{name} has shape {colours.shape}: give one number for each of red, green and blue")
+    return colours
+
+
+def deviation(value: object) -> Array:
+    """Three numbers above zero as float32."""
+    deviations = colour("std", value)
+    if not (deviations > 0).all():
+        raise ValueError(f"std is {deviations.tolist()}: every channel's must be above 0")
+    return deviations
+
+
+def regions(boxes: object, indices: object, image_size: Size, mask_count: int) -> tuple[Array, Array]:
+    """Boxes (regions, 4) int32, inside the image and not empty, and the mask's index of each, (regions,) int32."""
+    checked = array("boxes", boxes, np.int32, ("regions", 4))
+    chosen = array("indices", indices, np.int32, (len(checked),))
+    h, w = image_size
+    x1, y1, x2, y2 = checked.T
+    bad = (x1 < 0) | (y1 < 0) | (x2 > w) | (y2 > h) | (x2 <= x1) | (y2 <= y1)
+    if bad.any():
+        raise ValueError(f"box {checked[bad][0].tolist()} is empty or leaves the image of {w} x {h} pixels")
+    if ((chosen < 0) | (chosen >= mask_count)).any():
+        raise ValueError(f"indices reach from {chosen.min()} to {chosen.max()}, but there are {mask_count} masks")
+    return checked, chosen
+
+
+def probabilities(value: object, mask_count: int) -> Array:
+    """(masks, classes) float32 with at least one class."""
+    checked = array("class_probabilities", value, np.float32, (mask_count, "classes"))
+    if checked.shape[1] == 0:
+        raise ValueError("class_probabilities has no class: give at least one")
+    return checked
+
+
+def crop_size(value: int) -> int:
+    """The side of a crop, from 1 on."""
+    if int(value) != value or not 1 <= value <= 4096:
+        raise ValueError(f"crop_size is {value}: give a whole number from 1 to 4096")
+    return int(value)

@@ -1,0 +1,222 @@
+"""The kernels as a specification: plain NumPy, written to be read and compared with, not to be fast.
+
+Masks are logits (N, h, w) float32 that cover the padded image; the image is its upper left part.
+pixel_math.h has the same formulas for the host and the device.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from vocabseg.runtime.kernels import checks
+from vocabseg.runtime.kernels.checks import Array
+
+TRIANGLE_BITS = 22  # fraction bits of Pillow's weights: 8 bits of pixel and 2 of headroom fit a 32-bit sum
+
+
+def resize_normalize(
+    image: Array, size: Sequence[int], padded_size: Sequence[int], mean: object, std: object
+) -> tuple[Array, Array]:
+    """What Pillow's bilinear resize makes of an image, bit for bit, and the same normalised and padded with zeros.
+
+    image (H, W, 3) uint8 RGB; size (h, w); padded_size (Hp, Wp), not smaller; mean and std (3,), 0..255.
+    Returns network_input (1, 3, Hp, Wp) float32 and resized (h, w, 3) uint8. Raises ValueError.
+    """
+    image = checks.image(image)
+    (h, w), (padded_h, padded_w) = checks.sizes(size, padded_size)
+    mean, std = checks.colour("mean", mean), checks.deviation(std)
+    columns, rows = triangle_weights(image.shape[1], w), triangle_weights(image.shape[0], h)
+    narrow = _round_fixed(np.einsum("yxc,ox->yoc", image.astype(np.int64), columns, optimize=True))
+    resized = _round_fixed(np.einsum("yxc,oy->oxc", narrow.astype(np.int64), rows, optimize=True))
+    network_input = np.zeros((1, 3, padded_h, padded_w), np.float32)
+    network_input[0, :, :h, :w] = ((resized.astype(np.float32) - mean) / std).transpose(2, 0, 1)
+    return network_input, resized
+
+
+def region_boxes(
+    mask_logits: Array, padded_size: Sequence[int], image_size: Sequence[int], threshold: float
+) -> tuple[Array, Array]:
+    """Bounding boxes and areas of the masks whose probability exceeds the threshold.
+
+    Returns boxes (N, 4) int32 [x1, y1, x2, y2), all zero where no pixel does, and areas (N,) int32. Raises ValueError.
+    """
+    masks = checks.masks(mask_logits)
+    image_size, padded_size = checks.sizes(image_size, padded_size)
+    boxes, areas = np.zeros((len(masks), 4), np.int32), np.zeros(len(masks), np.int32)
+    for index, mask in enumerate(masks):
+        inside = upsample(mask, padded_size, image_size) > threshold_logit(threshold)
+        areas[index] = inside.sum()
+        if inside.any():
+            xs, ys = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+            boxes[index] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+    return boxes, areas
+
+
+def crop_regions(
+    image: Array,
+    mask_logits: Array,
+    padded_size: Sequence[int],
+    boxes: Array,
+    indices: Array,
+    threshold: float,
+    matting: bool,
+    fill: object,
+    mean: object,
+    std: object,
+    crop_size: int,
+) -> Array:
+    """Cuts regions out of the image, fills what is outside the mask, normalises, and resizes bicubically to a square.
+
+    image (h, w, 3) uint8 RGB; boxes (V, 4) int32 inside the image, not empty; indices (V,) int32: the mask of each.
+    With matting the mask probability weighs image against fill, else the thresholded mask. fill, mean, std (3,), 0..255.
+    Returns (V, 3, crop_size, crop_size) float32. Raises ValueError.
+    """
+    image, masks = checks.image(image), checks.masks(mask_logits)
+    image_size, padded_size = checks.sizes(image.shape[:2], padded_size)
+    boxes, indices = checks.regions(boxes, indices, image_size, len(masks))
+    side = checks.crop_size(crop_size)
+    fill, mean, std = checks.colour("fill", fill), checks.colour("mean", mean), checks.deviation(std)
+    crops = np.empty((len(boxes), 3, side, side), np.float32)
+    for region, ((x1, y1, x2, y2), index) in enumerate(zip(boxes, indices, strict=True)):
+        logits = upsample(masks[index], padded_size, image_size)[y1:y2, x1:x2]
+        coverage = sigmoid(logits) if matting else (logits > threshold_logit(threshold)).astype(np.float32)
+        coverage = coverage[..., None]
+        cut = image[y1:y2, x1:x2] * coverage + (np.float32(1) - coverage) * fill
+        normalised = (cut - mean) / std
+        crops[region] = bicubic(normalised.transpose(2, 0, 1), (side, side))
+    return crops
+
+
+def resample_masks(
+    mask_logits: Array, padded_size: Sequence[int], image_size: Sequence[int], output_size: Sequence[int]
+) -> Array:
+    """Mask probabilities at the output size: logits bilinearly to the image's size, sigmoid, bilinearly to the output's.
+
+    Returns (M, H, W) float32. Raises ValueError.
+    """
+    masks = checks.masks(mask_logits)
+    image_size, padded_size = checks.sizes(image_size, padded_size)
+    output_size = checks.size("output size", output_size)
+    probabilities = np.empty((len(masks), *output_size), np.float32)
+    for index, mask in enumerate(masks):
+        probabilities[index] = upsample(sigmoid(upsample(mask, padded_size, image_size)), output_size, output_size)
+    return probabilities
+
+
+def class_scores(
+    mask_logits: Array,
+    class_probabilities: Array,
+    padded_size: Sequence[int],
+    image_size: Sequence[int],
+    output_size: Sequence[int],
+) -> Array:
+    """Every class's score at every pixel: the sum over masks of class probability (M, C) times mask probability.
+
+    Returns (C, H, W) float32, zero where there is no mask. Raises ValueError.
+    """
+    probabilities = checks.probabilities(class_probabilities, len(checks.masks(mask_logits)))
+    masks = resample_masks(mask_logits, padded_size, image_size, output_size)
+    return np.einsum("mc,mhw->chw", probabilities, masks, optimize=True).astype(np.float32)
+
+
+def compose(
+    mask_logits: Array,
+    class_probabilities: Array,
+    padded_size: Sequence[int],
+    image_size: Sequence[int],
+    output_size: Sequence[int],
+) -> tuple[Array, Array]:
+    """The class with the highest score at every pixel, the first of equals, and that score.
+
+    Returns labels (H, W) int32 and scores (H, W) float32; both zero where there is no mask. Raises ValueError.
+    """
+    scores = class_scores(mask_logits, class_probabilities, padded_size, image_size, output_size)
+    return scores.argmax(axis=0).astype(np.int32), scores.max(axis=0)
+
+
+def triangle_weights(in_size: int, out_size: int) -> Array:
+    """Pillow's BILINEAR weights, (out_size, in_size) int64 in fixed point (Pillow, src/libImaging/Resample.c).
+
+    A triangle two source pixels wide, or two output pixels when shrinking, over the pixels whose centres it covers.
+    """
+    weights = np.zeros((out_size, in_size), np.int64)
+    scale = in_size / out_size
+    radius = max(scale, 1.0)
+    for o in range(out_size):
+        centre = (o + 0.5) * scale
+        first, last = max(int(centre - radius + 0.5), 0), min(int(centre + radius + 0.5), in_size)
+        triangle = np.maximum(1.0 - np.abs((np.arange(first, last) - centre + 0.5) * (1.0 / radius)), 0.0)
+        total = sum(triangle.tolist())  # one after the other, as Pillow adds them
+        weights[o, first:last] = (0.5 + triangle / (total or 1.0) * (1 << TRIANGLE_BITS)).astype(np.int64)
+    return weights
+
+
+def _round_fixed(values: Array) -> Array:
+    return np.clip((values + (1 << (TRIANGLE_BITS - 1))) >> TRIANGLE_BITS, 0, 255).astype(np.uint8)
+
+
+def linear_taps(in_size: int, out_size: int, count: int) -> tuple[Array, Array, Array, Array]:
+    """Source indices low, high and their float32 weights for the first `count` of `out_size` pixels.
+
+    As torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
+    """
+    scale = np.float32(in_size) / np.float32(out_size)
+    x = scale * (np.arange(count, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    x = np.maximum(x, np.float32(0))
+    low = np.minimum(x.astype(np.int64), in_size - 1)
+    high = np.minimum(low + 1, in_size - 1)
+    high_weight = np.minimum(x - low.astype(np.float32), np.float32(1))
+    return low, high, np.float32(1) - high_weight, high_weight
+
+
+def upsample(map_: Array, full_size: Sequence[int], kept_size: Sequence[int]) -> Array:
+    """A map (h, w) float32 bilinearly at `full_size`, of which the upper left `kept_size` is returned."""
+    low, high, low_weight, high_weight = linear_taps(map_.shape[1], full_size[1], kept_size[1])
+    wide = map_[:, low] * low_weight + map_[:, high] * high_weight
+    low, high, low_weight, high_weight = linear_taps(map_.shape[0], full_size[0], kept_size[0])
+    return wide[low] * low_weight[:, None] + wide[high] * high_weight[:, None]
+
+
+def threshold_logit(threshold: float) -> np.float32:
+    """The logit at which the probability is `threshold`: comparing logits, no rounding of an exponential decides."""
+    if threshold <= 0:
+        return np.float32(-np.inf)
+    if threshold >= 1:
+        return np.float32(np.inf)
+    return np.float32(math.log(threshold / (1.0 - threshold)))
+
+
+def sigmoid(logits: Array) -> Array:
+    """float32; logits beyond +-88 give what +-88 gives, so that nothing overflows."""
+    return np.float32(1) / (np.float32(1) + np.exp(-np.clip(logits, np.float32(-88), np.float32(87))))
+
+
+def cubic_taps(in_size: int, out_size: int) -> tuple[Array, Array]:
+    """Four source indices and float32 weights, (out_size, 4) each, for every output pixel.
+
+    As torch.nn.functional.interpolate(mode="bicubic", align_corners=False): Keys' kernel with a = -0.75, border clamped.
+    """
+    a = np.float32(-0.75)
+    one, two, three, four, five, eight = (np.float32(v) for v in (1, 2, 3, 4, 5, 8))
+    scale = np.float32(in_size) / np.float32(out_size)
+    x = scale * (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    base = np.minimum(np.floor(x).astype(np.int64), in_size - 1)
+    t = np.clip(x - base.astype(np.float32), np.float32(0), one)
+
+    def near(d: Array) -> Array:
+        return ((a + two) * d - (a + three)) * d * d + one
+
+    def far(d: Array) -> Array:
+        return ((a * d - five * a) * d + eight * a) * d - four * a
+
+    weights = np.stack([far(t + one), near(t), near(one - t), far((one - t) + one)], axis=1)
+    return np.clip(base[:, None] + np.arange(-1, 3), 0, in_size - 1), weights
+
+
+def bicubic(maps: Array, size: Sequence[int]) -> Array:
+    """Maps (..., h, w) float32 bicubically at `size`, columns first."""
+    index, weight = cubic_taps(maps.shape[-1], size[1])
+    wide = sum(maps[..., index[:, k]] * weight[:, k] for k in range(4))
+    index, weight = cubic_taps(maps.shape[-2], size[0])
+    return np.asarray(sum(wide[..., index[:, k], :] * weight[:, k, None] for k in range(4)), np.float32)
