@@ -11,7 +11,7 @@ from typing import BinaryIO
 from vocabseg.runtime.errors import OutputError
 
 
-def check_output(path: str | os.PathLike[str]) -> Path:
+def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return `path` with links resolved if a file could be written there, so that long work can fail before it starts.
 
     Raises OutputError when the folder is missing or not writable, or the name is taken by something that is no file.
@@ -40,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     The bytes go to a temporary name in the same folder, are flushed to the disk and renamed; when the block raises,
     the temporary file is removed. Raises OutputError for any failure of the file system.
     """
-    target = check_output(path)
+    target = check_writable(path)
     temporary = target.parent / f".vocabseg-{secrets.token_hex(8)}.part"
     try:
         with open(temporary, "xb") as file:

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import atomic_write, check_output
+from vocabseg.runtime.files import atomic_write, check_writable
 
 
 def test_writes_and_replaces(tmp_path):
@@ -92,9 +92,9 @@ def test_impossible_places(tmp_path, name, message):
 def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="no permission"):
-        check_output(tmp_path / "out.png")
+        check_writable(tmp_path / "out.png")
 
 
-def test_check_output_writes_nothing(tmp_path):
-    assert check_output(tmp_path / "out.png") == (tmp_path / "out.png").resolve()
+def test_check_writable_writes_nothing(tmp_path):
+    assert check_writable(tmp_path / "out.png") == (tmp_path / "out.png").resolve()
     assert os.listdir(tmp_path) == []
