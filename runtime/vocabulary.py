@@ -48,7 +48,7 @@ class Vocabulary:
         if not isinstance(value, str):
             return cls(value)
         if value.startswith("@"):
-            return cls(_read_names(Path(value[1:]).expanduser()))
+            return cls(_read_names(Path(value[1:])))
         if not value.strip():
             raise VocabularyError("the vocabulary is empty: give at least one class name")
         return cls(value.split(","))
@@ -56,7 +56,8 @@ class Vocabulary:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Vocabulary cannot be changed: make another one with the {name} that you want")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -128,11 +129,9 @@ def _flags(seen: Any, names: tuple[str, ...]) -> np.ndarray:
     values = _items(seen, "seen classes")
     if all(isinstance(value, str) for value in values):
         listed = {value.strip() for value in values}
-        for value in values:
-            if value.strip() not in names:
-                raise VocabularyError(
-                    f"{_short(value)!r} is among the seen classes, but none of the class names: remove it"
-                )
+        unknown = sorted(listed.difference(names))
+        if unknown:
+            raise VocabularyError(f"the seen class {_short(unknown[0])!r} is none of the class names: add or remove it")
         flags = np.array([name in listed for name in names], bool)
     else:
         for value in values:
@@ -155,7 +154,7 @@ def _checked_templates(values: Any) -> tuple[str, ...]:
         braces = "".join(char for char in template if char in "{}") if isinstance(template, str) else ""
         if braces != "{}" or "{}" not in template:
             raise VocabularyError(
-                f"the prompt template {_short(template)!r} does not hold {{}} exactly once, and no other braces: write it "
+                f"the prompt template {_short(template)!r} must hold {{}} once, and no other braces: write it "
                 "where the class name belongs"
             )
     return tuple(str(template) for template in templates)
