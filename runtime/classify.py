@@ -20,12 +20,12 @@ def class_probabilities(
 ) -> tuple[Array, Array]:
     """The class distribution of every mask that votes, and which masks those are.
 
-    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's; region_embeddings (V, Dr) of the V
-    masks flagged in valid (N,) and region_text (K, Dr); seen (K,) bool, None for all unseen. Text rows have unit length;
-    embeddings need not. The last two query arguments are None for masks of one's own, which have no query.
+    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for masks of one's
+    own, which have no query; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text (K, Dr);
+    seen (K,) bool, None for all unseen. Text rows have unit length; embeddings need not.
 
-    Returns probabilities (M, K) float32, whose rows need not sum to 1, and mask_indices (M,) int64. M = N; or V where only CLIP
-    speaks: enabled with weight <= 0, or no queries. Raises ValueError when arrays do not fit together.
+    Returns probabilities (M, K) float32, whose rows need not sum to 1, and mask_indices (M,) int64. M = N; or V where
+    only CLIP speaks: enabled with weight <= 0, or no queries. Raises ValueError when arrays do not fit together.
     """
     valid = np.asarray(valid, bool)
     if query_embeddings is None or query_text is None or (enabled and weight <= 0):
@@ -44,15 +44,15 @@ def class_probabilities(
 
 
 def query_distribution(query_embeddings: Array, query_text: Array, temperature: float) -> Array:
-    """Softmax over K classes and the non-object: embeddings (N, Dq), text (K+1, Dq) -> (N, K+1) float32, rows sum to 1."""
+    """Softmax over K classes and the non-object: embeddings (N, Dq), text (K+1, Dq) -> (N, K+1) float32."""
     return softmax(similarity(query_embeddings, query_text, temperature))
 
 
 def ensemble(query: Array, region: Array, valid: Array, seen: Array | None, weight: float) -> Array:
-    """Geometric mean of query (N, K) and region (V, K) probabilities; region rows are those of the valid masks, in order.
+    """Geometric mean of query (N, K) and region (V, K) probabilities; the region rows are the valid masks', in order.
 
-    A seen class weighs the query's side by `weight`, an unseen one CLIP's. A mask that is not valid has no CLIP evidence, which
-    counts as 1. Returns (N, K) float32, not normalised.
+    A seen class weighs the query's side by `weight`, an unseen one CLIP's. A mask that is not valid has no CLIP
+    evidence, which counts as 1. Returns (N, K) float32, not normalised.
     """
     if region.shape != (int(valid.sum()), query.shape[1]):
         raise ValueError(f"region probabilities {region.shape}: want ({int(valid.sum())}, {query.shape[1]})")
@@ -89,5 +89,6 @@ def _region_distribution(embeddings: Array | None, text: Array | None, count: in
     if count == 0:
         return np.empty((0, len(text)), np.float32)
     if embeddings is None or len(embeddings) != count:
-        raise ValueError(f"{count} valid masks, but {'no' if embeddings is None else len(embeddings)} region embeddings")
+        given = "no" if embeddings is None else len(embeddings)
+        raise ValueError(f"{count} valid masks, but {given} region embeddings")
     return softmax(similarity(embeddings, text, temperature))

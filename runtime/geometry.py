@@ -32,8 +32,8 @@ def padded_size(h: int, w: int, divisor: int) -> tuple[int, int]:
 def expand_boxes(boxes: Array, ratio: float, image_size: tuple[int, int]) -> Array:
     """Boxes (V, 4) [x1, y1, x2, y2) scaled about their centres and clipped to the image (h, w); int32.
 
-    In float32 and truncated toward zero before clipping, as the published code does. Where nothing would be left (a ratio
-    below 1 on a box of a few pixels, on which the published code fails), the box is the one pixel at the centre.
+    In float32 and truncated toward zero before clipping, as the published code does. Where nothing would be left (a
+    ratio below 1 on a box of a few pixels, on which the published code fails), one pixel at the centre stays.
     """
     h, w = image_size
     half = np.float32(0.5)

@@ -1,4 +1,4 @@
-"""The fused image operations, as a readable NumPy specification and as a fast host extension with the same functions."""
+"""The fused image operations: a readable NumPy specification and a host extension with the same functions."""
 
 import importlib
 from types import ModuleType

@@ -10,7 +10,7 @@ Size = tuple[int, int]
 
 
 def array(name: str, value: object, dtype: type, shape: Sequence[int | str]) -> Array:
-    """`value` as a C-contiguous array, if its type is `dtype` and its shape fits; a word in `shape` stands for any length."""
+    """`value` as a C-contiguous array, if its type and shape fit; a word in `shape` stands for any length."""
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} must be a NumPy array, not {type(value).__name__}")
     wanted = "(" + ", ".join(map(str, shape)) + ")"

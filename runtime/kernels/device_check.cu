@@ -3,8 +3,8 @@
 
 using namespace vocabseg;
 
-__global__ void device_check(const float* mask, const uint8_t* image, int h, int w, int out_h, int out_w, double threshold,
-                             int32_t* weights, float* out, uint8_t* resized) {
+__global__ void device_check(const float* mask, const uint8_t* image, int h, int w, int out_h, int out_w,
+                             double threshold, int32_t* weights, float* out, uint8_t* resized) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= out_w || y >= out_h) return;
     const int pixel = y * out_w + x;
@@ -18,6 +18,8 @@ __global__ void device_check(const float* mask, const uint8_t* image, int h, int
     const float logit = sample_mask(mask, w, linear_tap(h, out_h, y), linear_tap(w, out_w, x));
     const float coverage = is_inside(logit, threshold_logit(threshold)) ? 1.0f : sigmoid(logit);
     const CubicTap tap = cubic_tap(w, out_w, x);
-    const float mixed = cubic_mix(mask[tap.index[0]], mask[tap.index[1]], mask[tap.index[2]], mask[tap.index[3]], tap.weight);
+    const float* row = mask + clamp_index(y, h) * w;
+    const int* at = tap.index;
+    const float mixed = cubic_mix(row[at[0]], row[at[1]], row[at[2]], row[at[3]], tap.weight);
     out[pixel] = normalise(blend(mixed, coverage, 0.5f), 1.0f, 2.0f);
 }

@@ -1,4 +1,4 @@
-// The Python extension vocabseg.runtime._host. Shapes, types and ranges are checked by host.py before anything is called here.
+// The Python extension vocabseg.runtime._host. host.py checks shapes, types and ranges before it calls anything here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -27,8 +27,8 @@ int length(size_t n) { return static_cast<int>(n); }
 void resize_normalize(Image image, Pair size, Pair padded, Vector mean, Vector deviation, int threads,
                       Array<float, 4> network_input, Array<uint8_t, 3> resized) {
     vocabseg::resize_normalize(image.data(), length(image.shape(0)), length(image.shape(1)), size.first, size.second,
-                               padded.first, padded.second, mean.data(), deviation.data(), threads, network_input.data(),
-                               resized.data());
+                               padded.first, padded.second, mean.data(), deviation.data(), threads,
+                               network_input.data(), resized.data());
 }
 
 void region_boxes(Masks masks, Pair padded, Pair image, double threshold, int threads, Array<int32_t, 2> boxes,
@@ -43,8 +43,8 @@ void crop_regions(Image image, Masks masks, Pair padded, Array<const int32_t, 2>
     const vocabseg::CropSettings settings{threshold,   matting,          fill.data(),
                                           mean.data(), deviation.data(), length(crops.shape(2))};
     vocabseg::crop_regions(image.data(), {length(image.shape(0)), length(image.shape(1))}, masks.data(),
-                           {length(masks.shape(1)), length(masks.shape(2))}, size_of(padded), boxes.data(), indices.data(),
-                           length(boxes.shape(0)), settings, threads, crops.data());
+                           {length(masks.shape(1)), length(masks.shape(2))}, size_of(padded), boxes.data(),
+                           indices.data(), length(boxes.shape(0)), settings, threads, crops.data());
 }
 
 vocabseg::OutputMasks output_masks(const Masks& masks, const Pair& padded, const Pair& image, Size output) {
@@ -79,17 +79,20 @@ void resample_masks(Masks masks, Pair padded, Pair image, int threads, Array<flo
 
 NB_MODULE(_host, module) {
     using Free = nb::call_guard<nb::gil_scoped_release>;
-    module.def("resize_normalize", &resize_normalize, "image"_a.noconvert(), "size"_a, "padded_size"_a, "mean"_a.noconvert(),
-               "std"_a.noconvert(), "threads"_a, "network_input"_a.noconvert(), "resized"_a.noconvert(), Free());
-    module.def("region_boxes", &region_boxes, "mask_logits"_a.noconvert(), "padded_size"_a, "image_size"_a, "threshold"_a,
-               "threads"_a, "boxes"_a.noconvert(), "areas"_a.noconvert(), Free());
-    module.def("crop_regions", &crop_regions, "image"_a.noconvert(), "mask_logits"_a.noconvert(), "padded_size"_a,
-               "boxes"_a.noconvert(), "indices"_a.noconvert(), "threshold"_a, "matting"_a, "fill"_a.noconvert(),
-               "mean"_a.noconvert(), "std"_a.noconvert(), "threads"_a, "crops"_a.noconvert(), Free());
-    module.def("compose", &compose, "mask_logits"_a.noconvert(), "class_probabilities"_a.noconvert(), "padded_size"_a,
-               "image_size"_a, "threads"_a, "labels"_a.noconvert(), "scores"_a.noconvert(), Free());
-    module.def("class_scores", &class_scores, "mask_logits"_a.noconvert(), "class_probabilities"_a.noconvert(),
-               "padded_size"_a, "image_size"_a, "threads"_a, "scores"_a.noconvert(), Free());
-    module.def("resample_masks", &resample_masks, "mask_logits"_a.noconvert(), "padded_size"_a, "image_size"_a, "threads"_a,
+    const auto image = "image"_a.noconvert(), masks = "mask_logits"_a.noconvert();
+    const auto probabilities = "class_probabilities"_a.noconvert(), scores = "scores"_a.noconvert();
+    const auto fill = "fill"_a.noconvert(), mean = "mean"_a.noconvert(), deviation = "std"_a.noconvert();
+    const auto boxes = "boxes"_a.noconvert();
+    module.def("resize_normalize", &resize_normalize, image, "size"_a, "padded_size"_a, mean, deviation, "threads"_a,
+               "network_input"_a.noconvert(), "resized"_a.noconvert(), Free());
+    module.def("region_boxes", &region_boxes, masks, "padded_size"_a, "image_size"_a, "threshold"_a, "threads"_a, boxes,
+               "areas"_a.noconvert(), Free());
+    module.def("crop_regions", &crop_regions, image, masks, "padded_size"_a, boxes, "indices"_a.noconvert(),
+               "threshold"_a, "matting"_a, fill, mean, deviation, "threads"_a, "crops"_a.noconvert(), Free());
+    module.def("compose", &compose, masks, probabilities, "padded_size"_a, "image_size"_a, "threads"_a,
+               "labels"_a.noconvert(), scores, Free());
+    module.def("class_scores", &class_scores, masks, probabilities, "padded_size"_a, "image_size"_a, "threads"_a,
+               scores, Free());
+    module.def("resample_masks", &resample_masks, masks, "padded_size"_a, "image_size"_a, "threads"_a,
                "probabilities"_a.noconvert(), Free());
 }

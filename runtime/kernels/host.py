@@ -1,7 +1,7 @@
-"""The kernels on the CPU: the functions of reference.py over the extension `_host`, which runs pixel_math.h on several threads.
+"""The kernels on the CPU: the functions of reference.py over the extension `_host`, which runs pixel_math.h in threads.
 
-Results do not depend on the number of threads, which is the argument `threads`, else the environment variable VOCABSEG_THREADS,
-else the number of CPUs that the process may use.
+Results do not depend on the number of threads, which is the argument `threads`, else the environment variable
+VOCABSEG_THREADS, else the number of CPUs that the process may use.
 """
 
 import math

@@ -1,5 +1,6 @@
-// compose, class_scores and resample_masks on the host: mask probabilities at the output size, a few rows at a time, and their
-// product with the class probabilities, a tile of pixels and a block of classes at a time.
+// compose, class_scores and resample_masks on the host: mask probabilities at the output size, two rows at a time, and
+// their product with the class probabilities, a tile of pixels and a block of classes at a time. Memory does not depend
+// on the number of classes, apart from a copy of the class probabilities.
 #pragma once
 
 #include <cmath>
@@ -89,7 +90,7 @@ private:
     std::vector<LinearTap> rows_, columns_;
 };
 
-// Class probabilities (masks, classes) rearranged to (class blocks, masks, kClassBlock), the last block filled up with zeros.
+// Class probabilities (masks, classes) rearranged to (blocks, masks, kClassBlock), the last block filled up with zeros.
 class ClassBlocks {
 public:
     ClassBlocks(const float* probabilities, int masks, int classes)
@@ -174,7 +175,8 @@ inline void compose(const OutputMasks& masks, const ClassBlocks& classes, Size o
 }
 
 // -> scores (classes, output.h, output.w).
-inline void class_scores(const OutputMasks& masks, const ClassBlocks& classes, Size output, int threads, float* scores) {
+inline void class_scores(const OutputMasks& masks, const ClassBlocks& classes, Size output, int threads,
+                         float* scores) {
     const size_t plane = static_cast<size_t>(output.h) * output.w;
     for_each_tile(masks, output, threads, [&] {
         return [&](int y, int x, int count, const float* tile) {

@@ -15,8 +15,8 @@ struct CropSettings {
     int size;
 };
 
-// Makes rows of one region's crop: a row of the image is masked, normalised and resampled horizontally once, and kept while it is
-// among the four that the next row of the crop mixes.
+// Makes rows of one region's crop: a row of the image is masked, normalised and resampled horizontally once, and kept
+// while it is among the four that the next row of the crop mixes.
 class CropRows {
 public:
     CropRows(const uint8_t* image, Size image_size, const MaskGrid& grid, const NormaliseTable& normalised,
@@ -77,7 +77,9 @@ private:
     void cut(const uint8_t* source, int c, float* line) const {
         const float* table = normalised_.value[c];
         const float background = normalise(settings_.fill[c], settings_.mean[c], settings_.deviation[c]);
-        for (int x = 0; x < width_; ++x) line[x] = is_inside(mask_row_[x], limit_) ? table[source[3 * x + c]] : background;
+        for (int x = 0; x < width_; ++x) {
+            line[x] = is_inside(mask_row_[x], limit_) ? table[source[3 * x + c]] : background;
+        }
     }
 
     void matte(const uint8_t* source, int c, float* line) const {

@@ -10,9 +10,9 @@
 
 namespace vocabseg {
 
-// Calls worker(task) for every task in [0, tasks). Each thread gets its own worker from make_worker(), which holds its scratch
-// memory. Which thread runs a task is left to chance, so a task must write only what is its own. The first exception is thrown again
-// here after all threads have stopped.
+// Calls worker(task) for every task in [0, tasks). Each thread gets its own worker from make_worker(), which holds its
+// scratch memory. Which thread runs a task is left to chance, so a task must write only what is its own. The first
+// exception is thrown again here after all threads have stopped.
 template <class MakeWorker>
 void parallel_for(int tasks, int threads, MakeWorker make_worker) {
     std::atomic<int> next{0};

@@ -7,8 +7,8 @@
 // Sources
 //   triangle_*     Pillow, src/libImaging/Resample.c: antialiased BILINEAR of 8-bit images in 22-bit fixed point
 //   linear_*       torch.nn.functional.interpolate(mode="bilinear", align_corners=False), float32
-//   cubic_*        torch.nn.functional.interpolate(mode="bicubic", align_corners=False), float32; R. Keys, "Cubic convolution
-//                  interpolation for digital image processing", 1981, with a = -0.75
+//   cubic_*        torch.nn.functional.interpolate(mode="bicubic", align_corners=False), float32; R. Keys,
+//                  "Cubic convolution interpolation for digital image processing", 1981, with a = -0.75
 //   exponential    Cephes expf (S. Moshier): argument reduction by log 2 and a degree-5 polynomial, below 2 ulp
 #pragma once
 

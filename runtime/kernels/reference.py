@@ -5,7 +5,9 @@ pixel_math.h has the same formulas for the host and the device.
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -69,7 +71,8 @@ def crop_regions(
     """Cuts regions out of the image, fills what is outside the mask, normalises, and resizes bicubically to a square.
 
     image (h, w, 3) uint8 RGB; boxes (V, 4) int32 inside the image, not empty; indices (V,) int32: the mask of each.
-    With matting the mask probability weighs image against fill, else the thresholded mask. fill, mean, std (3,), 0..255.
+    With matting the mask probability weighs image against fill, else the thresholded mask does. fill, mean and std
+    (3,), 0..255.
     Returns (V, 3, crop_size, crop_size) float32. Raises ValueError.
     """
     image, masks = checks.image(image), checks.masks(mask_logits)
@@ -91,7 +94,7 @@ def crop_regions(
 def resample_masks(
     mask_logits: Array, padded_size: Sequence[int], image_size: Sequence[int], output_size: Sequence[int]
 ) -> Array:
-    """Mask probabilities at the output size: logits bilinearly to the image's size, sigmoid, bilinearly to the output's.
+    """Mask probabilities at the output size: logits bilinearly to image size, sigmoid, bilinearly to output size.
 
     Returns (M, H, W) float32. Raises ValueError.
     """
@@ -195,7 +198,7 @@ def sigmoid(logits: Array) -> Array:
 def cubic_taps(in_size: int, out_size: int) -> tuple[Array, Array]:
     """Four source indices and float32 weights, (out_size, 4) each, for every output pixel.
 
-    As torch.nn.functional.interpolate(mode="bicubic", align_corners=False): Keys' kernel with a = -0.75, border clamped.
+    As torch.nn.functional.interpolate(mode="bicubic", align_corners=False): Keys' kernel, a = -0.75, border clamped.
     """
     a = np.float32(-0.75)
     one, two, three, four, five, eight = (np.float32(v) for v in (1, 2, 3, 4, 5, 8))
@@ -217,6 +220,10 @@ def cubic_taps(in_size: int, out_size: int) -> tuple[Array, Array]:
 def bicubic(maps: Array, size: Sequence[int]) -> Array:
     """Maps (..., h, w) float32 bicubically at `size`, columns first."""
     index, weight = cubic_taps(maps.shape[-1], size[1])
-    wide = sum(maps[..., index[:, k]] * weight[:, k] for k in range(4))
+    wide = _add(maps[..., index[:, k]] * weight[:, k] for k in range(4))
     index, weight = cubic_taps(maps.shape[-2], size[0])
-    return np.asarray(sum(wide[..., index[:, k], :] * weight[:, k, None] for k in range(4)), np.float32)
+    return _add(wide[..., index[:, k], :] * weight[:, k, None] for k in range(4))
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    return reduce(operator.add, terms)
