@@ -95,8 +95,8 @@ class PixelDecoder(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention, batch first.
 
-    The published checkpoints stack the weights of queries, keys and values as `in_proj_weight` and `in_proj_bias`. Here they
-    are parameters of their own, so that an exported graph holds no splitting; loading and saving use the published names.
+    The published checkpoints stack the weights of queries, keys and values as `in_proj_weight` and `in_proj_bias`. Here
+    they are parameters of their own, so that an exported graph splits nothing; loading and saving use the published names.
     """
 
     def __init__(self, width: int, heads: int):
@@ -130,7 +130,7 @@ class Attention(nn.Module):
             stacked = state_dict.pop(f"{prefix}in_proj_{kind}", None)
             if stacked is not None:
                 for name, part in zip(("query", "key", "value"), stacked.chunk(3), strict=True):
-                    state_dict[f"{prefix}{name}_{kind}"] = part
+                    state_dict[f"{prefix}{name}_{kind}"] = part.clone()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
