@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """(batch, tokens, width) -> (the same, None); the signature is the replaced module's, key and value go unread."""
+        """(batch, tokens, width) -> (the same, None), with the replaced module's signature; key and value go unread."""
         qkv = split_heads(self.qkv(query), 3 * self.heads)
         heads = qkv.split(self.heads, dim=1)
         return self.out_proj(merge_heads(attend(*heads, attn_mask, self.fused_attention))), None

@@ -24,7 +24,7 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 class ClipModel:
-    """A CLIP model in float32: its towers, sizes, and the mean and std (RGB, 0..1) its image encoder was trained with."""
+    """A CLIP model in float32: its towers, its sizes, and the mean and std (RGB, 0..1) its image encoder expects."""
 
     def __init__(self, module: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD):
         self.module = module.eval().requires_grad_(False)
@@ -67,9 +67,9 @@ class ClipModel:
 
 
 def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
-    """A CLIP model from a state dict in OpenAI's layout (`visual.*`, `transformer.*`, ...); sizes are read off the tensors.
+    """A CLIP model from a state dict in OpenAI's layout (`visual.*`, `transformer.*`, ...).
 
-    Weights become float32. Raises CheckpointError for missing, extra or misshapen keys.
+    Sizes are read off the tensors; weights become float32. Raises CheckpointError for missing, extra or misshapen keys.
     """
     from open_clip.model import CLIP
 
@@ -89,8 +89,8 @@ def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
 def open_clip_model(name: str, pretrained: str | Path | None = None) -> ClipModel:
     """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags or a file of weights.
 
-    Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for models this
-    package cannot run, CheckpointError for weights that cannot be had or do not fit.
+    Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for models that
+    cannot be used, CheckpointError for weights that cannot be had or do not fit.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -202,7 +202,6 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _load_file(module: nn.Module, path: Path) -> None:
     from open_clip.convert import convert_state_dict
-
     from vocabseg.export.checkpoint import read_state_dict
 
     tensors = {key: value for key, value in read_state_dict(path).items() if key not in _SIZES}

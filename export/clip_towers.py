@@ -28,7 +28,7 @@ class VitTower(nn.Module):
         patch = _square(visual.patch_size)
         if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
             raise ConfigurationError(
-                f"an image encoder with pooling {visual.pool_type!r} is not supported: use one that pools the class token"
+                f"an image encoder with pooling {visual.pool_type!r} is not supported: use one with a class token"
             )
         position = resize_position(visual.positional_embedding.detach(), _grid(crop_size, patch)).clone()
         position[0] += visual.class_embedding.detach()
@@ -91,7 +91,7 @@ class TimmTower(nn.Module):
         native = _square(visual.image_size)
         if crop_size != native:
             raise ConfigurationError(
-                f"crop size {crop_size} does not fit this image encoder, which takes {native}: set region.crop_size={native}"
+                f"crop size {crop_size} does not fit this image encoder: set region.crop_size={native}"
             )
         self.visual = visual
 
@@ -102,7 +102,7 @@ class TimmTower(nn.Module):
 class TextTower(nn.Module):
     """A text encoder: token ids (batch, context) and the end token's place (batch,) -> features (batch, D).
 
-    `extra_rows` (rows, width) are appended to the embedding table, so learned prompt vectors have token ids of their own.
+    `extra_rows` (rows, width) stand behind the embedding table, so learned prompt vectors have token ids of their own.
     """
 
     def __init__(self, text: Any, causal: bool, extra_rows: Tensor | None = None):
@@ -138,7 +138,7 @@ class TextTower(nn.Module):
 
 
 def image_tower(visual: Any, crop_size: int) -> nn.Module:
-    """The traceable form of an open_clip image encoder for crops of one size; raises ConfigurationError if none fits."""
+    """The traceable form of an open_clip image encoder for crops of one size; ConfigurationError if there is none."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
