@@ -258,7 +258,7 @@ def _check_adapter(adapter: Mapping[str, Tensor], prefix: str, clip: ClipModel, 
     for name, values in (("pixel_mean", clip.mean), ("pixel_std", clip.std)):
         if name in own and not np.allclose(own[name].flatten().numpy() / 255, values, rtol=0, atol=1e-4):
             raise CheckpointError(
-                f"{prefix}{name} is {own[name].flatten().tolist()}, this CLIP's is {[255 * value for value in values]}: "
+                f"{prefix}{name} is {own[name].flatten().tolist()}, CLIP's is {[255 * value for value in values]}: "
                 "these weights do not belong together"
             )
 

@@ -96,7 +96,7 @@ class Attention(nn.Module):
     """Multi-head attention, batch first.
 
     The published checkpoints stack the weights of queries, keys and values as `in_proj_weight` and `in_proj_bias`. Here
-    they are parameters of their own, so that an exported graph splits nothing; loading and saving use the published names.
+    they are parameters of their own, so that an exported graph splits nothing; loading and saving use published names.
     """
 
     def __init__(self, width: int, heads: int):

@@ -1,6 +1,8 @@
 """Files of weights -> tensors by name. No code that a file may hold is ever run."""
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -45,14 +47,15 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
     try:
-        archive = _torchscript_root(path)
-        content = (
-            torch.load(path, map_location="cpu", weights_only=True) if archive is None else _read_torchscript(path)
-        )
+        root = _torchscript_root(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: nothing that a user could act on
+            content = _read_torchscript(path, root) if root else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unsafe(path, str(error))) from None
     except Exception as error:  # a damaged file can fail anywhere in zipfile, pickle or torch
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({_first_line(error)}): copy it again") from None
+        reason = _first_line(error).split(". ")[0] if isinstance(error, RuntimeError) else "not a file of torch.save"
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}): copy it again") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict: give tensors by name")
     return content
@@ -60,11 +63,9 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
 def _unsafe(path: Path, message: str) -> str:
     """One line out of torch's long advice, which would have the user switch the protection off."""
-    for marker in ("Unsupported global: GLOBAL ", "Unsupported class "):
-        if marker in message:
-            found = message.split(marker, 1)[1].split(" ", 1)[0].rstrip(".,")
-            return f"{path} holds code ({found}), which is not run: save a plain state_dict, or safetensors"
-    return f"{path} is no plain state_dict ({_first_line(message)}): save one with torch.save, or safetensors"
+    found = re.search(r"GLOBAL (\S+)", message)
+    what = f"holds code ({found[1]}), which is not run" if found else "is no plain state_dict"
+    return f"{path} {what}: save its tensors alone, with torch.save(model.state_dict(), path) or as safetensors"
 
 
 def _first_line(error: BaseException | str) -> str:
@@ -80,9 +81,8 @@ def _torchscript_root(path: Path) -> str | None:
     return constants[0].removesuffix("constants.pkl") if constants else None
 
 
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
+def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
     """The tensors of a TorchScript archive by attribute path, without its code."""
-    root = _torchscript_root(path)
     with zipfile.ZipFile(path) as archive, archive.open(f"{root}data.pkl") as file:
         module = _TensorUnpickler(file, archive, f"{root}data/").load()
     return dict(_walk(module, ""))
@@ -128,7 +128,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _DTYPES[name]
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
-        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name} ")
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
 
     def persistent_load(self, identifier: Any) -> Tensor:
         kind, dtype, key, _device, length = identifier
