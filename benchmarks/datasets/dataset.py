@@ -1,0 +1,84 @@
+"""What a data set is to the metrics: images, class names, and the truth about each image, read when asked for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+# The value of a label map's pixels that no metric looks at, in every data set, whatever its files use.
+IGNORE = 255
+# The same in label maps of 255 classes and more.
+IGNORE_WIDE = 65535
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One image of a data set: its name there, unique within the data set, and its file."""
+
+    image_id: str
+    image: Path
+
+
+class PanopticSegment(msgspec.Struct, frozen=True):
+    """One segment of a panoptic truth: its value in the segmentation, its class, and whether it is a crowd region."""
+
+    id: int
+    class_index: int
+    crowd: bool = False
+
+
+class ObjectTruth(msgspec.Struct, frozen=True):
+    """One object of an instance truth, as COCO publishes it.
+
+    Attributes:
+        class_index: index into the data set's classes.
+        mask: compressed run-length encoding, {"size": [H, W], "counts": ASCII text}.
+        area: pixels as the annotation states them; average precision by object size goes by it.
+        crowd: a group too dense to be told apart; detections inside neither count for nor against.
+    """
+
+    class_index: int
+    mask: dict[str, object]
+    area: float
+    crowd: bool = False
+
+
+class Dataset(Protocol):
+    """A data set on disk.
+
+    Attributes:
+        name: the name it is registered under.
+        classes: names in the published order; a label map's values index them.
+        seen: whether each class was seen in training; None where there is no split.
+        ignore_index: value of label-map pixels that are not evaluated.
+        things: indices of the classes with countable objects.
+        evaluation_sets: names of class subsets and their indices; each is measured with its complement.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    seen: tuple[bool, ...] | None
+    ignore_index: int
+    things: frozenset[int]
+    evaluation_sets: dict[str, tuple[int, ...]]
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def samples(self) -> list[Sample]:
+        """Every image in a fixed order."""
+        ...
+
+    def labels(self, sample: Sample) -> np.ndarray | None:
+        """The label map (H, W), uint8 or uint16: class index or `ignore_index`; None where the data set has none."""
+        ...
+
+    def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
+        """The segmentation (H, W) int32 of segment ids, 0 where unlabelled, and its segments; None where there is none."""
+        ...
+
+    def instances(self, sample: Sample) -> list[ObjectTruth] | None:
+        """The image's objects; None where the data set has none."""
+        ...
