@@ -1,4 +1,11 @@
-"""The published prompt templates; `{}` stands for the class name."""
+"""Prompts: the published templates, and how a class name becomes the token sequences that the text encoder gets."""
+
+from vocabseg.runtime.bundle import PromptSpec
+from vocabseg.runtime.errors import BundleError, VocabularyError
+from vocabseg.runtime.tokenizer import Tokenizer
+
+# Token ids from start to end of text, and the index that the feature is taken at.
+TokenSequence = tuple[list[int], int]
 
 SINGLE = ("a sculpture of a {}.",)
 
@@ -104,4 +111,39 @@ IMAGENET = (
     "a tattoo of the {}.",
 )
 
+# `{}` stands for the class name.
 PROMPTS: dict[str, tuple[str, ...]] = {"single": SINGLE, "vild": VILD, "imagenet": IMAGENET}
+
+
+def token_sequences(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> list[TokenSequence]:
+    """The sequences of one name: one per template, or a single one where the prompt is learned.
+
+    A learned prompt is start, prefix, name, suffix, full stop, end (Xu et al. 2021). Raises BundleError for a prompt
+    that should have templates and has none.
+    """
+    if prompt.kind == "learned":
+        middle = [*prompt.prefix_ids, *tokenizer.encode(name), *prompt.suffix_ids, *tokenizer.encode(".")]
+        return [([tokenizer.start_id, *middle, tokenizer.end_id], len(middle) + 1)]
+    if not prompt.templates:
+        raise BundleError(f"the bundle's prompt of kind {prompt.kind!r} has no templates: export it again")
+    sequences = []
+    for template in prompt.templates:
+        ids = [tokenizer.start_id, *tokenizer.encode(template.replace("{}", name)), tokenizer.end_id]
+        # The first one counts: a name may spell out the end of text.
+        sequences.append((ids, ids.index(tokenizer.end_id)))
+    return sequences
+
+
+def check_length(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> None:
+    """Raise VocabularyError when one of the name's sequences is longer than the text encoder takes."""
+    longest = max(len(ids) for ids, _ in token_sequences(name, prompt, tokenizer))
+    if longest > tokenizer.context_length:
+        raise VocabularyError(
+            f"the class name {shorten(name)!r} makes a prompt of {longest} tokens, but the text encoder takes "
+            f"{tokenizer.context_length} at most: shorten it"
+        )
+
+
+def shorten(text: str) -> str:
+    """Text that fits into an error message."""
+    return text if len(text) <= 60 else text[:57] + "..."
