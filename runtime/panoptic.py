@@ -14,7 +14,8 @@ CHUNK_BYTES = 64 * 2**20
 class Masks(Protocol):
     """Mask probabilities (N, H, W) float32 that are handed out one by one."""
 
-    shape: tuple[int, int, int]
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
 
     def rows(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
         """The masks (H, W) of `indices`, in that order; each is valid until the next one is asked for."""
