@@ -7,10 +7,16 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from vocabseg.runtime.errors import VocabsegError
+
 # The value of a label map's pixels that no metric looks at, in every data set, whatever its files use.
 IGNORE = 255
-# The same in label maps of 255 classes and more.
+# The same in uint16 label maps, which data sets of 255 classes and more have.
 IGNORE_WIDE = 65535
+
+
+class DatasetError(VocabsegError):
+    """A data set that is unknown, not where it was looked for, or damaged."""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -76,7 +82,7 @@ class Dataset(Protocol):
         ...
 
     def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
-        """The segmentation (H, W) int32 of segment ids, 0 where unlabelled, and its segments; None where there is none."""
+        """The segment ids (H, W) int32, 0 where unlabelled, and the segments; None where the data set has none."""
         ...
 
     def instances(self, sample: Sample) -> list[ObjectTruth] | None:
