@@ -19,6 +19,8 @@ KEYS_PER_QUERY = 500
 TIMEOUT = 2.0
 # SQLite's result codes for a file that is damaged, or no database at all: https://sqlite.org/rescode.html
 DAMAGED = (11, 26)
+# SQLite's usual 4096 would hold one embedding of 512 float32 values and leave the rest empty.
+PAGE_BYTES = 16384
 
 TABLE = "CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
 
@@ -61,6 +63,7 @@ class TextCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             # isolation_level None: transactions begin where they are said to.
             with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)) as connection:
+                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 connection.execute(TABLE)
                 work(connection)
         except (sqlite3.Error, OSError) as error:
