@@ -79,15 +79,12 @@ def _paint(
     height, width = labels.shape
     thickness = max(1, round(math.sqrt(height * width) / 400))
     table = np.vstack([colours, np.full((1, 3), 128, np.uint8)])  # label -1 takes the last row
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * thickness - 1, 2 * thickness - 1))
     for top in range(0, height, BAND):
         bottom = min(height, top + BAND)
         # borders are as thick across the bands as within them
         first, last = max(0, top - thickness), min(height, bottom + thickness)
-        edges = _edges(labels[first:last])
-        if thickness > 1:
-            edges = cv2.dilate(edges, disc)
-        edges = edges[top - first : len(edges) - (last - bottom)] > 0
+        inside = 1 - _edges(labels[first:last])
+        edges = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[top - first : bottom - first] < thickness - 0.5
         band = labels[top:bottom]
         tint = table[band]
         if image is None:
@@ -101,7 +98,7 @@ def _paint(
             calm = cv2.addWeighted(photo, 0.45, grey, 0.45, 24)
             painted = cv2.addWeighted(calm, 1 - opacity, tint, opacity, 0)
             painted[edges] = tint[edges]
-            bare = (band < 0) & ~edges
+            bare = band < 0
             painted[bare] = photo[bare]
         canvas[top:bottom] = painted
 

@@ -80,7 +80,7 @@ def test_photo_shines_through_and_stays_untouched_without_a_label():
     labels[:, 20:] = -1
     drawn = draw_overlay(labels, ["a"], photo, legend=False)
     np.testing.assert_array_equal(photo, before)
-    np.testing.assert_array_equal(drawn[:, 21:], photo[:, 21:])
+    np.testing.assert_array_equal(drawn[:, 20:], photo[:, 20:])
     tinted = drawn[:, :19].reshape(-1, 3).astype(float)
     assert np.abs(tinted.mean(0) - class_colours(1)[0]).max() < 75
     brightness = photo[:, :19].reshape(-1, 3).mean(1)
