@@ -13,7 +13,7 @@ def array(name: str, value: object, dtype: type, shape: Sequence[int | str]) -> 
     """`value` as a C-contiguous array, if its type and shape fit; a word in `shape` stands for any length."""
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} must be a NumPy array, not {type(value).__name__}")
-    wanted = "(" + ", ".join(map(str, shape)) + ")"
+    wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
     if value.dtype != dtype:
         raise ValueError(f"{name} has type {value.dtype}: give {np.dtype(dtype)} of shape {wanted}")
     fits = value.ndim == len(shape) and all(

@@ -22,6 +22,9 @@ def resize_normalize(
 ) -> tuple[Array, Array]:
     """What Pillow's bilinear resize makes of an image, bit for bit, and the same normalised and padded with zeros.
 
+    Rows are resampled first, then columns, as every Pillow did up to version 12; from 13 on it takes very tall images
+    the other way round, which differs by rounding.
+
     image (H, W, 3) uint8 RGB; size (h, w); padded_size (Hp, Wp), not smaller; mean and std (3,), 0..255.
     Returns network_input (1, 3, Hp, Wp) float32 and resized (h, w, 3) uint8. Raises ValueError.
     """
@@ -159,14 +162,21 @@ def _round_fixed(values: Array) -> Array:
     return np.clip((values + (1 << (TRIANGLE_BITS - 1))) >> TRIANGLE_BITS, 0, 255).astype(np.uint8)
 
 
+def source_positions(in_size: int, out_size: int, count: int) -> Array:
+    """Where the centres of output pixels lie among the source pixels, float32.
+
+    The scale is float32, the rest is rounded once, as torch's compiled code does with a fused multiply-add.
+    """
+    scale = np.float64(np.float32(in_size) / np.float32(out_size))
+    return (scale * (np.arange(count) + 0.5) - 0.5).astype(np.float32)
+
+
 def linear_taps(in_size: int, out_size: int, count: int) -> tuple[Array, Array, Array, Array]:
     """Source indices low, high and their float32 weights for the first `count` of `out_size` pixels.
 
     As torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
     """
-    scale = np.float32(in_size) / np.float32(out_size)
-    x = scale * (np.arange(count, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
-    x = np.maximum(x, np.float32(0))
+    x = np.maximum(source_positions(in_size, out_size, count), np.float32(0))
     low = np.minimum(x.astype(np.int64), in_size - 1)
     high = np.minimum(low + 1, in_size - 1)
     high_weight = np.minimum(x - low.astype(np.float32), np.float32(1))
@@ -202,8 +212,7 @@ def cubic_taps(in_size: int, out_size: int) -> tuple[Array, Array]:
     """
     a = np.float32(-0.75)
     one, two, three, four, five, eight = (np.float32(v) for v in (1, 2, 3, 4, 5, 8))
-    scale = np.float32(in_size) / np.float32(out_size)
-    x = scale * (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    x = source_positions(in_size, out_size, out_size)
     base = np.minimum(np.floor(x).astype(np.int64), in_size - 1)
     t = np.clip(x - base.astype(np.float32), np.float32(0), one)
 
