@@ -57,8 +57,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """(batch, tokens, width) -> (the same, None), with the replaced module's signature; key and value go unread."""
         qkv = split_heads(self.qkv(query), 3 * self.heads)
-        heads = qkv.split(self.heads, dim=1)
-        return self.out_proj(merge_heads(attend(*heads, attn_mask, self.fused_attention))), None
+        q, k, v = qkv.split(self.heads, dim=1)
+        return self.out_proj(merge_heads(attend(q, k, v, attn_mask, self.fused_attention))), None
 
 
 def rewrite_attention(model: nn.Module) -> None:

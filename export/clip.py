@@ -1,10 +1,10 @@
 """CLIP models from a published checkpoint's tensors or from open_clip by name, as traceable image and text towers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vocabseg.export.attention import rewrite_attention
 from vocabseg.export.clip_towers import TextTower, image_tower
 from vocabseg.runtime.errors import CheckpointError, ConfigurationError
+
+Colour = tuple[float, float, float]
 
 # The published preprocessing of OpenAI's CLIP; RGB, 0..1.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,10 +28,10 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 class ClipModel:
     """A CLIP model in float32: its towers, its sizes, and the mean and std (RGB, 0..1) its image encoder expects."""
 
-    def __init__(self, module: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD):
+    def __init__(self, module: Any, mean: Sequence[float] = MEAN, std: Sequence[float] = STD):
         self.module = module.eval().requires_grad_(False)
         rewrite_attention(module)
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = (cast(Colour, tuple(values)) for values in (mean, std))
         # open_clip keeps the text encoder either in `text` or in the model itself.
         self._text = getattr(module, "text", module)
         size = module.visual.image_size
@@ -89,8 +91,8 @@ def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
 def open_clip_model(name: str, pretrained: str | Path | None = None) -> ClipModel:
     """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags or a file of weights.
 
-    Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for models that
-    cannot be used, CheckpointError for weights that cannot be had or do not fit.
+    Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for a model
+    that cannot be used, CheckpointError for weights that cannot be had or do not fit.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -202,6 +204,7 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _load_file(module: nn.Module, path: Path) -> None:
     from open_clip.convert import convert_state_dict
+
     from vocabseg.export.checkpoint import read_state_dict
 
     tensors = {key: value for key, value in read_state_dict(path).items() if key not in _SIZES}

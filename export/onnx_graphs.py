@@ -1,4 +1,4 @@
-"""PyTorch modules -> ONNX graphs with dynamic shapes, reproducible byte for byte, and checked on the installed engines."""
+"""PyTorch modules -> ONNX graphs with dynamic shapes, the same bytes every time, checked on the installed engines."""
 
 import warnings
 from collections import Counter
@@ -19,7 +19,8 @@ FUSED_OPSET = 23  # the first with Attention
 STRIDE = 32  # height and width of the proposal network's input are multiples of it
 INLINE_LIMIT = 1_000_000  # weights of at most this many bytes stay inside the .onnx file
 
-# The FP32 column of the parity contract asks for the cosine of region embeddings; every output is held to it here.
+# The FP32 column of the parity contract asks for this cosine of region embeddings; every output is held to it. Maps, whose
+# single values decide about pixels, are also held to an error relative to their largest value.
 COSINE_LIMIT = 0.99999
 RELATIVE_LIMIT = 1e-3
 
@@ -40,8 +41,9 @@ def export_graph(
 ) -> GraphRecord:
     """Write `module` as an ONNX graph at `path`; weights over 1 MB go to `<path>.data`.
 
-    `sample` holds an input per argument, by name and in order, with a batch of at least two. `dimensions` names the sizes of
-    every input and output in order: a number is fixed, a word is dynamic; "height" and "width" are multiples of 32.
+    `sample` holds an input per argument, by name and in order, with a batch of at least two. `dimensions` names the
+    sizes of every input and output in order: a number is fixed, a word is dynamic; "height" and "width" are multiples
+    of 32. `fused_attention` writes one Attention operation per layer and raises the opset to 23.
     Exporting the same module twice gives the same bytes. Raises ExportError where the graph is not valid.
     """
     import onnx_ir
@@ -85,8 +87,8 @@ def check_graph(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Run a graph on every installed engine and compare with its module in float32: engine -> output -> figures.
 
-    Figures are the largest absolute error, that error over the largest value, and the worst cosine of an output vector (of a
-    map, for mask logits). Raises ExportError beyond the limits above, and where no engine is installed.
+    Figures are the largest absolute error, that error over the largest value, and the worst cosine of an output vector
+    (of a map, for mask logits). Raises ExportError beyond the limits above, and where no engine is installed.
     """
     from vocabseg.runtime.engines import CPU_ENGINES, installed, open_engine
 
@@ -102,10 +104,10 @@ def check_graph(
         for arrays, wanted in zip(inputs, expected, strict=True):
             found = engine.run(arrays)
             for (output, array), reference in zip(found.items(), wanted, strict=True):
-                _merge(figures.setdefault(output, {}), _compare(array, reference))
+                values = _compare(array, reference)
+                _enforce(f"{path.name} on {name}: output {output}", values, reference.ndim == 4)
+                _merge(figures.setdefault(output, {}), values)
         engine.close()
-        for output, values in figures.items():
-            _enforce(f"{path.name} on {name}: output {output}", values)
         report[engine.key] = figures
     return report
 
@@ -123,7 +125,7 @@ def _dynamic_shapes(inputs: Sequence[Dimensions]) -> tuple[dict[int, Any], ...]:
 
 
 def _tidy(model: Any, dimensions: Mapping[str, Dimensions]) -> None:
-    """Name the sizes of inputs and outputs, and drop what is no part of the graph: paths, stack traces, inner shapes."""
+    """Name the sizes of inputs and outputs; drop what is no part of the graph: paths, stack traces, inner shapes."""
     import onnx_ir
 
     graph = model.graph
@@ -217,9 +219,10 @@ def _merge(total: dict[str, float], values: Mapping[str, float]) -> None:
         total[key] = worst(total.get(key, value), value)
 
 
-def _enforce(what: str, values: Mapping[str, float]) -> None:
-    if values["cosine"] < COSINE_LIMIT or values["relative"] > RELATIVE_LIMIT:
+def _enforce(what: str, values: Mapping[str, float], maps: bool) -> None:
+    if values["cosine"] < COSINE_LIMIT or (maps and values["relative"] > RELATIVE_LIMIT):
         raise ExportError(
             f"{what} differs from PyTorch: cosine {values['cosine']:.7f} (at least {COSINE_LIMIT}), relative error "
-            f"{values['relative']:.1e} (at most {RELATIVE_LIMIT:.0e}); try other versions of torch, onnxscript or the engine"
+            f"{values['relative']:.1e}{f' (at most {RELATIVE_LIMIT:.0e})' if maps else ''}; "
+            "try another version of torch or of the engine"
         )
