@@ -77,7 +77,7 @@ class Segmenter:
         """Run the text encoder for the names it has not seen yet; raises VocabularyError for names that are too long."""
         report = None if progress is None else lambda done, total: progress("encoding names", done, total)
         prompts = self.bundle.manifest.prompts
-        for prompt in dict.fromkeys([prompts.query, prompts.region]):
+        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
             self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
 
     def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:

@@ -1,0 +1,43 @@
+"""Engines: what is chosen, what is told, and that a graph that is none is refused in one line."""
+
+import numpy as np
+import pytest
+
+from vocabseg.runtime import engines
+from vocabseg.runtime.errors import EngineError
+
+
+def test_openvino_comes_first_and_onnxruntime_without_it(monkeypatch):
+    assert engines.choose().name == "openvino"
+    monkeypatch.setattr(engines, "installed", lambda name: name == "onnxruntime")
+    choice = engines.choose()
+    assert choice.key == "onnxruntime-cpu-float32"
+    assert "OpenVINO" in choice.reason
+    with pytest.raises(EngineError, match="pip install openvino"):
+        engines.choose("openvino")
+    monkeypatch.setattr(engines, "installed", lambda name: False)
+    with pytest.raises(EngineError, match=r"vocabseg\[cpu\]"):
+        engines.choose()
+
+
+@pytest.mark.parametrize("text", ["0", "two", "-1", "1.5"])
+def test_a_thread_count_that_is_none_is_told(monkeypatch, text):
+    monkeypatch.setenv("VOCABSEG_THREADS", text)
+    with pytest.raises(EngineError, match="VOCABSEG_THREADS"):
+        engines.thread_count()
+
+
+def test_the_thread_count_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("VOCABSEG_THREADS", "3")
+    assert engines.thread_count() == 3
+    monkeypatch.delenv("VOCABSEG_THREADS")
+    assert engines.thread_count() >= 1
+
+
+@pytest.mark.parametrize("name", list(engines.CPU_ENGINES))
+def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path, name):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"this is no graph")
+    with pytest.raises(EngineError, match=r"broken\.onnx") as caught:
+        engines.open_engine(path, name).run({"x": np.zeros(1, np.float32)})
+    assert "\n" not in str(caught.value)
