@@ -1,0 +1,212 @@
+"""COCO's panoptic and instance annotation files, and a data set made of either or both."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vocabseg.benchmarks.datasets.dataset import (
+    IGNORE,
+    IGNORE_WIDE,
+    DatasetError,
+    ObjectTruth,
+    PanopticSegment,
+    Sample,
+)
+from vocabseg.benchmarks.datasets.label_maps import read_pixels
+
+
+class Category(msgspec.Struct, frozen=True):
+    """A class as a COCO file lists it; instance files leave `isthing` out, all of theirs are things."""
+
+    id: int
+    name: str
+    isthing: int = 1
+
+
+class ImageEntry(msgspec.Struct, frozen=True):
+    """An image as a COCO file lists it."""
+
+    id: int | str
+    file_name: str
+    height: int
+    width: int
+
+
+class SegmentEntry(msgspec.Struct, frozen=True):
+    """A segment of a panoptic annotation; `id` is its colour, red + 256 green + 65536 blue."""
+
+    id: int
+    category_id: int
+    iscrowd: int = 0
+
+
+class PanopticEntry(msgspec.Struct, frozen=True):
+    """The panoptic annotation of one image."""
+
+    image_id: int | str
+    file_name: str
+    segments_info: list[SegmentEntry]
+
+
+class ObjectEntry(msgspec.Struct, frozen=True):
+    """One object of an instance annotation: polygons, run lengths or compressed run lengths."""
+
+    image_id: int | str
+    category_id: int
+    segmentation: list[list[float]] | dict[str, Any]
+    area: float = 0.0
+    iscrowd: int = 0
+
+
+class PanopticFile(msgspec.Struct, frozen=True):
+    """panoptic_<split>.json."""
+
+    images: list[ImageEntry]
+    annotations: list[PanopticEntry]
+    categories: list[Category]
+
+
+class InstancesFile(msgspec.Struct, frozen=True):
+    """instances_<split>.json."""
+
+    images: list[ImageEntry]
+    annotations: list[ObjectEntry]
+    categories: list[Category]
+
+
+def read_panoptic_file(path: Path) -> PanopticFile:
+    """Decode a panoptic annotation file; raises DatasetError where it is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PanopticFile)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no panoptic annotation file ({error}): copy it again") from None
+
+
+def read_instances_file(path: Path) -> InstancesFile:
+    """Decode an instance annotation file; raises DatasetError where it is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=InstancesFile)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no instance annotation file ({error}): copy it again") from None
+
+
+class PanopticTruth:
+    """Panoptic annotations by image id, with class indices instead of category ids."""
+
+    def __init__(self, file: PanopticFile, folder: Path, indices: Mapping[int, int]):
+        self._folder = folder
+        self._entries = {str(entry.image_id): entry for entry in file.annotations}
+        self._indices = dict(indices)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._entries
+
+    def __call__(self, image_id: str) -> tuple[np.ndarray, list[PanopticSegment]]:
+        entry = self._entries[image_id]
+        path = self._folder / entry.file_name
+        pixels = read_pixels(path)
+        if pixels.ndim != 3:
+            raise DatasetError(f"{path} has one channel: a panoptic segmentation is coloured")
+        red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
+        segments = []
+        for segment in entry.segments_info:
+            if segment.category_id not in self._indices:
+                raise DatasetError(f"{path} has a segment of category {segment.category_id}, which is not listed")
+            segments.append(PanopticSegment(segment.id, self._indices[segment.category_id], bool(segment.iscrowd)))
+        return red + 256 * green + 65536 * blue, segments
+
+
+class InstanceTruth:
+    """Objects by image id, with class indices instead of category ids and masks as compressed run lengths."""
+
+    def __init__(self, file: InstancesFile, indices: Mapping[int, int]):
+        self._sizes = {str(image.id): (image.height, image.width) for image in file.images}
+        self._entries: dict[str, list[ObjectEntry]] = {}
+        for entry in file.annotations:
+            self._entries.setdefault(str(entry.image_id), []).append(entry)
+        self._indices = dict(indices)
+
+    def __call__(self, image_id: str) -> list[ObjectTruth]:
+        objects = []
+        for entry in self._entries.get(image_id, []):
+            mask = compressed(entry.segmentation, self._sizes[image_id])
+            area = entry.area or _mask_area(mask)
+            objects.append(ObjectTruth(self._indices[entry.category_id], mask, area, bool(entry.iscrowd)))
+        return objects
+
+
+def compressed(segmentation: Sequence[Sequence[float]] | Mapping[str, Any], size: tuple[int, int]) -> dict[str, object]:
+    """Any of COCO's three forms of a mask as compressed run lengths with text counts."""
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    if isinstance(segmentation, Mapping):
+        if isinstance(segmentation["counts"], str):
+            return {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
+        encoded = coco_mask.frPyObjects(dict(segmentation), height, width)
+    else:
+        encoded = coco_mask.merge(coco_mask.frPyObjects([list(polygon) for polygon in segmentation], height, width))
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+
+def _mask_area(mask: Mapping[str, Any]) -> float:
+    from pycocotools import mask as coco_mask
+
+    return float(coco_mask.area({"size": mask["size"], "counts": mask["counts"].encode("ascii")}))
+
+
+class CocoDataset:
+    """Images with panoptic segments, objects, or both; label maps are made of the segments."""
+
+    seen: tuple[bool, ...] | None = None
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        things: frozenset[int],
+        samples: Sequence[Sample],
+        panoptic: PanopticTruth | None = None,
+        instances: InstanceTruth | None = None,
+    ):
+        self.name = name
+        self.classes = tuple(classes)
+        self.things = things
+        self.ignore_index = IGNORE if len(classes) <= IGNORE else IGNORE_WIDE
+        self.evaluation_sets: dict[str, tuple[int, ...]] = {}
+        self._samples = list(samples)
+        self._panoptic = panoptic
+        self._instances = instances
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def samples(self) -> list[Sample]:
+        """Every image, in the order of the annotation file."""
+        return list(self._samples)
+
+    def labels(self, sample: Sample) -> np.ndarray | None:
+        """The class of each pixel's segment; None where there are only objects."""
+        truth = self.panoptic(sample)
+        return None if truth is None else labels_of(*truth, self.ignore_index)
+
+    def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
+        return None if self._panoptic is None else self._panoptic(sample.image_id)
+
+    def instances(self, sample: Sample) -> list[ObjectTruth] | None:
+        return None if self._instances is None else self._instances(sample.image_id)
+
+
+def labels_of(segmentation: np.ndarray, segments: Sequence[PanopticSegment], ignore_index: int) -> np.ndarray:
+    """The label map (H, W) of a panoptic segmentation; pixels of no segment are ignored."""
+    known, places = np.unique(segmentation, return_inverse=True)
+    by_id = {segment.id: segment.class_index for segment in segments}
+    values = np.array([by_id.get(int(identity), ignore_index) for identity in known])
+    dtype = np.uint8 if ignore_index == IGNORE else np.uint16
+    return values.astype(dtype)[places].reshape(segmentation.shape)
