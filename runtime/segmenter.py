@@ -101,7 +101,7 @@ class Segmenter:
         tick("finding proposals", 0, 1)
         outputs = self.engine("proposal").run({"image": network_input})
         mask_logits, query_embeddings = outputs["mask_logits"][0], outputs["query_embeddings"][0]
-        return self._describe(pixels, resized, mask_logits, query_embeddings, padded, tick)
+        return self.describe(pixels, resized, mask_logits, query_embeddings, padded, tick)
 
     def regions(self, image: Any, masks: np.ndarray, progress: Progress | None = None) -> Regions:
         """Regions from masks of one's own, (N, H, W) bool or float probabilities in 0..1, of the image's size.
@@ -111,26 +111,32 @@ class Segmenter:
         """
         pixels = load_image(image)
         size = (pixels.shape[0], pixels.shape[1])
-        return self._describe(pixels, pixels, _mask_logits(masks, size), None, size, progress or _silent)
+        return self.describe(pixels, pixels, _mask_logits(masks, size), None, size, progress)
 
-    def _describe(
+    def describe(
         self,
-        pixels: np.ndarray,
+        image: np.ndarray,
         resized: np.ndarray,
         mask_logits: np.ndarray,
         query_embeddings: np.ndarray | None,
         padded: Size,
-        tick: Progress,
+        progress: Progress | None = None,
     ) -> Regions:
+        """Regions from proposals that are already there: thresholds the masks, cuts and encodes their crops.
+
+        image (H, W, 3) and resized (h, w, 3) uint8 RGB, mask_logits (N, hm, wm) float32 over `padded` (Hp, Wp),
+        query_embeddings (N, Dq) float32, or None for masks without queries.
+        """
         manifest = self.bundle.manifest
         size = (resized.shape[0], resized.shape[1])
         boxes, areas = self.kernels.region_boxes(mask_logits, padded, size, manifest.region.mask_threshold)
         valid = areas > 0
         embeddings = None
         if manifest.ensemble.enabled or query_embeddings is None:
-            embeddings = self._encode(resized, mask_logits, padded, boxes[valid], np.flatnonzero(valid), tick)
+            indices = np.flatnonzero(valid)
+            embeddings = self._encode(resized, mask_logits, padded, boxes[valid], indices, progress or _silent)
         return Regions(
-            image=pixels,
+            image=image,
             image_size=size,
             padded_size=padded,
             mask_logits=mask_logits,
@@ -144,23 +150,18 @@ class Segmenter:
             kernels=self.kernels,
         )
 
-    def _encode(
-        self,
-        resized: np.ndarray,
-        mask_logits: np.ndarray,
-        padded: Size,
-        boxes: np.ndarray,
-        indices: np.ndarray,
-        tick: Progress,
-    ) -> np.ndarray:
-        """Unit-length embeddings (V, D) of the regions, chunk by chunk so that memory stays bounded."""
+    def crops(
+        self, resized: np.ndarray, mask_logits: np.ndarray, padded: Size, boxes: np.ndarray, indices: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, slice]]:
+        """The encoder's input for V regions, in chunks: (crops (v, 3, S, S) float32, which of the regions they are).
+
+        boxes (V, 4) int32 are the tight ones, indices (V,) say which mask belongs to each.
+        """
         spec = self.bundle.manifest.region
         boxes = expand_boxes(boxes, spec.expand_ratio, (resized.shape[0], resized.shape[1]))
         mean = np.array(spec.mean) * 255
         fill = mean if spec.mask_fill == "mean" else np.zeros(3)
-        chunks = []
         for start in range(0, len(boxes), CROPS_PER_CHUNK):
-            tick("encoding regions", start, len(boxes))
             part = slice(start, start + CROPS_PER_CHUNK)
             crops = self.kernels.crop_regions(
                 resized,
@@ -175,11 +176,25 @@ class Segmenter:
                 np.array(spec.std) * 255,
                 spec.crop_size,
             )
+            yield crops, part
+
+    def _encode(
+        self,
+        resized: np.ndarray,
+        mask_logits: np.ndarray,
+        padded: Size,
+        boxes: np.ndarray,
+        indices: np.ndarray,
+        tick: Progress,
+    ) -> np.ndarray:
+        """Unit-length embeddings (V, D) of the regions, chunk by chunk so that memory stays bounded."""
+        if not len(boxes):
+            return np.zeros((0, int(self.bundle.graph("image_encoder").outputs[0].shape[-1])), np.float32)
+        chunks = []
+        for crops, part in self.crops(resized, mask_logits, padded, boxes, indices):
+            tick("encoding regions", part.start, len(boxes))
             chunks.append(self.engine("image_encoder").run({"crops": crops})["image_features"])
         tick("encoding regions", len(boxes), len(boxes))
-        if not chunks:
-            dimensions = self.bundle.graph("image_encoder").outputs[0].shape[-1]
-            return np.zeros((0, int(dimensions)), np.float32)
         features = np.concatenate(chunks).astype(np.float32, copy=False)
         return features / np.linalg.norm(features, axis=1, keepdims=True)
 

@@ -130,11 +130,14 @@ VOCABSEG_HD float sample_mask(const float* mask, int width, const LinearTap& row
 
 // --- Threshold and sigmoid ------------------------------------------------------------------------------------------
 
-// sigmoid(x) > t is asked as x > log(t / (1 - t)), so no rounding of an exponential decides whether a pixel is inside.
+// A pixel is inside when its probability, rounded to float32, exceeds the threshold: its exact probability then lies above
+// the middle between the threshold and the next float. Asked of the logit, no rounding of an exponential decides.
 VOCABSEG_HD float threshold_logit(double threshold) {
-    if (threshold <= 0.0) return -INFINITY;
-    if (threshold >= 1.0) return INFINITY;
-    return static_cast<float>(log(threshold / (1.0 - threshold)));
+    const float rounded = static_cast<float>(threshold);
+    if (rounded < 0.0f) return -INFINITY;
+    const double middle = 0.5 * (static_cast<double>(rounded) + static_cast<double>(nextafterf(rounded, 2.0f)));
+    if (middle >= 1.0) return INFINITY;
+    return static_cast<float>(log(middle / (1.0 - middle)));
 }
 
 VOCABSEG_HD bool is_inside(float logit, float logit_threshold) { return logit > logit_threshold; }

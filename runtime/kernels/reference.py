@@ -192,12 +192,18 @@ def upsample(map_: Array, full_size: Sequence[int], kept_size: Sequence[int]) ->
 
 
 def threshold_logit(threshold: float) -> np.float32:
-    """The logit at which the probability is `threshold`: comparing logits, no rounding of an exponential decides."""
-    if threshold <= 0:
+    """The logit above which a probability, rounded to float32, exceeds `threshold`.
+
+    That is where the exact probability lies above the middle between the threshold and the next float; comparing logits,
+    no rounding of an exponential decides.
+    """
+    rounded = np.float32(threshold)
+    if rounded < 0:
         return np.float32(-np.inf)
-    if threshold >= 1:
+    middle = 0.5 * (float(rounded) + float(np.nextafter(rounded, np.float32(2))))
+    if middle >= 1:
         return np.float32(np.inf)
-    return np.float32(math.log(threshold / (1.0 - threshold)))
+    return np.float32(math.log(middle / (1.0 - middle)))
 
 
 def sigmoid(logits: Array) -> Array:
