@@ -232,7 +232,7 @@ def _load_prompt(
             f"--set prompt.{side}=vild"
         )
     width = clip.token_embedding.shape[1]
-    expected = {name: (1, width) for name in SIGNAL_TOKENS}
+    expected = dict.fromkeys(SIGNAL_TOKENS, (1, width))
     for name in ("prefix_prompt", "suffix_prompt"):
         if name in tensors:
             rows = tensors[name].shape[0] if tensors[name].ndim else 0

@@ -1,0 +1,99 @@
+"""The PyTorch reference against the published code's outputs: every network golden, and every stage of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests import parity
+from tests.reference_cases import BIG_CASES, SMALL_CASES, case_model
+from vocabseg.export.checkpoint import Model
+from vocabseg.export.config import Configuration
+from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
+
+torch.set_num_threads(2)
+
+
+Case = tuple[dict[str, np.ndarray], dict[str, Any], Configuration, Model]
+
+
+@pytest.fixture(
+    scope="module", params=[*SMALL_CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in BIG_CASES)]
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    """Both tests of a case run before the next one, so that its model is made once."""
+    return case_model(request.param)
+
+
+def test_network_golden(case: Case) -> None:
+    golden, meta, configuration, model = case
+    segmenter = ReferenceSegmenter(model, configuration)
+    images = [golden[f"image_{index}"] for index in range(len(meta["images"]))]
+    for index, output in enumerate(segmenter.segment(images, meta["classes"], meta["trainable_flag"])):
+        _check_first_stage(golden, index, output)
+        shift = _check_second_stage(
+            golden, index, output, crop_tolerance=5e-4 if configuration.region.matting else 1e-4
+        )
+        print(
+            f"{name}[{index}]: labels {parity.check_labels(golden, index, output.labels.numpy(), shift):.6f}, shift {shift:.3g}"
+        )
+
+
+def test_second_stage_from_the_golden_proposals(case: Case) -> None:
+    """With the golden's own mask logits no mask flips, and the whole contract holds for every region and pixel."""
+    golden, meta, configuration, model = case
+    if "pred_masks" not in golden:
+        pytest.skip("this golden holds a part of the mask logits only")
+    segmenter = ReferenceSegmenter(model, configuration)
+    text = segmenter.text_embeddings(meta["classes"])
+    for index in range(len(meta["images"])):
+        output = segmenter.classify(
+            golden[f"image_{index}"],
+            golden[f"resized_{index}"].transpose(1, 2, 0),
+            torch.from_numpy(golden["pred_masks"][index]),
+            torch.from_numpy(golden["class_embed"][index]),
+            text,
+            meta["trainable_flag"],
+        )
+        binary = np.unpackbits(golden[f"binmask_{index}"], count=output.binary_masks.numel())
+        np.testing.assert_array_equal(binary.reshape(output.binary_masks.shape), output.binary_masks.numpy())
+        steady = {**golden, f"near_{index}": np.zeros_like(golden[f"near_{index}"])}
+        assert _check_second_stage(steady, index, output) == 0.0
+        parity.check_labels(golden, index, output.labels.numpy())
+        _check_scores(golden, index, output.class_scores.numpy())
+
+
+def _check_first_stage(golden: dict[str, np.ndarray], index: int, output: ReferenceOutput) -> None:
+    np.testing.assert_array_equal(output.resized.transpose(2, 0, 1), golden[f"resized_{index}"])
+    parity.check_mask_logits(golden, index, output.mask_logits.numpy())
+    parity.check_close("query embeddings", output.query_embeddings.numpy(), golden["class_embed"][index], 1e-4)
+
+
+def _check_second_stage(
+    golden: dict[str, np.ndarray], index: int, output: ReferenceOutput, crop_tolerance: float = parity.CROP_TOLERANCE
+) -> float:
+    """Everything between the proposals and the labels; returns how far flipped pixels can have moved the scores."""
+    parity.check_close("text", output.query_text.numpy(), golden["text_query"], 1e-5)
+    if "text_region" in golden:
+        parity.check_close("region text", output.region_text.numpy(), golden["text_region"][:-1], 1e-5)
+    parity.check_close("query logits", output.query_logits.numpy(), golden[f"query_logits_{index}"], 1e-3)
+    every = np.arange(len(output.valid))
+    if f"valid_{index}" not in golden:
+        parity.check_probabilities(golden, index, output.class_probabilities.numpy(), every)
+        return 0.0
+    valid = output.valid.numpy()
+    boxes = np.zeros((len(valid), 4))
+    boxes[valid] = output.boxes.numpy()
+    assert output.crops is not None
+    assert output.region_embeddings is not None
+    parity.check_boxes(golden, index, boxes, valid)
+    parity.check_areas(golden, index, output.binary_masks.sum(dim=(1, 2)).numpy())
+    parity.check_crops(golden, index, output.crops.numpy(), every[valid], crop_tolerance)
+    parity.check_embeddings(golden, index, output.region_embeddings.numpy(), every[valid])
+    voters = every if len(output.class_probabilities) == len(every) else every[valid]
+    parity.check_probabilities(golden, index, output.class_probabilities.numpy(), voters)
+    return parity.flip_shift(golden, index, output.class_probabilities.numpy(), voters)
+
+
+def _check_scores(golden: dict[str, np.ndarray], index: int, scores: np.ndarray) -> None:
+    parity.check_close("class scores", scores[:, 3::8, 3::8], golden[f"scores_{index}"], 1e-3)
+    parity.check_close("mean scores", scores.mean(axis=(1, 2), dtype=np.float64), golden[f"score_mean_{index}"], 1e-4)
