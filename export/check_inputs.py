@@ -14,6 +14,7 @@ from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.geometry import expand_boxes, padded_size, resized_size
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.prompts import token_sequences
 from vocabseg.runtime.tokenizer import Tokenizer
 
 Arrays = dict[str, np.ndarray]
@@ -73,29 +74,24 @@ def image_inputs(crops: np.ndarray) -> list[Arrays]:
     return [*inputs, {"crops": crops}] if len(crops) else inputs
 
 
-def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], ids: int) -> list[Arrays]:
-    """Random ids below `ids` in two batch sizes, and some class names in each of the prompts."""
+def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
+    """Random token ids below `id_count` in two batch sizes, and some class names in each of the prompts."""
     context = tokenizer.context_length
     generator = np.random.default_rng(SEED)
     inputs = []
     for batch in (1, 3):
-        token_ids = generator.integers(0, ids, (batch, context))
+        token_ids = generator.integers(0, id_count, (batch, context))
         inputs.append({"token_ids": token_ids, "eot_index": generator.integers(0, context, batch)})
     for index, prompt in enumerate(prompts):
         if prompt in prompts[:index]:
             continue
-        rows = [_sequence(tokenizer, prompt, name) for name in NAMES]
-        padded = np.array([row + [0] * (context - len(row)) for row in rows], np.int64)
-        inputs.append({"token_ids": padded, "eot_index": np.array([len(row) - 1 for row in rows], np.int64)})
-    return inputs
-
-
-def _sequence(tokenizer: Tokenizer, prompt: PromptSpec, name: str) -> list[int]:
-    if prompt.kind == "learned":
-        inner = [*prompt.prefix_ids, *tokenizer.encode(name), *prompt.suffix_ids, *tokenizer.encode(".")]
-    else:
-        inner = tokenizer.encode(prompt.templates[0].format(name))
-    return [tokenizer.start_id, *inner[: tokenizer.context_length - 2], tokenizer.end_id]
+        sequences = [token_sequences(name, prompt, tokenizer)[0] for name in NAMES]
+        sequences = [sequence for sequence in sequences if len(sequence[0]) <= context]
+        token_ids = np.zeros((len(sequences), context), np.int64)
+        for row, (ids, _) in zip(token_ids, sequences, strict=True):
+            row[: len(ids)] = ids
+        inputs.append({"token_ids": token_ids, "eot_index": np.array([end for _, end in sequences], np.int64)})
+    return [arrays for arrays in inputs if len(arrays["eot_index"])]
 
 
 def _noise(*shape: int) -> np.ndarray:

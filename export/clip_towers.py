@@ -113,7 +113,8 @@ class TextTower(nn.Module):
         context = text.positional_embedding.shape[0]
         self.register_buffer("embedding", table)
         self.register_buffer("position", text.positional_embedding.detach())
-        mask = torch.full((context, context), float("-inf")).triu(1)
+        # Four axes, because TensorRT's parser takes no other masks for Attention.
+        mask = torch.full((1, 1, context, context), float("-inf")).triu(1)
         self.register_buffer("mask", mask if causal else None)
         self.register_buffer("places", torch.arange(context))
         self.blocks = text.transformer.resblocks

@@ -19,8 +19,8 @@ FUSED_OPSET = 23  # the first with Attention
 STRIDE = 32  # height and width of the proposal network's input are multiples of it
 INLINE_LIMIT = 1_000_000  # weights of at most this many bytes stay inside the .onnx file
 
-# The FP32 column of the parity contract asks for this cosine of region embeddings; every output is held to it. Maps, whose
-# single values decide about pixels, are also held to an error relative to their largest value.
+# The FP32 column of the parity contract asks for this cosine of region embeddings; every output is held to it. Maps,
+# whose single values decide about pixels, are also held to an error relative to their largest value.
 COSINE_LIMIT = 0.99999
 RELATIVE_LIMIT = 1e-3
 

@@ -1,0 +1,91 @@
+"""Exported bundles of the network goldens, each set of weights exported once.
+
+They are kept for the length of the test run, or longer in $VOCABSEG_TEST_CACHE, named after the shapes of
+the weights, the prompts and the exporter's code.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.golden import REPOSITORY
+from tests.reference_cases import case_model, shapes
+from vocabseg.export.bundle_writer import export_bundle
+from vocabseg.export.config import Configuration
+from vocabseg.runtime.bundle import MANIFEST, Manifest, RegionSpec, open_bundle, write_manifest
+
+
+def bundle_for_case(name: str) -> Path:
+    """The bundle of a network golden, with the case's weights and settings; skips where the golden is not there."""
+    _, _, configuration, model = case_model(name)
+    key = _key(name, configuration)
+    weights = cache_folder() / f"weights-{key}"
+    if not (weights / MANIFEST).is_file():
+        # A small photo is enough to check a graph, and quick.
+        small = msgspec.structs.replace(configuration.input, min_size=128, max_size=512)
+        export_bundle(model, msgspec.structs.replace(configuration, input=small), weights, name=name)
+    settings = _settings(configuration, open_bundle(weights, verify=False).manifest)
+    digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:12]
+    return copy_bundle_with(weights, cache_folder() / f"{name}-{key}-{digest}", name=name, **settings)
+
+
+def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:
+    """A bundle that shares its files with another (as hard links) and differs in entries of the manifest."""
+    if (folder / MANIFEST).is_file():
+        return folder
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    for path in bundle.iterdir():
+        if path.name != MANIFEST:
+            os.link(path, temporary / path.name)
+    manifest = open_bundle(bundle, verify=False).manifest
+    write_manifest(msgspec.structs.replace(manifest, **changes), temporary)
+    os.replace(temporary, folder)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def cache_folder() -> Path:
+    """Where the bundles are kept."""
+    chosen = os.environ.get("VOCABSEG_TEST_CACHE")
+    if chosen:
+        Path(chosen).mkdir(parents=True, exist_ok=True)
+        return Path(chosen)
+    folder = Path(tempfile.mkdtemp(prefix="vocabseg-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _settings(configuration: Configuration, manifest: Manifest) -> dict[str, Any]:
+    """What of a configuration stands in the manifest alone, and in no graph."""
+    region = RegionSpec(
+        **msgspec.structs.asdict(configuration.region), mean=manifest.region.mean, std=manifest.region.std
+    )
+    return {
+        "input": msgspec.convert(msgspec.to_builtins(configuration.input), type(manifest.input)),
+        "region": region,
+        "ensemble": msgspec.convert(msgspec.to_builtins(configuration.ensemble), type(manifest.ensemble)),
+    }
+
+
+def _key(name: str, configuration: Configuration) -> str:
+    """Names everything that the graphs of a case depend on."""
+    parts = [sorted(shapes(name).items()), msgspec.to_builtins(configuration.prompt), configuration.region.crop_size]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    digest.update(_code_digest())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _code_digest() -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted([*(REPOSITORY / "export").glob("*.py"), REPOSITORY / "runtime" / "bundle.py"]):
+        digest.update(path.read_bytes())
+    return digest.digest()
