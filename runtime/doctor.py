@@ -10,6 +10,7 @@ import msgspec
 
 from vocabseg.runtime import engines
 from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.threads import thread_count
 
 # Package -> what it is for and how it is had.
 PACKAGES = {
@@ -72,7 +73,7 @@ def _kernels() -> Finding:
         load_kernels("host")
     except EngineError as error:
         return Finding("host kernels", False, str(error))
-    return Finding("host kernels", True, f"built, {engines.thread_count()} threads")
+    return Finding("host kernels", True, f"built, {thread_count()} threads")
 
 
 def _processor() -> str:

@@ -1,6 +1,5 @@
 """Engines: a graph made runnable on one device, behind one small interface."""
 
-import os
 import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import msgspec
 import numpy as np
 
 from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.threads import thread_count
 
 Arrays = dict[str, np.ndarray]
 
@@ -76,16 +76,6 @@ def choose(engine: str | None = None, device: str = "auto", precision: str | Non
     else:
         reason = "it is installed, and OpenVINO, which is faster on a CPU, is not"
     return Choice(name=name, device="cpu", precision=precision or offered[0], reason=reason)
-
-
-def thread_count() -> int:
-    """Threads for engines and kernels: VOCABSEG_THREADS, else the CPUs that this process may use."""
-    text = os.environ.get("VOCABSEG_THREADS", "")
-    if text:
-        if not text.isdigit() or int(text) < 1:
-            raise EngineError(f"VOCABSEG_THREADS is {text!r}: set it to a whole number of at least 1")
-        return int(text)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Engine:

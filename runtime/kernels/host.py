@@ -4,17 +4,14 @@ Results do not depend on the number of threads, which is the argument `threads`,
 VOCABSEG_THREADS, else the number of CPUs that the process may use.
 """
 
-import math
-import os
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from vocabseg.runtime import _host
 from vocabseg.runtime.kernels import checks
 from vocabseg.runtime.kernels.checks import Array
+from vocabseg.runtime.threads import thread_count
 
 
 def resize_normalize(
@@ -137,35 +134,3 @@ def resample_masks(
     probabilities = np.empty((len(masks), *output_size), np.float32)
     _host.resample_masks(masks, padded_size, image_size, thread_count(threads), probabilities)
     return probabilities
-
-
-def thread_count(wanted: int | None = None) -> int:
-    """Threads to use: `wanted`, else VOCABSEG_THREADS, else the CPUs that the process may use.
-
-    Raises ValueError for a count below 1 or one that is no number.
-    """
-    if wanted is None:
-        setting = os.environ.get("VOCABSEG_THREADS", "").strip()
-        if not setting:
-            return usable_cpus()
-        if not setting.isdecimal():
-            raise ValueError(f"VOCABSEG_THREADS is {setting!r}: give a whole number from 1 on")
-        wanted = int(setting)
-    if wanted < 1:
-        raise ValueError(f"the number of threads is {wanted}: give 1 or more")
-    return min(wanted, 1024)
-
-
-@cache
-def usable_cpus() -> int:
-    """CPUs this process may run on: its affinity, and on Linux the control group's quota, rounded up."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no control group, or the quota "max"
-        pass
-    return max(count, 1)

@@ -20,20 +20,6 @@ def test_openvino_comes_first_and_onnxruntime_without_it(monkeypatch):
         engines.choose()
 
 
-@pytest.mark.parametrize("text", ["0", "two", "-1", "1.5"])
-def test_a_thread_count_that_is_none_is_told(monkeypatch, text):
-    monkeypatch.setenv("VOCABSEG_THREADS", text)
-    with pytest.raises(EngineError, match="VOCABSEG_THREADS"):
-        engines.thread_count()
-
-
-def test_the_thread_count_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("VOCABSEG_THREADS", "3")
-    assert engines.thread_count() == 3
-    monkeypatch.delenv("VOCABSEG_THREADS")
-    assert engines.thread_count() >= 1
-
-
 @pytest.mark.parametrize("name", list(engines.CPU_ENGINES))
 def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path, name):
     path = tmp_path / "broken.onnx"

@@ -187,21 +187,6 @@ def test_calls_from_several_threads_at_once() -> None:
     np.testing.assert_equal(results, [wanted] * 4)
 
 
-def test_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VOCABSEG_THREADS", raising=False)
-    assert host_kernels.thread_count() == host_kernels.usable_cpus() >= 1
-    assert host_kernels.thread_count(7) == 7
-    monkeypatch.setenv("VOCABSEG_THREADS", "3")
-    assert host_kernels.thread_count() == 3
-    assert host_kernels.thread_count(2) == 2
-    for setting in ("many", "-1", "1.5"):
-        monkeypatch.setenv("VOCABSEG_THREADS", setting)
-        with pytest.raises(ValueError, match=f"VOCABSEG_THREADS is '{setting}'"):
-            host_kernels.thread_count()
-    with pytest.raises(ValueError, match="number of threads is 0"):
-        host_kernels.thread_count(0)
-
-
 sides = st.integers(1, 70)
 
 
