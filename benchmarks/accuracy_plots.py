@@ -18,6 +18,8 @@ SEEN, UNSEEN, MUTED = "#0072b2", "#d55e00", "#777777"
 DPI = 110
 # Bars in one column, and columns beside each other, before the middle of the ranking is left out.
 ROWS, COLUMNS = 60, 4
+# With fewer classes than this, a picture of how their IoUs are distributed says nothing new.
+HISTOGRAM_CLASSES = 20
 # Classes of a confusion matrix, before only the most confused ones are shown.
 MATRIX_CLASSES = 30
 NAME_LENGTH = 26
@@ -36,48 +38,57 @@ def plot_classes(accuracy: Accuracy, path: Path) -> None:
         raise ValueError("no class occurs in the truth: there is nothing to draw")
     shown, left_out = ranked, 0
     if len(ranked) > ROWS * COLUMNS:
-        half = ROWS * COLUMNS // 2
-        shown, left_out = ranked[:half] + ranked[-half:], len(ranked) - 2 * half
+        kept = ROWS * COLUMNS // 2
+        shown, left_out = ranked[:kept] + ranked[-kept:], len(ranked) - 2 * kept
     columns = -(-len(shown) // ROWS)
     rows = -(-len(shown) // columns)
-    width, head = max(7.5, 4.1 * columns), 2.6
-    figure = Figure(figsize=(width, head + 0.4 + 0.19 * rows), dpi=DPI, layout="constrained")
-    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[head, 0.4 + 0.19 * rows]))
-    _histogram(top.subplots(1, 1), accuracy, metrics, ranked)
+    body = 0.4 + 0.19 * rows
+    head = 2.6 if len(ranked) >= HISTOGRAM_CLASSES else 0.6
+    figure = Figure(figsize=(max(7.5, 4.1 * columns), head + body), dpi=DPI, layout="constrained")
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[head, body]))
+    _head(top.subplots(1, 1), accuracy, metrics, ranked)
     axes = bottom.subplots(1, columns, squeeze=False)[0]
     for column, part in enumerate(axes):
         _bars(part, accuracy, metrics, shown[column * rows : (column + 1) * rows], column * rows, left_out, rows)
-    bottom.supxlabel("IoU of each class, %", fontsize=9)
+    half = len(shown) // 2
+    note = f"; ranks {half + 1} to {half + left_out} are left out" if left_out else ""
+    bottom.supxlabel(f"IoU of each class, %{note}", fontsize=9)
     _save(figure, path)
 
 
-def _histogram(axes: "Axes", accuracy: Accuracy, metrics: SemanticMetrics, ranked: list[int]) -> None:
+def _head(axes: "Axes", accuracy: Accuracy, metrics: SemanticMetrics, ranked: list[int]) -> None:
+    """Title and legend, and how many classes have which IoU where there are enough of them."""
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     groups = _groups(accuracy, ranked)
+    handles = []
+    for name, colour, members in groups:
+        figure = _group_miou(metrics, name)
+        text = f"{name}, {len(members)} classes: mIoU {'-' if figure is None else f'{figure:.1f}'}"
+        handles.append(Patch(color=colour, label=text))
+    axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper left", ncols=len(groups))
+    source = accuracy.source
+    title = f"{source.get('model', 'model')} on {accuracy.dataset}: mIoU {metrics.miou or 0:.2f}"
+    title += f" over {accuracy.images} images ({source.get('engine', 'unknown engine')})"
+    axes.set_title(title, fontsize=10, loc="left")
+    if len(ranked) < HISTOGRAM_CLASSES:
+        axes.axis("off")
+        return
     values = [[metrics.iou[index] or 0.0 for index in members] for _, _, members in groups]
     colours = [colour for _, colour, _ in groups]
-    labels = []
-    for name, _, members in groups:
-        figure = _group_miou(metrics, name)
-        labels.append(f"{name}, {len(members)} classes: mIoU {'-' if figure is None else f'{figure:.1f}'}")
-    axes.hist(values, bins=list(range(0, 101, 5)), stacked=True, color=colours, label=labels, edgecolor="white")
+    axes.hist(values, bins=list(range(0, 101, 5)), stacked=True, color=colours, edgecolor="white")
     for name, colour, _ in groups:
         figure = _group_miou(metrics, name)
         if figure is not None:
-            axes.axvline(figure, color=colour, linestyle="--", linewidth=1.2)
+            axes.axvline(figure, ymax=0.82, color=colour, linestyle="--", linewidth=1.2)
     axes.set_xlim(0, 100)
     axes.set_xlabel("IoU, %", fontsize=9)
     axes.set_ylabel("classes", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.02), ncols=len(groups))
     axes.margins(y=0.28)
-    source = accuracy.source
-    title = f"{source.get('model', 'model')} on {accuracy.dataset}: mIoU {metrics.miou or 0:.2f}"
-    title += f" over {accuracy.images} images ({source.get('engine', 'unknown engine')})"
-    axes.set_title(title, fontsize=10, loc="left")
 
 
 def _group_miou(metrics: SemanticMetrics, name: str) -> float | None:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 DPI = 110
 # Longer side of a picture in pixels, and how much of the class colour covers the photo.
 LONGEST, OPACITY = 420, 0.78
-# Classes named beside a row.
-NAMED = 9
+# Inches of one line of a row's list of classes.
+LINE = 0.2
 UNLABELLED = (238, 238, 238)
 NAME_LENGTH = 24
+# Inches: the width of a picture, and what a row needs besides.
+CELL, TITLE = 3.1, 0.32
 
 
 def plot_examples(evaluation: Evaluation, path: Path) -> None:
@@ -27,22 +29,21 @@ def plot_examples(evaluation: Evaluation, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [("worst", example) for example in evaluation.worst] + [("best", example) for example in evaluation.best]
-    heights = [min(1.6, max(0.45, example.truth.shape[0] / example.truth.shape[1])) for _, example in rows]
-    cell = 3.1
-    figure = Figure(
-        figsize=(3 * cell + 2.9, sum(cell * h + 0.32 for h in heights) + 0.5), dpi=DPI, layout="constrained"
-    )
-    ratios = [cell * height + 0.32 for height in heights]
+    heights = [CELL * min(1.15, max(0.45, example.truth.shape[0] / example.truth.shape[1])) for _, example in rows]
+    size = (3 * CELL + 2.9, sum(heights) + TITLE * len(rows) + 0.5)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    ratios = [height + TITLE for height in heights]
     grid = figure.subplots(len(rows), 4, squeeze=False, width_ratios=[1, 1, 1, 0.9], height_ratios=ratios)
-    for axes, (kind, example) in zip(grid, rows, strict=True):
-        _row(axes, evaluation, kind, example)
-    for axes, title in zip(grid[0], ("image", "truth", "prediction", "share of the pixels"), strict=True):
-        axes.text(0.5, 1.16, title, transform=axes.transAxes, ha="center", fontsize=11)
+    for axes, (kind, example), height in zip(grid, rows, heights, strict=True):
+        _row(axes, evaluation, kind, example, int(height / LINE) - 1)
+    for axes, title in zip(grid[0], ("image", "truth", "prediction", "% of the pixels"), strict=True):
+        place = {"xytext": (0, 24), "textcoords": "offset points", "xycoords": "axes fraction"}
+        axes.annotate(title, (0.5, 1), ha="center", fontsize=11, **place)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
-def _row(axes: "np.ndarray", evaluation: Evaluation, kind: str, example: Example) -> None:
+def _row(axes: "np.ndarray", evaluation: Evaluation, kind: str, example: Example, lines: int) -> None:
     classes = evaluation.accuracy.classes
     step = max(1, -(-max(example.truth.shape) // LONGEST))
     truth = np.where(example.truth == evaluation.ignore_index, -1, example.truth.astype(np.int64))
@@ -61,7 +62,7 @@ def _row(axes: "np.ndarray", evaluation: Evaluation, kind: str, example: Example
         part.set_yticks([])
     axes[0].set_title(f"{kind}: {example.image.stem}", fontsize=8.5, loc="left")
     axes[2].set_title(f"mIoU {example.miou:.1f} %", fontsize=8.5, loc="right")
-    _legend(axes[3], evaluation, present, colours, true_area / truth.size, found_area / labels.size)
+    _legend(axes[3], evaluation, present, colours, (true_area / truth.size, found_area / labels.size), lines)
 
 
 def _painted(labels: np.ndarray, image: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -81,29 +82,29 @@ def _legend(
     evaluation: Evaluation,
     present: list[int],
     colours: np.ndarray,
-    true_share: np.ndarray,
-    found_share: np.ndarray,
+    shares: tuple[np.ndarray, np.ndarray],
+    lines: int,
 ) -> None:
+    """The classes with the most pixels, their colours, and their shares of truth and prediction."""
     from matplotlib.patches import Rectangle
 
     accuracy = evaluation.accuracy
     axes.axis("off")
     axes.set_xlim(0, 1)
-    axes.set_ylim(NAMED + 1.2, -0.6)
-    axes.text(0.78, 0, "truth", fontsize=7.5, ha="right", va="center", color="#777777")
+    axes.set_ylim(lines + 0.5, -0.5)
+    axes.text(0.8, 0, "truth", fontsize=7.5, ha="right", va="center", color="#777777")
     axes.text(1.0, 0, "found", fontsize=7.5, ha="right", va="center", color="#777777")
-    for place, index in enumerate(present[:NAMED], start=1):
+    named = present if len(present) < lines else present[: max(1, lines - 1)]
+    unseen = [accuracy.seen is not None and not accuracy.seen[index] for index in named]
+    for place, (index, starred) in enumerate(zip(named, unseen, strict=True), start=1):
         axes.add_patch(Rectangle((0, place - 0.32), 0.05, 0.64, color=colours[index] / 255))
-        unseen = accuracy.seen is not None and not all(accuracy.seen) and not accuracy.seen[index]
         name = accuracy.classes[index]
-        name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
-        name = name.replace("$", r"\$") + (" *" if unseen else "")
-        axes.text(0.08, place, name, fontsize=8, va="center")
-        for right, share in ((0.78, true_share[index]), (1.0, found_share[index])):
-            axes.text(right, place, f"{100 * share:.0f}" if share else "-", fontsize=8, ha="right", va="center")
-    notes = []
-    if len(present) > NAMED:
-        notes.append(f"and {len(present) - NAMED} more")
-    if accuracy.seen is not None and not all(accuracy.seen):
+        name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip(" ,") + "…"
+        axes.text(0.08, place, name.replace("$", r"\$") + (" *" if starred else ""), fontsize=8, va="center")
+        for right, share in zip((0.8, 1.0), shares, strict=True):
+            text = f"{100 * share[index]:.0f}" if share[index] else "-"
+            axes.text(right, place, text, fontsize=8, ha="right", va="center")
+    notes = [f"and {len(present) - len(named)} more"] if len(present) > len(named) else []
+    if any(unseen):
         notes.append("* unseen in training")
-    axes.text(0, NAMED + 0.9, "; ".join(notes), fontsize=7, color="#777777", va="center")
+    axes.text(0, len(named) + 1, "; ".join(notes), fontsize=7, color="#777777", va="center")
