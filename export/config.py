@@ -1,6 +1,5 @@
 """Configurations: one TOML file per published setting, overrides as "section.key=value", and files of one's own."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.settings import nearest, parse_value, split_override
 
 FOLDER = Path(__file__).parent / "configs"
 PROMPT_KINDS = ("single", "vild", "imagenet", "learned")
@@ -128,14 +128,8 @@ def _find(name: str) -> Path:
         return path
     names = list_configurations()
     if name not in names:
-        raise ConfigurationError(f"unknown configuration {name!r}: {_nearest(name, names)}")
+        raise ConfigurationError(f"unknown configuration {name!r}: {nearest(name, names)}")
     return FOLDER / f"{name}.toml"
-
-
-def _nearest(word: str, known: Iterable[str], count: int = 3) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -151,34 +145,23 @@ def _fields(section: str) -> dict[str, msgspec.structs.FieldInfo]:
 
 def _check_key(section: str, key: str | None, where: str) -> None:
     if section not in _SECTIONS:
-        raise ConfigurationError(f"{where}: there is no section {section!r}; {_nearest(section, _SECTIONS)}")
+        raise ConfigurationError(f"{where}: there is no section {section!r}; {nearest(section, _SECTIONS)}")
     if key is not None and key not in _fields(section):
-        raise ConfigurationError(f"{where}: [{section}] has no key {key!r}; {_nearest(key, _fields(section))}")
+        raise ConfigurationError(f"{where}: [{section}] has no key {key!r}; {nearest(key, _fields(section))}")
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    place, equals, text = override.partition("=")
-    section, dot, key = place.strip().partition(".")
-    if not equals or not dot:
-        raise ConfigurationError(f"cannot read {override!r}: write section.key=value, such as ensemble.weight=0.5")
-    _check_key(section, key, f"cannot set {place.strip()}")
+    section, key, text = split_override(override)
+    _check_key(section, key, f"cannot set {section}.{key}")
     table = data.setdefault(section, {})
     if not isinstance(table, dict):
         raise ConfigurationError(
             f"[{section}] is not a table of keys but {table!r}: write [{section}] on a line of its own"
         )
-    if text.strip().lower() == "none" and not _fields(section)[key].required:
+    if text.lower() == "none" and not _fields(section)[key].required:
         table.pop(key, None)
     else:
-        table[key] = _value(text.strip())
-
-
-def _value(text: str) -> Any:
-    try:
-        document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return document["value"] if list(document) == ["value"] else text
+        table[key] = parse_value(text)
 
 
 def _convert(data: dict[str, Any], path: Path) -> Configuration:
@@ -221,7 +204,7 @@ def _check_prompts(configuration: Configuration) -> None:
     for side, prompt in (("query", configuration.prompt.query), ("region", configuration.prompt.region)):
         if isinstance(prompt, str) and prompt not in PROMPT_KINDS:
             raise ConfigurationError(
-                f"prompt.{side} cannot be {prompt!r}: {_nearest(prompt, PROMPT_KINDS)} (or a list of templates)"
+                f"prompt.{side} cannot be {prompt!r}: {nearest(prompt, PROMPT_KINDS)} (or a list of templates)"
             )
         if isinstance(prompt, list):
             if not prompt:

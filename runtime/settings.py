@@ -22,14 +22,11 @@ def apply_settings(settings: Settings, overrides: Iterable[str]) -> Settings:
     of the wrong type.
     """
     for override in overrides:
-        path, separator, text = override.partition("=")
-        section, dot, key = path.strip().partition(".")
-        if not separator or not dot or not key:
-            raise ConfigurationError(f"--set {override!r} has another form than section.key=value")
+        section, key, text = split_override(override)
         part = getattr(settings, _known(section, settings, override))
         if not isinstance(part, msgspec.Struct):
             raise ConfigurationError(f"--set {override!r}: {section!r} has no keys")
-        changed = _replace(part, _known(key, part, override), text.strip(), override)
+        changed = _replace(part, _known(key, part, override), text, override)
         settings = msgspec.structs.replace(settings, **{section: changed})
     return settings
 
@@ -38,7 +35,7 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
     """A manifest with overrides in the sections that leave its graphs as they are; raises ConfigurationError."""
     overrides = list(overrides)
     for override in overrides:
-        section = override.partition(".")[0].strip()
+        section = split_override(override)[0]
         if section not in ADJUSTABLE:
             raise ConfigurationError(
                 f"--set {override!r}: a bundle's {section!r} is fixed when it is exported; "
@@ -52,21 +49,37 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
     return changed
 
 
+def split_override(override: str) -> tuple[str, str, str]:
+    """Section, key and value text of "section.key=value"; raises ConfigurationError for text of another form."""
+    path, equals, text = override.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not equals or not dot or not key:
+        raise ConfigurationError(f"cannot read {override!r}: write section.key=value, such as ensemble.weight=0.5")
+    return section, key, text.strip()
+
+
 def parse_value(text: str) -> Any:
     """A TOML value, or the text itself where it is no TOML (so that quotes around words are not needed)."""
     import tomllib
 
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return document["value"] if list(document) == ["value"] else text
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """The end of an error line that names the known words nearest to `word`, or all of them where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
 
 
 def _known(name: str, settings: msgspec.Struct, override: str) -> str:
     names = [field.name for field in msgspec.structs.fields(settings)]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
-        raise ConfigurationError(f"--set {override!r}: there is no {name!r}; did you mean {' or '.join(near)}?")
+        raise ConfigurationError(f"--set {override!r}: there is no {name!r}; {nearest(name, names)}")
     return name
 
 
