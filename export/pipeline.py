@@ -24,7 +24,7 @@ def export_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Export a published checkpoint, or random weights where none is given, to a bundle at `output`; returns its folder.
+    """Export a published checkpoint, or random weights without one, to a bundle at `output`; returns its folder.
 
     Args:
         configuration: a published configuration's name, or the path of a TOML file.

@@ -72,7 +72,7 @@ class RegionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnsembleSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How query and region evidence are combined (SPEC: query^w * region^(1-w) for seen classes, swapped for unseen)."""
+    """How query and region evidence are combined (query^w * region^(1-w) for seen classes, swapped for unseen)."""
 
     enabled: bool
     weight: float
@@ -82,8 +82,8 @@ class EnsembleSpec(msgspec.Struct, frozen=True, kw_only=True):
 class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a class name becomes token ids, and which graph embeds them.
 
-    `kind` is "single", "vild", "imagenet", "custom" (all of which use `templates`) or "learned", which uses `prefix_ids`
-    and `suffix_ids`: rows of the text encoder's embedding table behind the tokenizer's own vocabulary.
+    `kind` is "single", "vild", "imagenet", "custom" (all of which use `templates`) or "learned", which uses
+    `prefix_ids` and `suffix_ids`: rows of the text encoder's embedding table behind the tokenizer's own vocabulary.
     """
 
     graph: str
@@ -156,14 +156,14 @@ class Bundle:
             return self.manifest.graphs[graph]
         except KeyError:
             raise BundleError(
-                f"bundle {self.folder} has no graph {graph!r} (it has {', '.join(self.manifest.graphs)}): export it again"
+                f"bundle {self.folder} has no graph {graph!r}, only {', '.join(self.manifest.graphs)}: export it again"
             ) from None
 
 
 def open_bundle(folder: str | Path, verify: bool = True) -> Bundle:
     """Open a bundle and check its format, the files' places and (with `verify`) every file's SHA-256.
 
-    Raises BundleError, in one line, for anything that is missing, damaged, newer than this version or outside the folder.
+    Raises BundleError, in one line, for what is missing, damaged, newer than this version or outside the folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -211,8 +211,15 @@ def _read_manifest(path: Path) -> Manifest:
 def _check_file(folder: Path, record: FileRecord | GraphRecord, verify: bool) -> None:
     name = PurePosixPath(record.file)
     path = folder / record.file
-    if name.is_absolute() or ".." in name.parts or "\\" in record.file or not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"bundle {folder} names the file {record.file!r}, which lies outside it: do not use this bundle")
+    if (
+        name.is_absolute()
+        or ".." in name.parts
+        or "\\" in record.file
+        or not path.resolve().is_relative_to(folder.resolve())
+    ):
+        raise BundleError(
+            f"bundle {folder} names the file {record.file!r}, which lies outside it: do not use this bundle"
+        )
     if not path.is_file():
         raise BundleError(f"bundle {folder} lacks the file {record.file}: copy the whole folder, or export it again")
     if path.stat().st_size != record.bytes:
@@ -220,7 +227,9 @@ def _check_file(folder: Path, record: FileRecord | GraphRecord, verify: bool) ->
             f"{path} has {path.stat().st_size} bytes, the manifest says {record.bytes}: copy the bundle again"
         )
     if verify and sha256_file(path) != record.sha256:
-        raise BundleError(f"{path} does not match its SHA-256 in the manifest: it was changed or damaged; copy it again")
+        raise BundleError(
+            f"{path} does not match its SHA-256 in the manifest: it was changed or damaged; copy it again"
+        )
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

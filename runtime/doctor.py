@@ -81,10 +81,10 @@ def _processor() -> str:
     features: list[str] = []
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        lines = dict(
-            (key.strip(), value.strip())
+        lines = {
+            key.strip(): value.strip()
             for key, _, value in (line.partition(":") for line in info.read_text().splitlines())
-        )
+        }
         name = lines.get("model name", name)
         flags = set(lines.get("flags", "").split())
         features = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8") if flag in flags]

@@ -86,7 +86,7 @@ class Regions:
         return Result(labels, scores, list(vocabulary.names), self.image, evidence)
 
     def probabilities(self, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Class probabilities (M, C) float32 of the masks that vote, their indices (M,), and (M,) of being no object."""
+        """Class probabilities (M, C) float32 of the masks that vote, their indices (M,), and no-object's (M,)."""
         region_only = self.query_embeddings is None
         query_text = None if region_only else self.text.query_matrix(vocabulary)
         region_text = None if self.embeddings is None else self.text.region_matrix(vocabulary)

@@ -74,7 +74,7 @@ class Segmenter:
         return regions.classify(vocabulary)
 
     def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
-        """Run the text encoder for the names it has not seen yet; raises VocabularyError for names that are too long."""
+        """Run the text encoder for names it has not seen yet; raises VocabularyError for names that are too long."""
         report = None if progress is None else lambda done, total: progress("encoding names", done, total)
         prompts = self.bundle.manifest.prompts
         for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal

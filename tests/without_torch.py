@@ -1,4 +1,4 @@
-"""Segment with every bundle below a folder, in an environment that holds the runtime alone; used by the checks of main."""
+"""Segment with every bundle below a folder, in an environment that holds the runtime alone."""
 
 import sys
 from importlib.util import find_spec

@@ -194,8 +194,8 @@ def upsample(map_: Array, full_size: Sequence[int], kept_size: Sequence[int]) ->
 def threshold_logit(threshold: float) -> np.float32:
     """The logit above which a probability, rounded to float32, exceeds `threshold`.
 
-    That is where the exact probability lies above the middle between the threshold and the next float; comparing logits,
-    no rounding of an exponential decides.
+    That is where the exact probability lies above the middle between the threshold and the next float; comparing
+    logits, no rounding of an exponential decides.
     """
     rounded = np.float32(threshold)
     if rounded < 0:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vocabseg.runtime.segmenter import Segmenter, load
     from vocabseg.runtime.vocabulary import Vocabulary
 
-__all__ = ["Regions", "Result", "Segmenter", "Vocabulary", "VocabsegError", "load"]
+__all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load"]
 
 # Where each public name lives: imported when first used, so that `vocabseg --help` and the exporter load nothing else.
 _HOMES = {

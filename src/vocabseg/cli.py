@@ -40,7 +40,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: exit code 0 for success, 2 for input that cannot be used, 1 for a fault of vocabseg's own."""
+    """Run the command line: exit code 0 for success, 2 for input that cannot be used, 1 for a fault of its own."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--debug" in arguments:  # accepted before or behind the verb
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]

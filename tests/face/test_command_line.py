@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.bundles import bundle_for_case, copy_bundle_with
 from tests.golden import load_golden
-
 from vocabseg.cli import main
 
 CASE = "c_r50_tiny16_vild"
@@ -76,7 +76,9 @@ def test_one_image(run, bundle, photo, tmp_path):
 def test_every_kind_of_output(run, bundle, photo, tmp_path):
     kinds = ("overlay", "labels", "json", "panoptic")
     options = [option for kind in kinds for option in ("--write", kind)]
-    code, out, _ = run("segment", photo, "-b", bundle, "-c", "person,tree,sky", "-o", f"{tmp_path}/out.png", *options, "-q")
+    code, out, _ = run(
+        "segment", photo, "-b", bundle, "-c", "person,tree,sky", "-o", f"{tmp_path}/out.png", *options, "-q"
+    )
     assert code == 0
     written = [line.rsplit("/", 1)[1] for line in out.splitlines()]
     assert written == ["out.png", "out_labels.png", "out.json", "out_panoptic.json"]
@@ -102,7 +104,20 @@ def test_several_images_go_to_a_folder(run, bundle, photo, tmp_path):
 
 def test_settings_and_seen_change_the_outcome(run, bundle, photo, tmp_path):
     def labels(*options):
-        code, _, err = run("segment", photo, "-b", bundle, "-c", "person,tree", "-o", f"{tmp_path}/l.json", "-w", "json", "-q", *options)
+        code, _, err = run(
+            "segment",
+            photo,
+            "-b",
+            bundle,
+            "-c",
+            "person,tree",
+            "-o",
+            f"{tmp_path}/l.json",
+            "-w",
+            "json",
+            "-q",
+            *options,
+        )
         assert code == 0, err
         return json.loads((tmp_path / "l.json").read_text())
 
@@ -142,7 +157,9 @@ def test_pictures_of_other_kinds_work(run, bundle, tmp_path):
     labels = {}
     for name in ("grey", "rgba", "sixteen", "turned", "plain"):
         target = tmp_path / f"{name}_labels.png"
-        code, _, err = run("segment", tmp_path / f"{name}.png", "-b", bundle, "-c", "a,b,c", "-o", target, "-w", "labels", "-q")
+        code, _, err = run(
+            "segment", tmp_path / f"{name}.png", "-b", bundle, "-c", "a,b,c", "-o", target, "-w", "labels", "-q"
+        )
         assert code == 0, err
         labels[name] = np.asarray(Image.open(target))
     for same in ("rgba", "sixteen", "turned"):
@@ -158,7 +175,9 @@ def bomb(path, width=20_000, height=15_000):
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -260,7 +279,17 @@ def _run_export(tmp_path, weights):
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        main(["export", "--output", f"{tmp_path}/bundle", "--config", "zsseg-r50-vitb16-vild", "--checkpoint", str(weights)])
+        main(
+            [
+                "export",
+                "--output",
+                f"{tmp_path}/bundle",
+                "--config",
+                "zsseg-r50-vitb16-vild",
+                "--checkpoint",
+                str(weights),
+            ]
+        )
     return stop.value.code, out.getvalue(), err.getvalue()
 
 

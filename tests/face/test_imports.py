@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
 
@@ -11,7 +12,9 @@ BLOCK = "import sys\nfor name in ('torch', 'onnx', 'onnxscript', 'open_clip'): s
 
 
 def python(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
 
 
 def test_importing_is_light():

@@ -138,7 +138,9 @@ def test_a_missing_file_is_named(folder):
     refused(folder, "image_encoder.onnx")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "one"}', '{"format": 1}', "\ud800".encode("utf-8", "surrogatepass")])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "one"}', '{"format": 1}', "\ud800".encode("utf-8", "surrogatepass")]
+)
 def test_a_manifest_that_is_none_is_refused(folder, text):
     (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(folder, "manifest")

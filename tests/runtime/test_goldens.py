@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+
 from tests import parity
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
 from tests.reference_cases import BIG_CASES, SMALL_CASES
-
 from vocabseg.runtime.bundle import open_bundle
 from vocabseg.runtime.geometry import padded_size
 from vocabseg.runtime.regions import Regions
@@ -51,9 +51,7 @@ def test_from_the_published_proposals(case, engine):
         resized = np.ascontiguousarray(golden[f"resized_{index}"].transpose(1, 2, 0))
         padded = tuple(meta["padded"])
         assert len(meta["images"]) > 1 or padded == padded_size(*resized.shape[:2], 32)
-        regions = segmenter.describe(
-            image, resized, golden["pred_masks"][index], golden["class_embed"][index], padded
-        )
+        regions = segmenter.describe(image, resized, golden["pred_masks"][index], golden["class_embed"][index], padded)
         np.testing.assert_array_equal(regions.areas, golden.get(f"area_{index}", regions.areas))
         steady = {**golden, f"near_{index}": np.zeros_like(golden[f"near_{index}"])}
         agreement, shift = check_second_stage(steady, meta, index, segmenter, regions, parity.CROP_TOLERANCE)
@@ -62,7 +60,7 @@ def test_from_the_published_proposals(case, engine):
 
 
 def check_second_stage(golden, meta, index, segmenter: Segmenter, regions: Regions, crop_tolerance):
-    """Everything behind the proposals; returns the share of equal labels, and how far flipped pixels can move scores."""
+    """Everything behind the proposals; returns the share of equal labels, and how far flips can move scores."""
     vocabulary = Vocabulary(meta["classes"], meta["trainable_flag"])
     parity.check_close("text", segmenter.text.query_matrix(vocabulary), golden["text_query"], 1e-5)
     if "text_region" in golden:

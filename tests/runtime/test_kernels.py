@@ -24,7 +24,6 @@ from tests.runtime.kernel_cases import (
 )
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.geometry import expand_boxes, padded_size
-from vocabseg.runtime.kernels import host as host_kernels
 from vocabseg.runtime.kernels import load_kernels
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tests.bundles import bundle_for_case
-from tests.golden import load_golden
 
 import vocabseg
+from tests.bundles import bundle_for_case
+from tests.golden import load_golden
 from vocabseg.runtime.errors import BundleError, EngineError, ImageError, VocabularyError
 
 NAMES = ["person", "tree", "flower", "water"]
@@ -160,7 +160,7 @@ def test_ten_thousand_names(segmenter, regions):
     text = segmenter.text
     rng = np.random.default_rng(0)
     names = [f"thing {index}" for index in range(10_000)]
-    fake = {name: row for name, row in zip(names, rng.standard_normal((10_000, 64)).astype(np.float32), strict=True)}
+    fake = dict(zip(names, rng.standard_normal((10_000, 64)).astype(np.float32), strict=True))
     original = text.embed
     text.embed = lambda asked, *rest: np.stack([fake[name] / np.linalg.norm(fake[name]) for name in asked])
     try:

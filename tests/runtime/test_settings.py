@@ -15,7 +15,13 @@ MANIFEST = Manifest(
     files={},
     input=InputSpec(min_size=640, max_size=2560, divisor=32, mean=(1, 2, 3), std=(1, 1, 1)),
     region=RegionSpec(
-        mask_threshold=0.5, mask_fill="mean", expand_ratio=1, matting=False, crop_size=224, mean=(0, 0, 0), std=(1, 1, 1)
+        mask_threshold=0.5,
+        mask_fill="mean",
+        expand_ratio=1,
+        matting=False,
+        crop_size=224,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
     ),
     ensemble=EnsembleSpec(enabled=True, weight=0.8, temperature=100),
     prompts=Prompts(query=PROMPT, region=PROMPT),
@@ -25,7 +31,13 @@ MANIFEST = Manifest(
 def test_values_take_the_type_of_the_key():
     changed = apply_settings(
         MANIFEST,
-        ["region.mask_threshold=0.4", "region.mask_fill=zero", "region.matting=true", "input.min_size = 512", "ensemble.weight=0"],
+        [
+            "region.mask_threshold=0.4",
+            "region.mask_fill=zero",
+            "region.matting=true",
+            "input.min_size = 512",
+            "ensemble.weight=0",
+        ],
     )
     assert changed.region.mask_threshold == 0.4
     assert changed.region.mask_fill == "zero"
@@ -54,7 +66,9 @@ def test_what_does_not_fit_is_told(override, told):
     assert override in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["prompts.query=x", "graphs.proposal=x", "region.crop_size=336", "input.divisor=16", "input.min_size=0"])
+@pytest.mark.parametrize(
+    "override", ["prompts.query=x", "graphs.proposal=x", "region.crop_size=336", "input.divisor=16", "input.min_size=0"]
+)
 def test_what_the_graphs_fix_stays_fixed(override):
     with pytest.raises(ConfigurationError):
         adjust_manifest(MANIFEST, [override])

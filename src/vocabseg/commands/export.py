@@ -65,7 +65,17 @@ def export(
         weights = "random weights" if checkpoint is None else checkpoint.name
         print(f"Exporting {weights} as {config} to {output}", file=sys.stderr)
     folder = _export(
-        config, output, checkpoint, clip, settings or [], classes, opset, fused_attention, sample_image, overwrite, quiet
+        config,
+        output,
+        checkpoint,
+        clip,
+        settings or [],
+        classes,
+        opset,
+        fused_attention,
+        sample_image,
+        overwrite,
+        quiet,
     )
     _summary(folder)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HELP = "Segment images into the classes you name; writes an overlay with a legend, and on request labels and JSON."
 EXAMPLE = (
     "Example: vocabseg segment photo.jpg --bundle my-bundle --classes 'cat, grass, sky' --output overlay.png\n\n"
-    "Several images: vocabseg segment *.jpg --bundle my-bundle --classes @names.txt --output results/ --write overlay --write json"
+    "Several images: vocabseg segment *.jpg --bundle my-bundle --classes @names.txt --output results/ --write json"
 )
 
 
@@ -75,10 +75,8 @@ def segment(
     vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
     if not quiet:
         what = images[0].name if len(images) == 1 else f"{len(images)} images"
-        print(
-            f"Segmenting {what} into {len(vocabulary.names)} classes with {opened.manifest.name} ({segmenter.choice.key})",
-            file=sys.stderr,
-        )
+        how = f"with {opened.manifest.name} ({segmenter.choice.key})"
+        print(f"Segmenting {what} into {len(vocabulary)} classes {how}", file=sys.stderr)
     for image, files in zip(images, targets, strict=True):
         with progress(quiet) as report:
             result = segmenter(image, vocabulary, report)
