@@ -187,11 +187,11 @@ def _proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
 
 
 def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> ProposalNetwork:
-    published = proposal_sizes(configuration.proposal.backbone, 512)
     try:
         sizes = read_proposal_sizes({key: tuple(value.shape) for key, value in tensors.items()})
-    except (KeyError, IndexError):
-        sizes = published  # the tensors that say the sizes are among the missing ones, so list them all
+    except (KeyError, IndexError):  # what is missing is best told by the published names
+        last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
+        sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
     backbone = "r101c" if sizes.backbone.deep_stem else "r50"
     if backbone != configuration.proposal.backbone:
         raise CheckpointError(
@@ -256,7 +256,7 @@ def _check_adapter(adapter: Mapping[str, Tensor], prefix: str, clip: ClipModel, 
     expected |= {name: (1, 3, 1, 1) for name in ("pixel_mean", "pixel_std") if name in own}
     _compare(expected, own, prefix)
     for name, values in (("pixel_mean", clip.mean), ("pixel_std", clip.std)):
-        if name in own and not np.allclose(own[name].flatten().numpy() / 255, values, rtol=0, atol=1e-4):
+        if name in own and not np.allclose(own[name].flatten().numpy() / 255, values, rtol=0, atol=1e-3):
             raise CheckpointError(
                 f"{prefix}{name} is {own[name].flatten().tolist()}, CLIP's is {[255 * value for value in values]}: "
                 "these weights do not belong together"

@@ -154,16 +154,20 @@ class ReferenceSegmenter:
         return stacked, embeddings, self.configuration.ensemble.temperature * embeddings @ region_text.T
 
 
-def resize_shortest_edge(image: np.ndarray, settings: InputSection) -> np.ndarray:
-    """Bilinear with antialiasing, rounded to uint8: shorter side `min_size`, longer side at most `max_size`."""
-    height, width = image.shape[:2]
+def resized_size(height: int, width: int, settings: InputSection) -> tuple[int, int]:
+    """(h, w): the shorter side becomes `min_size`, unless the longer one would exceed `max_size`."""
     scale = settings.min_size / min(height, width)
     h, w = (settings.min_size, scale * width) if height < width else (scale * height, settings.min_size)
     if max(h, w) > settings.max_size:
         shrink = settings.max_size / max(h, w)
         h, w = h * shrink, w * shrink
-    size = (int(w + 0.5), int(h + 0.5))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return int(h + 0.5), int(w + 0.5)
+
+
+def resize_shortest_edge(image: np.ndarray, settings: InputSection) -> np.ndarray:
+    """Resize to `resized_size`: bilinear with antialiasing, rounded to uint8, as Pillow does it."""
+    h, w = resized_size(image.shape[0], image.shape[1], settings)
+    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
 
 def normalise_and_pad(images: Sequence[np.ndarray], settings: InputSection) -> Tensor:

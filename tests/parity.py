@@ -2,8 +2,8 @@
 
 `golden` are the arrays of `load_golden`, `i` is the image's place in its batch, N is the number of proposals, V that of
 valid ones. A hard mask may flip at pixels whose probability lies within rounding of the threshold: `near_i` counts
-them. One flipped pixel changes a crop, an embedding and, through the temperature of 100, class probabilities, so regions with
-such pixels are compared loosely, and labels only where the golden margin is larger than what those regions can move.
+them. One flipped pixel changes a crop, an embedding and, through the temperature of 100, class probabilities, so
+regions with such pixels are compared loosely, and labels where the golden margin is larger than what those can move.
 
 Every check returns its worst figure and raises AssertionError with the smallest tolerance that would have passed.
 """
@@ -68,8 +68,8 @@ def check_boxes(golden: Golden, i: int, boxes: np.ndarray, valid: np.ndarray) ->
     if different.size:
         worst = max(different, key=lambda n: np.abs(boxes[n] - expected[n]).max())
         raise AssertionError(
-            f"{different.size} of {compared.sum()} stable boxes differ; worst is mask {worst}: {boxes[worst]} instead of "
-            f"{expected[worst]}; a tolerance of {np.abs(boxes[worst] - expected[worst]).max():.0f} pixels would have passed"
+            f"{different.size} of {compared.sum()} stable boxes differ; worst is mask {worst}: {boxes[worst]} instead "
+            f"of {expected[worst]}; a tolerance of {np.abs(boxes[worst] - expected[worst]).max():.0f} would have passed"
         )
     return int(compared.sum())
 
@@ -174,9 +174,9 @@ def check_labels(golden: Golden, i: int, labels: np.ndarray, shift: float = 0.0,
     if agreement < share:
         y, x = np.unravel_index(np.argmax(np.where(wrong, margin, -1.0)), margin.shape)
         raise AssertionError(
-            f"labels: {100 * agreement:.4f} % of {clear.sum()} clear pixels agree, {100 * share:.2f} % are needed; worst "
-            f"at ({y}, {x}): {labels[y, x]} instead of {expected[y, x]}, margin {margin[y, x]:.3g}; counting only margins "
-            f"above {_passing_margin(margin, wrong, share):.3g} instead of {LABEL_MARGIN + shift:.3g} would have passed"
+            f"labels: {100 * agreement:.4f} % of {clear.sum()} clear pixels agree, {100 * share:.2f} % are needed; "
+            f"worst at ({y}, {x}): {labels[y, x]} instead of {expected[y, x]}, margin {margin[y, x]:.3g}; counting "
+            f"above {_passing_margin(margin, wrong, share):.3g} (now {LABEL_MARGIN + shift:.3g}) would have passed"
         )
     return float(agreement)
 
