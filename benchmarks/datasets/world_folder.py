@@ -1,6 +1,6 @@
 """A folder in the procedural world's layout: images, label maps, and where there are any, segments and objects."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,6 +8,7 @@ import numpy as np
 
 from vocabseg.benchmarks.datasets.coco_files import (
     Category,
+    ImageEntry,
     InstanceTruth,
     PanopticTruth,
     read_instances_file,
@@ -46,6 +47,7 @@ class WorldFolder:
         things: frozenset[int],
         panoptic: PanopticTruth | None,
         instances: InstanceTruth | None,
+        ids: dict[str, str],
     ):
         self.classes = maps.classes
         self.seen = maps.seen
@@ -54,6 +56,7 @@ class WorldFolder:
         self._maps = maps
         self._panoptic = panoptic
         self._instances = instances
+        self._ids = ids
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -70,10 +73,11 @@ class WorldFolder:
         return self._maps.labels(sample)
 
     def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
-        return self._panoptic(sample.image_id) if self._panoptic and sample.image_id in self._panoptic else None
+        identity = self._ids.get(sample.image_id, "")
+        return self._panoptic(identity) if self._panoptic is not None and identity in self._panoptic else None
 
     def instances(self, sample: Sample) -> list[ObjectTruth] | None:
-        return None if self._instances is None else self._instances(sample.image_id)
+        return None if self._instances is None else self._instances(self._ids.get(sample.image_id, ""))
 
 
 def world(data_dir: str | Path, split: str | None = None) -> WorldFolder:
@@ -100,19 +104,27 @@ def world(data_dir: str | Path, split: str | None = None) -> WorldFolder:
         evaluation_sets={"base": seen} if classes.seen else None,
     )
     panoptic, instances, things = None, None, set(classes.things or [])
+    ids: dict[str, str] = {}
     annotations = root / f"panoptic_{split}.json"
     if annotations.is_file():
         file = read_panoptic_file(annotations)
         panoptic = PanopticTruth(
             file, annotations.with_suffix(""), _indices(file.categories, classes.names, annotations)
         )
+        ids |= _annotation_ids(file.images)
         if classes.things is None:
             things = {classes.names.index(category.name) for category in file.categories if category.isthing}
     annotations = root / f"instances_{split}.json"
     if annotations.is_file():
         objects = read_instances_file(annotations)
         instances = InstanceTruth(objects, _indices(objects.categories, classes.names, annotations))
-    return WorldFolder(maps, frozenset(things), panoptic, instances)
+        ids |= _annotation_ids(objects.images)
+    return WorldFolder(maps, frozenset(things), panoptic, instances, ids)
+
+
+def _annotation_ids(images: Sequence[ImageEntry]) -> dict[str, str]:
+    """The annotation files' id of each image, by the name of its file without the suffix."""
+    return {Path(image.file_name).stem: str(image.id) for image in images}
 
 
 def _only_split(root: Path) -> str:

@@ -40,13 +40,13 @@ def write_world(root: Path, images: int = 6, annotations: bool = True, seed: int
         Image.fromarray(labels).save(root / f"annotations/val/{name}.png")
         colours = np.stack([ids % 256, ids // 256, ids * 0], -1).astype(np.uint8)
         Image.fromarray(colours).save(root / f"panoptic_val/{name}.png")
-        listed.append({"id": name, "file_name": f"{name}.png", "height": SIZE[0], "width": SIZE[1]})
+        listed.append({"id": 100 + number, "file_name": f"{name}.png", "height": SIZE[0], "width": SIZE[1]})
         info = [{"id": 1, "category_id": 3 + number % 2}, {"id": 2, "category_id": 1}, {"id": 3, "category_id": 2}]
-        segments.append({"image_id": name, "file_name": f"{name}.png", "segments_info": info})
+        segments.append({"image_id": 100 + number, "file_name": f"{name}.png", "segments_info": info})
         for thing, (left, top, width, height) in enumerate(boxes):
             corners = [left, top, left + width, top, left + width, top + height, left, top + height]
             objects.append(
-                {"image_id": name, "category_id": thing + 1, "segmentation": [corners], "area": width * height}
+                {"image_id": 100 + number, "category_id": thing + 1, "segmentation": [corners], "area": width * height}
             )
     if annotations:
         categories = [{"id": i + 1, "name": name, "isthing": int(i < 2)} for i, name in enumerate(NAMES)]

@@ -1,0 +1,198 @@
+"""`vocabseg evaluate`: a data set and a model in; its accuracy as tables, figures and pictures out."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vocabseg.runtime.errors import ConfigurationError, EngineError
+
+if TYPE_CHECKING:
+    from vocabseg.benchmarks.sources import Source
+
+HELP = "Measure a model's accuracy on a data set: mIoU of seen and unseen classes, panoptic quality, mask AP."
+EXAMPLE = (
+    "Example: vocabseg evaluate my-bundle --dataset coco-stuff-171 --data-dir ~/datasets --output report/\n\n"
+    "The data sets, and which files each expects: vocabseg evaluate --list\n\n"
+    "An interrupted evaluation goes on when the same command is given again."
+)
+
+# Done, total, mean IoU so far.
+Step = Callable[[int, int, float | None], None]
+
+
+class Measure(StrEnum):
+    """What can be measured."""
+
+    semantic = "semantic"
+    panoptic = "panoptic"
+    masks = "masks"
+
+
+def evaluate(
+    bundle: Annotated[Path | None, typer.Argument(help="The bundle's folder.", show_default=False)] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set's name; see --list.")] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="The folder that holds the data sets.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The report's folder. Default: accuracy-DATASET.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", help="Only the first so many images.")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes, each with the model in memory.")] = 1,
+    measures: Annotated[
+        list[Measure] | None,
+        typer.Option("--measure", help="Measure only this; may be repeated. Default: all that the data set allows."),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="val (the default) or train.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as ensemble.weight=0.7.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the engine's own.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="Measure this checkpoint in plain PyTorch instead of a bundle.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", help="The checkpoint's configuration.")] = None,
+    clip: Annotated[str | None, typer.Option("--clip", help="Other CLIP for the regions, as for export.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the data sets with the files they expect.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    from vocabseg.benchmarks.accuracy import evaluate as measure_accuracy
+    from vocabseg.benchmarks.accuracy_report import summary_lines, write_report
+    from vocabseg.benchmarks.datasets.registry import NAMES, describe, get_dataset
+    from vocabseg.runtime.files import check_writable
+
+    if list_:
+        print("\n\n".join(describe(name) for name in NAMES))
+        return
+    if dataset is None:
+        raise ConfigurationError("--dataset is missing: give one of " + ", ".join(NAMES))
+    if data_dir is None:
+        raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset} (--list shows how)")
+    source = _source(bundle, reference, config, clip, settings or [], engine, device, precision)
+    identity = source.identity  # a model that cannot be used is told before anything else
+    data = get_dataset(dataset, data_dir, split)
+    folder = output or Path(f"accuracy-{dataset}")
+    check_writable(folder / "accuracy.json") if folder.is_dir() else check_writable(folder)
+    count = min(len(data), limit or len(data))
+    say = _silent if quiet else _say
+    model = f"{identity['model']} ({identity['engine']})"
+    say(f"Evaluating {model} on {count} images of {dataset}, {len(data.classes)} classes")
+    with _progress(quiet) as step:
+        evaluation = measure_accuracy(
+            source,
+            data,
+            folder,
+            limit=limit,
+            workers=workers,
+            measures=[str(measure) for measure in measures or list(Measure)],
+            progress=step,
+            notify=say,
+        )
+    files = write_report(evaluation, folder, say)
+    broken = evaluation.accuracy.broken
+    if broken:
+        print(f"{len(broken)} images were left out, such as: {next(iter(broken.values()))}", file=sys.stderr)
+    for line in summary_lines(evaluation.accuracy):
+        say(line)
+    for path in files:
+        print(path)
+
+
+def _source(
+    bundle: Path | None,
+    reference: Path | None,
+    config: str | None,
+    clip: str | None,
+    settings: list[str],
+    engine: str | None,
+    device: str,
+    precision: str | None,
+) -> "Source":
+    from vocabseg.benchmarks.sources import BundleSource, ReferenceSource
+
+    if bundle is not None and reference is None:
+        if config is not None or clip is not None:
+            raise ConfigurationError("--config and --clip go with --reference: a bundle has its own")
+        return BundleSource(bundle, tuple(settings), engine, device, precision)
+    if reference is None or bundle is not None:
+        raise ConfigurationError("give either a bundle's folder, or --reference CHECKPOINT with --config NAME")
+    if config is None:
+        raise ConfigurationError("--reference needs --config NAME, the checkpoint's configuration")
+    if engine is not None or precision is not None:
+        raise ConfigurationError("--engine and --precision go with a bundle: the reference is PyTorch in float32")
+    _needs_torch()
+    if not reference.is_file():
+        raise ConfigurationError(f"there is no checkpoint {reference}: give the path of its file")
+    return ReferenceSource(reference, config, tuple(settings), clip)
+
+
+def _needs_torch() -> None:
+    from importlib.util import find_spec
+
+    for module in ("torch", "open_clip"):
+        if find_spec(module) is None:
+            raise EngineError(f"the reference needs the package {module}: pip install 'vocabseg[export]'")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Step]:
+    """A bar with the mean IoU so far on a terminal, ten lines elsewhere."""
+    if quiet:
+        yield lambda done, total, miou: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("opening the model", total=None)
+
+        def step(done: int, total: int, miou: float | None) -> None:
+            bar.update(task, description=_so_far(miou), completed=done, total=total)
+
+        yield step
+
+
+def _lines() -> Step:
+    shown = 0
+
+    def step(done: int, total: int, miou: float | None) -> None:
+        nonlocal shown
+        if done * 10 // total > shown or done == total:
+            shown = done * 10 // total
+            print(f"  {done} of {total} images, {_so_far(miou)}", file=sys.stderr, flush=True)
+
+    return step
+
+
+def _so_far(miou: float | None) -> str:
+    return "no mIoU yet" if miou is None else f"mIoU {miou:.2f} so far"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass
