@@ -140,6 +140,8 @@ def _tidy(model: Any, dimensions: Mapping[str, Dimensions]) -> None:
             value.doc_string = None
             if not value.is_graph_output():
                 value.shape = value.type = None
+                if value.name in dimensions:  # the exporter does not see to it that names differ
+                    value.name = f"{value.name}_inner"
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
