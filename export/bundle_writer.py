@@ -21,7 +21,7 @@ from vocabseg.export.checkpoint import Model
 from vocabseg.export.config import Configuration
 from vocabseg.export.onnx_graphs import COSINE_LIMIT, OPSET, RELATIVE_LIMIT, check_graph, export_graph
 from vocabseg.export.text_plan import TextPlan, plan_text
-from vocabseg.export.tokenizer_json import write_tokenizer
+from vocabseg.export.tokenizer_json import vocabulary_merges, write_tokenizer
 from vocabseg.runtime.bundle import (
     FORMAT,
     MANIFEST,
@@ -35,7 +35,7 @@ from vocabseg.runtime.bundle import (
     file_record,
     write_manifest,
 )
-from vocabseg.runtime.errors import ConfigurationError, OutputError
+from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.tokenizer import Tokenizer
 
 # Called as progress(what, done, total).
@@ -155,13 +155,9 @@ class _Writer:
 
     def text_encoders(self, model: Model, plan: TextPlan) -> None:
         context = model.query_clip.context_length
-        write_tokenizer(self.folder / TOKENIZER, context_length=context)
+        merges = vocabulary_merges(model.query_clip.vocab_size)
+        write_tokenizer(self.folder / TOKENIZER, merges, context_length=context)
         tokenizer = Tokenizer.from_file(self.folder / TOKENIZER)
-        if tokenizer.end_id >= model.query_clip.vocab_size:
-            raise ConfigurationError(
-                f"the CLIP model knows {model.query_clip.vocab_size} tokens, its tokenizer {tokenizer.end_id + 1}: "
-                "use a model with CLIP's own tokenizer"
-            )
         for name, graph in plan.graphs.items():
             tower = graph.tower()
             dimensions: dict[str, Sequence[int | str]] = {

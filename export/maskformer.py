@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vocabseg.export.attention import attend, merge_heads, split_heads
 from vocabseg.export.resnet import NormalisedConv2d, ResNet, ResNetSizes, read_resnet_sizes, resnet_sizes
 
 HEADS = 8  # of the decoder's attention, and GROUPS of the pixel decoder's normalisation: not readable from the weights
@@ -102,23 +103,18 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
+        self.fused_attention = False
         for name in ("query", "key", "value"):
             self.register_parameter(f"{name}_weight", nn.Parameter(torch.zeros(width, width)))
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(width)))
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q = self._split(
-            functional.linear(query, self.query_weight, self.query_bias)
-        )  # (B, heads, length, width / heads)
-        k = self._split(functional.linear(key, self.key_weight, self.key_bias))
-        v = self._split(functional.linear(value, self.value_weight, self.value_bias))
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, queries, keys)
-        mixed = scores.softmax(dim=-1) @ v
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+        q = split_heads(functional.linear(query, self.query_weight, self.query_bias), self.heads)
+        k = split_heads(functional.linear(key, self.key_weight, self.key_bias), self.heads)
+        v = split_heads(functional.linear(value, self.value_weight, self.value_bias), self.heads)
+        mixed = attend(q * q.shape[-1] ** -0.5, k, v, fused=self.fused_attention)
+        return self.out_proj(merge_heads(mixed))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for kind in ("weight", "bias"):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vocabseg.runtime.errors import VocabularyError
+from vocabseg.runtime.errors import ConfigurationError, VocabularyError
 from vocabseg.runtime.tokenizer import PIECES, WORD_END, byte_symbols
 
 START, END = "<start_of_text>", "<end_of_text>"
@@ -17,6 +17,21 @@ def clip_merges() -> list[tuple[str, str]]:
 
     ranks = SimpleTokenizer().bpe_ranks
     return sorted(ranks, key=ranks.__getitem__)
+
+
+def vocabulary_merges(vocabulary_size: int) -> list[tuple[str, str]]:
+    """The merges behind an embedding table of so many rows: CLIP's own 49,408, or one cut down to the first merges.
+
+    Raises ConfigurationError for a table too small to hold the bytes, start and end of text, or larger than CLIP's.
+    """
+    merges = clip_merges()
+    smallest = 2 * len(byte_symbols()) + 2
+    if not smallest <= vocabulary_size <= smallest + len(merges):
+        raise ConfigurationError(
+            f"the CLIP model has an embedding table of {vocabulary_size} tokens, its tokenizer {smallest} to "
+            f"{smallest + len(merges)}: use a model with CLIP's own tokenizer"
+        )
+    return merges[: vocabulary_size - smallest]
 
 
 def build_vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:

@@ -138,6 +138,15 @@ def test_fused_attention_is_one_operation_on_four_axes(tmp_path):
     assert [ranks[name] for name in masks] == [4, 4]
 
 
+def test_fused_attention_in_the_proposal_network(tmp_path):
+    module = small_proposal(deep_stem=False)
+    path = tmp_path / "proposal.onnx"
+    export_graph(module, {"image": torch.randn(2, 3, 64, 96)}, PROPOSAL, path, fused_attention=True)
+    assert operators(path)["Attention"] == 2 * module.sizes.layers
+    assert operators(path)["Softmax"] == 0
+    check_graph(path, module, [{"image": noise(1, 3, 96, 64)}])
+
+
 def test_the_same_module_gives_the_same_bytes_and_no_local_paths(tmp_path, proposal):
     path, module, record = proposal
     again = export_graph(module, {"image": torch.randn(2, 3, 64, 64)}, PROPOSAL, tmp_path / "proposal.onnx")
