@@ -171,7 +171,8 @@ def plot_confusion(accuracy: Accuracy, matrix: ConfusionMatrix, path: Path) -> N
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto")
     _write_cells(axes, shares, chosen)
     axes.set_xticks(np.arange(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(np.arange(len(names)), names, fontsize=8)
+    rows = [name if total else f"{name} (absent)" for name, total in zip(names, totals, strict=True)]
+    axes.set_yticks(np.arange(len(rows)), rows, fontsize=8)
     _colour_unseen(axes, accuracy, chosen)
     axes.set_xlabel("predicted class", fontsize=10)
     axes.set_ylabel("true class", fontsize=10)

@@ -37,8 +37,9 @@ def plot_examples(evaluation: Evaluation, path: Path) -> None:
     for axes, (kind, example), height in zip(grid, rows, heights, strict=True):
         _row(axes, evaluation, kind, example, int(height / LINE) - 1)
     for axes, title in zip(grid[0], ("image", "truth", "prediction", "% of the pixels"), strict=True):
-        place = {"xytext": (0, 24), "textcoords": "offset points", "xycoords": "axes fraction"}
-        axes.annotate(title, (0.5, 1), ha="center", fontsize=11, **place)
+        # All at the height of the first picture: the list beside it is taller.
+        coordinates = (axes.transAxes, grid[0][0].transAxes)
+        axes.annotate(title, (0.5, 1), (0, 24), coordinates, "offset points", ha="center", fontsize=11)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
