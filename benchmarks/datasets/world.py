@@ -137,9 +137,9 @@ def _backgrounds(generator: Generator, size: tuple[int, int], unit: float) -> tu
     share = np.clip(np.arange(h)[:, None] - line[None] + 0.5, 0, 1).astype(np.float32)
     upper, ground = BACKGROUNDS[above](generator, size, unit), BACKGROUNDS[below](generator, size, unit)
     segmentation[share >= 0.5] = 2
-    canvas = upper * (1 - share[..., None]) + ground * share[..., None]
+    mixed = upper * (1 - share[..., None]) + ground * share[..., None]
     segments = [Segment(1, CLASSES.index(above), None), Segment(2, CLASSES.index(below), None)]
-    return canvas.astype(np.float32), segmentation, segments
+    return mixed.astype(np.float32), segmentation, segments
 
 
 def _place(
@@ -205,7 +205,7 @@ def _paint(
     radius: float,
 ) -> Array:
     """(H, W, 3): the object's colour with its pattern in a second tone of the same colour, lit from one side."""
-    colour = np.clip(np.float32(COLOURS[name]) + generator.normal(0, 7, 3), 16, 250)
+    colour = np.clip(np.array(COLOURS[name], np.float32) + generator.normal(0, 7, 3), 16, 250)
     second = colour * 0.62 if name != "black" else colour + 62
     turned = angle + generator.uniform(0, math.pi)
     period = radius * generator.uniform(0.42, 0.62) * (0.72 if surface == "checkered" else 1)

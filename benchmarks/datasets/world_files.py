@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +93,10 @@ class _Tables:
         self.panoptic["annotations"].append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
 
 
+def _advance(bar: Any, task: Any, _: str, done: int, __: int) -> None:
+    bar.update(task, completed=done)
+
+
 def main() -> None:
     typer.run(_command)
 
@@ -110,5 +115,5 @@ def _command(
         for split, count in zip(SPLITS, (train, val, test), strict=True):
             if count:
                 task = bar.add_task(f"drawing {split}", total=count)
-                write_world(output, split, count, seed, lambda _, done, __, task=task: bar.update(task, completed=done))
+                write_world(output, split, count, seed, partial(_advance, bar, task))
     print(output)

@@ -26,7 +26,7 @@ def noise(generator: Generator, size: tuple[int, int], cell_h: float, cell_w: fl
 
 def _blend(low: tuple[float, ...], high: tuple[float, ...], share: Array) -> Array:
     share = np.clip(share, 0, 1).astype(np.float32)[..., None]
-    return np.float32(low) + (np.float32(high) - np.float32(low)) * share
+    return np.array(low, np.float32) + (np.array(high, np.float32) - np.array(low, np.float32)) * share
 
 
 def _grid(size: tuple[int, int]) -> tuple[Array, Array]:
@@ -63,7 +63,9 @@ def brick_wall(generator: Generator, size: tuple[int, int], unit: float) -> Arra
     number = (course * 61 + np.floor(along / width)).astype(np.int64) % 4096
     tone = 0.5 + 0.35 * shades[number] + 0.12 * generator.standard_normal(size, np.float32)
     mortar = (rows % height < joint) | (along % width < joint)
-    return np.where(mortar[..., None], np.float32((184, 172, 160)), _blend((112, 56, 44), (164, 88, 66), tone))
+    return np.where(
+        mortar[..., None], np.array((184, 172, 160), np.float32), _blend((112, 56, 44), (164, 88, 66), tone)
+    )
 
 
 def night_sky(generator: Generator, size: tuple[int, int], unit: float) -> Array:
@@ -72,7 +74,7 @@ def night_sky(generator: Generator, size: tuple[int, int], unit: float) -> Array
     for _ in range(int(size[0] * size[1] / (330 * unit**2))):
         y, x = generator.uniform(0, size[0]), generator.uniform(0, size[1])
         bright, radius = float(generator.uniform(0.35, 1)), max(1, round(float(generator.uniform(0.3, 1.2)) * unit))
-        colour = tuple(float(value) for value in np.float32((250, 246, 226)) * bright)
+        colour = tuple(float(value) for value in np.array((250, 246, 226), np.float32) * bright)
         cv2.rectangle(sky, (int(x), int(y)), (int(x) + radius - 1, int(y) + radius - 1), colour, -1)
     return sky
 
@@ -92,7 +94,7 @@ def wooden_floor(generator: Generator, size: tuple[int, int], unit: float) -> Ar
     wood = _blend((116, 74, 42), (198, 142, 92), 0.5 + 0.28 * shades + grain)
     ends = generator.uniform(0, 1, 512)[number % 512] * 110 * unit
     seam = (rows % plank < 1.3 * unit) | (np.abs((columns - ends) % (110 * unit)) < 1.2 * unit)
-    return np.where(seam[..., None], np.float32((64, 40, 24)), wood)
+    return np.where(seam[..., None], np.array((64, 40, 24), np.float32), wood)
 
 
 def gravel(generator: Generator, size: tuple[int, int], unit: float) -> Array:
