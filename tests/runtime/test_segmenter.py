@@ -62,7 +62,7 @@ def test_the_order_of_names_only_renumbers(regions):
     backward = regions.classify(NAMES[::-1])
     agreement = np.mean(forward.labels == len(NAMES) - 1 - backward.labels)
     assert agreement > 0.9999  # equal scores may fall either way
-    np.testing.assert_allclose(forward.scores, backward.scores, atol=1e-6)
+    np.testing.assert_allclose(forward.scores, backward.scores, rtol=1e-6, atol=1e-6)
 
 
 def test_scores_are_the_winning_class_scores(regions):
