@@ -197,7 +197,7 @@ def test_images_that_cannot_be_used(refused, bundle, photo, tmp_path, kind):
         path.mkdir()
     elif kind == "no pixels":
         bomb(path, 0, 0)
-    told = ["bad.jpg", "300"] if kind == "bomb" else "bad.jpg"
+    told = ["bad.jpg", "20000 x 15000", "megapixels"] if kind == "bomb" else "bad.jpg"
     refused("segment", path, "-b", bundle, "-c", "a,b", "-o", tmp_path / "out.png", told=told)
 
 
