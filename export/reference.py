@@ -25,7 +25,7 @@ from vocabseg.export.config import Configuration, InputSection, RegionSection
 from vocabseg.runtime.errors import VocabularyError
 from vocabseg.runtime.prompts import PROMPTS
 
-START, END, DOT = 49406, 49407, 269  # CLIP's tokens around a text, and "."
+DOT = 269  # CLIP's token of "."
 
 
 @dataclass(frozen=True)
@@ -252,8 +252,8 @@ def embed_names(
     templates = PROMPTS[prompt] if isinstance(prompt, str) else prompt
     per_template = []
     for template in templates:
-        rows = [[START, *_tokens(template.format(name)), END] for name in stripped]
-        per_template.append(_encode(clip.text_tower, rows, stripped))
+        rows = [_tokens(clip, template.format(name)) for name in stripped]
+        per_template.append(_encode(clip, clip.text_tower, rows, stripped))
     return functional.normalize(torch.stack(per_template).mean(dim=0), dim=-1)
 
 
@@ -262,27 +262,44 @@ def _embed_learned(names: Sequence[str], clip: ClipModel, learned: LearnedPrompt
     tower = clip.make_text_tower(torch.cat([learned.prefix, learned.suffix]))
     prefix = range(clip.vocab_size, clip.vocab_size + len(learned.prefix))
     suffix = range(prefix.stop, prefix.stop + len(learned.suffix))
-    rows = [[START, *prefix, *_tokens(name), *suffix, DOT, END] for name in names]
-    return _encode(tower, rows, names)
+    rows = []
+    for name in names:
+        start, *tokens, end = _tokens(clip, name)
+        rows.append([start, *prefix, *tokens, *suffix, DOT, end])
+    return _encode(clip, tower, rows, names)
 
 
 @cache
-def _tokenizer() -> Any:
+def _tokenizer(vocabulary_size: int) -> Any:
+    """open_clip's tokenizer; for a smaller embedding table, with as many of its merges as the table has rows for."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    return SimpleTokenizer()
+    tokenizer = SimpleTokenizer()
+    *symbols, start, end = tokenizer.encoder
+    kept = [*symbols[: vocabulary_size - 2], start, end]
+    tokenizer.encoder = {symbol: index for index, symbol in enumerate(kept)}
+    merges = len(tokenizer.bpe_ranks) - (len(symbols) + 2 - len(kept))
+    tokenizer.bpe_ranks = dict(list(tokenizer.bpe_ranks.items())[:merges])
+    return tokenizer
 
 
-def _tokens(text: str) -> list[int]:
-    return _tokenizer().encode(text)
+def _tokens(clip: ClipModel, text: str) -> list[int]:
+    """Token ids with start and end, which are the last two of the vocabulary."""
+    ids = _tokenizer(clip.vocab_size).encode(text)
+    return [clip.vocab_size - 2, *ids, clip.vocab_size - 1]
 
 
-def _encode(tower: torch.nn.Module, rows: Sequence[list[int]], names: Sequence[str], batch: int = 128) -> Tensor:
-    """Features (len(rows), D) of length 1 of token sequences, padded with zeros to CLIP's 77."""
+def _encode(
+    clip: ClipModel, tower: torch.nn.Module, rows: Sequence[list[int]], names: Sequence[str], batch: int = 128
+) -> Tensor:
+    """Features (len(rows), D) of length 1 of token sequences, padded with zeros to the text encoder's length."""
+    length = clip.context_length
     for row, name in zip(rows, names, strict=True):
-        if len(row) > 77:
-            raise VocabularyError(f"class name {name[:40]!r} takes {len(row)} tokens, CLIP reads 77: shorten it")
-    ids = torch.tensor([row + [0] * (77 - len(row)) for row in rows])
+        if len(row) > length:
+            raise VocabularyError(
+                f"class name {name[:40]!r} takes {len(row)} tokens, the text encoder reads {length}: shorten it"
+            )
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     ends = torch.tensor([len(row) - 1 for row in rows])
     parts = [tower(ids[at : at + batch], ends[at : at + batch]) for at in range(0, len(rows), batch)]
     return functional.normalize(torch.cat(parts), dim=-1)

@@ -29,3 +29,13 @@ def test_the_whole_vocabulary_is_clips():
 def test_a_table_of_another_tokenizer_is_refused(rows):
     with pytest.raises(ConfigurationError, match=str(rows)):
         vocabulary_merges(rows)
+
+
+@pytest.mark.parametrize("rows", [1000, 20_000, 49408])
+def test_the_references_tokenizer_is_cut_alike(tmp_path, rows):
+    from vocabseg.export.reference import _tokenizer
+
+    write_tokenizer(tmp_path / "tokenizer.json", vocabulary_merges(rows))
+    ours, published = Tokenizer.from_file(tmp_path / "tokenizer.json"), _tokenizer(rows)
+    for text in ("a photo of a crt screen.", "Straße &amp; café, 日本 2000s", "x", "!!! ..."):
+        assert ours.encode(text) == published.encode(text)
