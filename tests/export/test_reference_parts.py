@@ -101,7 +101,7 @@ def test_clip_of_published_size() -> None:
         text = reference.embed_names(meta["big_names"], model, "single", None)
         image = model.image_tower(golden_crops())
     check_close("text", text.numpy(), golden["big_single"], 1e-5)
-    check_close("image", image.numpy(), golden["big_visual_feat"], 2e-5)
+    check_close("image", image.numpy(), golden["big_visual_feat"], 2e-4)
 
 
 def test_ensemble() -> None:
