@@ -5,19 +5,22 @@ the weights, the prompts and the exporter's code.
 """
 
 import atexit
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tests.golden import REPOSITORY
-from tests.reference_cases import case_model, shapes
+from tests.golden import REPOSITORY, load_golden
+from tests.reference_cases import case_configuration, case_model, shapes
 from vocabseg.export.bundle_writer import export_bundle
 from vocabseg.export.config import Configuration
 from vocabseg.runtime.bundle import MANIFEST, Manifest, RegionSpec, open_bundle, write_manifest
@@ -25,13 +28,14 @@ from vocabseg.runtime.bundle import MANIFEST, Manifest, RegionSpec, open_bundle,
 
 def bundle_for_case(name: str) -> Path:
     """The bundle of a network golden, with the case's weights and settings; skips where the golden is not there."""
-    _, _, configuration, model = case_model(name)
+    configuration = case_configuration(load_golden(name)[1])
     key = _key(name, configuration)
     weights = cache_folder() / f"weights-{key}"
-    if not (weights / MANIFEST).is_file():
-        # A small photo is enough to check a graph, and quick.
-        small = msgspec.structs.replace(configuration.input, min_size=128, max_size=512)
-        export_bundle(model, msgspec.structs.replace(configuration, input=small), weights, name=name)
+    with _alone(key):
+        if not (weights / MANIFEST).is_file():
+            # A small photo is enough to check a graph, and quick.
+            small = msgspec.structs.replace(configuration.input, min_size=128, max_size=512)
+            export_bundle(case_model(name)[3], msgspec.structs.replace(configuration, input=small), weights, name=name)
     settings = _settings(configuration, open_bundle(weights, verify=False).manifest)
     digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:12]
     return copy_bundle_with(weights, cache_folder() / f"{name}-{key}-{digest}", name=name, **settings)
@@ -47,8 +51,19 @@ def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:
             os.link(path, temporary / path.name)
     manifest = open_bundle(bundle, verify=False).manifest
     write_manifest(msgspec.structs.replace(manifest, **changes), temporary)
-    os.replace(temporary, folder)
+    try:
+        os.replace(temporary, folder)
+    except OSError:  # another process of the test run was first
+        shutil.rmtree(temporary)
     return folder
+
+
+@contextlib.contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Processes of one test run that share the cache wait here for each other's export."""
+    with open(cache_folder() / f"{key}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @lru_cache(maxsize=1)

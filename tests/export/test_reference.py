@@ -12,8 +12,6 @@ from vocabseg.export.checkpoint import Model
 from vocabseg.export.config import Configuration
 from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
 
-torch.set_num_threads(2)
-
 # Rounding of float32, between one CPU and another: at ViT-B/16's size the golden's own text embeddings are up to 2.1e-5
 # away from float64, these up to 1.2e-5.
 TEXT_TOLERANCE = 5e-5
