@@ -1,5 +1,6 @@
 """The second stage: a small MaskFormer whose query embeddings are aligned with the text encoder of the first."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from vocabseg.export.resnet import FrozenBatchNorm2d, ResNetSizes
 MEAN, STD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
 TEMPERATURE = 40.0
 NON_OBJECT_WEIGHT = 0.1
-MASK_WEIGHT, DICE_WEIGHT, ATTRIBUTE_WEIGHT, DENSE_WEIGHT = 20.0, 1.0, 0.5, 1.0
+MASK_WEIGHT, DICE_WEIGHT, ATTRIBUTE_WEIGHT = 20.0, 1.0, 0.5
+DENSE_WEIGHT, REGION_WEIGHT = 1.0, 2.0
 EARLY_SIZES = {(192, 256): (128, 160), (192, 192): (128, 128), (256, 192): (160, 128)}
 LATE_SIZES = {(192, 256): (160, 224), (192, 192): (160, 160), (256, 192): (224, 160)}
 LATE = 0.6  # of the training; before it the pictures are smaller
@@ -87,8 +89,36 @@ class DenseHead(nn.Module):
         return loss + 2 * error[is_object].mean()
 
 
-def predictions(network: ProposalNetwork, images: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Mask features, and mask logits (B, N, h, w) and query embeddings (B, N, D) of every decoder layer, last first."""
+class RegionHead(nn.Module):
+    """Only for training: what the backbone sees within a segment's true mask says the object's colour and shape.
+
+    Without it the backbone learns colours at once and shapes hardly at all: no loss asks for them at the right place.
+    """
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        width = sum(channels)
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 20))
+
+    def forward(self, features: Sequence[Tensor], classes: list[Tensor], masks: list[Tensor]) -> Tensor:
+        """features (B, C, h, w) at strides 8, 16 and 32, classes (n,) and masks (n, H / 4, W / 4) per image -> loss."""
+        pooled = []
+        for at, covers in enumerate(masks):
+            parts = []
+            for level, feature in enumerate(features, start=1):
+                share = functional.avg_pool2d(covers[:, None], 2**level)[:, 0].flatten(1)
+                parts.append(share / share.sum(dim=1, keepdim=True).clamp(min=1e-6) @ feature[at].flatten(1).T)
+            pooled.append(torch.cat(parts, dim=1))
+        wanted = torch.cat(classes)
+        objects = wanted < OBJECT_COUNT
+        colour, shape = self.layers(torch.cat(pooled)[objects]).split(10, dim=1)
+        return functional.cross_entropy(colour, wanted[objects] % 10) + functional.cross_entropy(
+            shape, wanted[objects] // 10
+        )
+
+
+def predictions(network: ProposalNetwork, images: Tensor) -> tuple[list[Tensor], Tensor, list[tuple[Tensor, Tensor]]]:
+    """Backbone features, mask features, and every decoder layer's mask logits and query embeddings, the last first."""
     head = network.sem_seg_head
     features = network.backbone(images)
     mask_features = head.pixel_decoder(features)
@@ -104,19 +134,20 @@ def predictions(network: ProposalNetwork, images: Tensor) -> tuple[Tensor, list[
         y = decoder.norm(x)
         masks = predictor.mask_embed(y) @ mask_features.flatten(2)
         outputs.append((masks.unflatten(2, mask_features.shape[2:]), predictor.class_embed(y)))
-    return mask_features, outputs[::-1]
+    return features, mask_features, outputs[::-1]
 
 
 class Criterion(nn.Module):
     """The published losses (Cheng et al. 2021, Xu et al. 2022) with Hungarian matching, after every decoder layer.
 
-    Holds what is learned beside the network: the non-object embedding, and the dense head of the training.
+    Holds what is learned beside the network: the non-object embedding, and the two heads of the training.
     """
 
     def __init__(self, sizes: ProposalSizes):
         super().__init__()
         self.non_object_embedding = nn.Parameter(torch.randn(1, sizes.class_layers[-1]) * 0.1)
         self.dense = DenseHead(sizes.mask)
+        self.region = RegionHead(sizes.backbone.outer[1:])
 
     def forward(
         self,
@@ -128,7 +159,7 @@ class Criterion(nn.Module):
         texts: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, dict[str, float]]:
         """texts: embeddings of the seen classes, colours and shapes, each (n, D) of length 1."""
-        mask_features, outputs = predictions(network, images)
+        features, mask_features, outputs = predictions(network, images)
         names = torch.cat([texts[0], functional.normalize(self.non_object_embedding, dim=-1)])
         place = {index: at for at, index in enumerate(SEEN_CLASSES)}
         device = images.device
@@ -166,7 +197,9 @@ class Criterion(nn.Module):
                     "overlap": overlap.mean().item(), "right": right.item(),
                 }  # fmt: skip
         dense = self.dense(mask_features, *dense_targets(classes, masks, padding))
-        return total + DENSE_WEIGHT * dense, {**figures, "dense": dense.item()}
+        region = self.region(features[1:], classes, masks)
+        total = total + DENSE_WEIGHT * dense + REGION_WEIGHT * region
+        return total, {**figures, "dense": dense.item(), "region": region.item()}
 
     @staticmethod
     def _attributes(

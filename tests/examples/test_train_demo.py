@@ -87,7 +87,7 @@ def test_frozen_statistics_give_what_training_modules_give(trained):
     exported.load_state_dict({key: value for key, value in stage.items() if not key.endswith("num_batches_tracked")})
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        masks, embeddings = proposal_stage.predictions(training, images)[1][0]
+        masks, embeddings = proposal_stage.predictions(training, images)[2][0]
         expected_masks, expected_embeddings = exported(images)
     torch.testing.assert_close(masks, expected_masks, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(embeddings, expected_embeddings, atol=1e-4, rtol=1e-4)
