@@ -1,6 +1,6 @@
 """COCO's panoptic and instance annotation files, and a data set made of either or both."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from vocabseg.benchmarks.datasets.dataset import (
     IGNORE,
     IGNORE_WIDE,
     DatasetError,
+    Listed,
     ObjectTruth,
     PanopticSegment,
     Sample,
@@ -158,7 +159,7 @@ def _mask_area(mask: Mapping[str, Any]) -> float:
     return float(coco_mask.area({"size": mask["size"], "counts": mask["counts"].encode("ascii")}))
 
 
-class CocoDataset:
+class CocoDataset(Listed):
     """Images with panoptic segments, objects, or both; label maps are made of the segments."""
 
     seen: tuple[bool, ...] | None = None
@@ -180,16 +181,6 @@ class CocoDataset:
         self._samples = list(samples)
         self._panoptic = panoptic
         self._instances = instances
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self._samples)
-
-    def samples(self) -> list[Sample]:
-        """Every image, in the order of the annotation file."""
-        return list(self._samples)
 
     def labels(self, sample: Sample) -> np.ndarray | None:
         """The class of each pixel's segment; None where there are only objects."""

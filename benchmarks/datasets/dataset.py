@@ -50,6 +50,22 @@ class ObjectTruth(msgspec.Struct, frozen=True):
     crowd: bool = False
 
 
+class Listed:
+    """Samples in a fixed order, as every data set has them."""
+
+    _samples: list[Sample]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def samples(self) -> list[Sample]:
+        """Every image, in the order of the names or of the annotation file."""
+        return list(self._samples)
+
+
 class Dataset(Protocol):
     """A data set on disk.
 

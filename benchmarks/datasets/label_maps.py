@@ -1,18 +1,18 @@
 """Data sets that are folders of images and label maps: reading, and finding out what is missing."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, ObjectTruth, PanopticSegment, Sample
+from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, Listed, ObjectTruth, PanopticSegment, Sample
 
 # The files of a layout and what they are: shown where one is missing.
 Layout = Sequence[tuple[str, str]]
 
 
-class LabelMapDataset:
+class LabelMapDataset(Listed):
     """Images and label maps in pairs; a table turns the files' values into class indices.
 
     `ignore_index` follows from the table: 255 for a table of uint8, 65535 for one of uint16.
@@ -44,16 +44,6 @@ class LabelMapDataset:
         for sample, path in pairs:
             self._samples.append(sample)
             self._paths[sample.image_id] = path
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self._samples)
-
-    def samples(self) -> list[Sample]:
-        """Every image, in the order of the names."""
-        return list(self._samples)
 
     def labels(self, sample: Sample) -> np.ndarray:
         """The label map (H, W), uint8 or uint16; raises DatasetError when its file cannot be used."""

@@ -1,6 +1,6 @@
 """A folder in the procedural world's layout: images, label maps, and where there are any, segments and objects."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from vocabseg.benchmarks.datasets.coco_files import (
     read_instances_file,
     read_panoptic_file,
 )
-from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, ObjectTruth, PanopticSegment, Sample
+from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, Listed, ObjectTruth, PanopticSegment, Sample
 from vocabseg.benchmarks.datasets.label_maps import LabelMapDataset, listed, missing, value_table
 
 LAYOUT = (
@@ -35,7 +35,7 @@ class Classes(msgspec.Struct, frozen=True):
     things: list[int] | None = None
 
 
-class WorldFolder:
+class WorldFolder(Listed):
     """Label maps with the panoptic and object annotations beside them; the "base" is the set of seen classes."""
 
     name = "world"
@@ -53,20 +53,11 @@ class WorldFolder:
         self.seen = maps.seen
         self.things = things
         self.evaluation_sets = maps.evaluation_sets
+        self._samples = maps.samples()
         self._maps = maps
         self._panoptic = panoptic
         self._instances = instances
         self._ids = ids
-
-    def __len__(self) -> int:
-        return len(self._maps)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self._maps)
-
-    def samples(self) -> list[Sample]:
-        """Every image, in the order of the names."""
-        return self._maps.samples()
 
     def labels(self, sample: Sample) -> np.ndarray:
         """The label map (H, W) uint8."""

@@ -64,6 +64,11 @@ def trainable(sizes: ProposalSizes) -> ProposalNetwork:
     return network
 
 
+def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Mean cross-entropy over what is labelled (not -100); 0 where nothing is, as in a batch without objects."""
+    return functional.cross_entropy(logits, wanted, reduction="sum") / (wanted != -100).sum().clamp(min=1)
+
+
 class DenseHead(nn.Module):
     """Only for training: every pixel says its colour, shape, background and the way to its segment's centre.
 
@@ -81,12 +86,12 @@ class DenseHead(nn.Module):
         is_object = (labels >= 0) & (labels < OBJECT_COUNT)
         colour, shape, other, way = y.split([10, 10, 1 + self.backgrounds, 2], dim=1)
         missing = torch.full_like(labels, -100)
-        loss = functional.cross_entropy(colour, torch.where(is_object, labels % 10, missing))
-        loss = loss + functional.cross_entropy(shape, torch.where(is_object, labels // 10, missing))
+        loss = entropy(colour, torch.where(is_object, labels % 10, missing))
+        loss = loss + entropy(shape, torch.where(is_object, labels // 10, missing))
         kind = torch.where(is_object, 0, torch.where(labels < 0, missing, labels - OBJECT_COUNT + 1))
-        loss = loss + functional.cross_entropy(other, kind)
+        loss = loss + entropy(other, kind)
         error = functional.smooth_l1_loss(way, centres, reduction="none", beta=0.1).mean(dim=1)
-        return loss + 2 * error[is_object].mean()
+        return loss + 2 * (error * is_object).sum() / is_object.sum().clamp(min=1)
 
 
 class RegionHead(nn.Module):
@@ -112,9 +117,7 @@ class RegionHead(nn.Module):
         wanted = torch.cat(classes)
         objects = wanted < OBJECT_COUNT
         colour, shape = self.layers(torch.cat(pooled)[objects]).split(10, dim=1)
-        return functional.cross_entropy(colour, wanted[objects] % 10) + functional.cross_entropy(
-            shape, wanted[objects] // 10
-        )
+        return entropy(colour, wanted[objects] % 10) + entropy(shape, wanted[objects] // 10)
 
 
 def predictions(network: ProposalNetwork, images: Tensor) -> tuple[list[Tensor], Tensor, list[tuple[Tensor, Tensor]]]:
@@ -211,9 +214,7 @@ class Criterion(nn.Module):
         objects = wanted < OBJECT_COUNT
         colour = TEMPERATURE * embeddings[objects] @ texts[1].T
         shape = TEMPERATURE * embeddings[objects] @ texts[2].T
-        return functional.cross_entropy(colour, wanted[objects] % 10) + functional.cross_entropy(
-            shape, wanted[objects] // 10
-        )
+        return entropy(colour, wanted[objects] % 10) + entropy(shape, wanted[objects] // 10)
 
 
 @torch.no_grad()

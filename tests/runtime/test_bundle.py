@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vocabseg.runtime.bundle import (
-    FORMAT,
-    EnsembleSpec,
-    GraphRecord,
-    InputSpec,
-    Manifest,
-    Prompts,
-    PromptSpec,
-    RegionSpec,
-    file_record,
-    open_bundle,
-    write_manifest,
-)
+from tests.manifests import small_manifest
+from vocabseg.runtime.bundle import FORMAT, GraphRecord, file_record, open_bundle, write_manifest
 from vocabseg.runtime.errors import BundleError
 
 
@@ -43,26 +32,8 @@ def folder(tmp_path):
             outputs=[],
             opset=21,
         )
-    prompt = PromptSpec(graph="text_encoder", kind="single", templates=["a {}."])
-    manifest = Manifest(
-        format=FORMAT,
-        name="test",
-        graphs=graphs,
-        files={name: file_record(folder, name) for name in ("tokenizer.json", "tensors.safetensors")},
-        input=InputSpec(min_size=64, max_size=128, divisor=32, mean=(0, 0, 0), std=(1, 1, 1)),
-        region=RegionSpec(
-            mask_threshold=0.5,
-            mask_fill="mean",
-            expand_ratio=1,
-            matting=False,
-            crop_size=224,
-            mean=(0, 0, 0),
-            std=(1, 1, 1),
-        ),
-        ensemble=EnsembleSpec(enabled=True, weight=0.8, temperature=100),
-        prompts=Prompts(query=prompt, region=prompt),
-    )
-    write_manifest(manifest, folder)
+    files = {name: file_record(folder, name) for name in ("tokenizer.json", "tensors.safetensors")}
+    write_manifest(small_manifest(graphs=graphs, files=files), folder)
     return folder
 
 

@@ -3,29 +3,11 @@
 import msgspec
 import pytest
 
-from vocabseg.runtime.bundle import EnsembleSpec, InputSpec, Manifest, Prompts, PromptSpec, RegionSpec
+from tests.manifests import small_manifest
 from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.settings import adjust_manifest, apply_settings
 
-PROMPT = PromptSpec(graph="text_encoder", kind="vild", templates=["a {}."])
-MANIFEST = Manifest(
-    format=1,
-    name="test",
-    graphs={},
-    files={},
-    input=InputSpec(min_size=640, max_size=2560, divisor=32, mean=(1, 2, 3), std=(1, 1, 1)),
-    region=RegionSpec(
-        mask_threshold=0.5,
-        mask_fill="mean",
-        expand_ratio=1,
-        matting=False,
-        crop_size=224,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-    ),
-    ensemble=EnsembleSpec(enabled=True, weight=0.8, temperature=100),
-    prompts=Prompts(query=PROMPT, region=PROMPT),
-)
+MANIFEST = small_manifest()
 
 
 def test_values_take_the_type_of_the_key():

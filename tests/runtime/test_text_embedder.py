@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 
 from tests.golden import load_golden
+from tests.manifests import small_manifest
 from vocabseg.export.tokenizer_json import write_tokenizer
 from vocabseg.runtime.bundle import (
     Bundle,
-    EnsembleSpec,
     FileRecord,
     GraphRecord,
-    InputSpec,
-    Manifest,
     Prompts,
     PromptSpec,
-    RegionSpec,
     TensorRecord,
 )
 from vocabseg.runtime.errors import BundleError, EngineError, VocabularyError
@@ -73,22 +70,9 @@ def make_bundle(
         outputs=[TensorRecord(name="text_features", dtype="float32", shape=["batch", width])],
         opset=21,
     )
-    manifest = Manifest(
-        format=1,
-        name="test",
+    manifest = small_manifest(
         graphs={"text_encoder": graph, "region_text_encoder": graph},
         files={"tokenizer": FileRecord(file="tokenizer.json", bytes=1, sha256="cd" * 32)},
-        input=InputSpec(min_size=1, max_size=1, divisor=32, mean=(0, 0, 0), std=(1, 1, 1)),
-        region=RegionSpec(
-            mask_threshold=0.5,
-            mask_fill="mean",
-            expand_ratio=1.0,
-            matting=False,
-            crop_size=224,
-            mean=(0, 0, 0),
-            std=(1, 1, 1),
-        ),
-        ensemble=EnsembleSpec(enabled=True, weight=0.5, temperature=100.0),
         prompts=Prompts(query=query, region=region or query),
     )
     return Bundle(folder, manifest, {"query.non_object_embedding": np.full((1, width), 3.0, np.float32)})
