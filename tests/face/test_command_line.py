@@ -102,6 +102,28 @@ def test_several_images_go_to_a_folder(run, bundle, photo, tmp_path):
     assert (folder / "photo_labels.png").read_bytes() == (folder / "second_labels.png").read_bytes()
 
 
+def test_without_a_bundle_random_weights_are_exported_once_and_said_to_know_nothing(
+    run, bundle, photo, tmp_path, monkeypatch
+):
+    from vocabseg.commands import export
+
+    exported = []
+
+    def quick(configuration, folder, *options):
+        exported.append(configuration)
+        return copy_bundle_with(bundle, folder)
+
+    monkeypatch.setattr(export, "_export", quick)
+    # Bundles are linked, not copied, so the cache must lie on the bundle's own disk.
+    monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(bundle.parent / f"cache-{os.getpid()}"))
+    for _ in range(2):
+        code, _, err = run("segment", photo, "-c", "person,tree", "-o", tmp_path / "o.png")
+        assert code == 0, err
+        assert "RANDOM WEIGHTS" in err
+        assert "knows nothing" in err
+    assert exported == ["zsseg-r50-vitb16-vild"]
+
+
 def test_settings_and_seen_change_the_outcome(run, bundle, photo, tmp_path):
     def labels(*options):
         code, _, err = run(

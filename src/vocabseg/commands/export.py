@@ -84,7 +84,9 @@ def random_bundle(quiet: bool = False) -> Path:
     """A bundle with random weights in the user's cache folder, exported on first use."""
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("vocabseg") / f"random-{RANDOM_CONFIGURATION}"
+    from vocabseg.runtime.text_cache import cache_folder
+
+    folder = (cache_folder() or user_cache_path("vocabseg")) / f"random-{RANDOM_CONFIGURATION}"
     print(
         "No --bundle was given: using a model with RANDOM WEIGHTS. It shows that everything runs; "
         "it knows nothing, and its classes mean nothing.",
