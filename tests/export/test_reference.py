@@ -45,6 +45,8 @@ def test_second_stage_from_the_golden_proposals(case: Case) -> None:
     golden, meta, configuration, model = case
     if "pred_masks" not in golden:
         pytest.skip("this golden holds a part of the mask logits only")
+    if meta["clip"].get("ViT-B/16"):
+        pytest.skip("minutes for what the small cases show as well; the case runs from its image above")
     segmenter = ReferenceSegmenter(model, configuration)
     text = segmenter.text_embeddings(meta["classes"])
     for index in range(len(meta["images"])):
