@@ -1,6 +1,23 @@
 """Settings of all tests: none of them may touch the cache of the user who runs them."""
 
+import os
+from collections.abc import Iterator
+
 import pytest
+from hypothesis import settings
+
+# Checks of main must not depend on chance: there, hypothesis draws the same examples every time.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_before_a_test_has_its_own() -> Iterator[None]:
+    """Fixtures that live longer than a test are made before the next one sets the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VOCABSEG_CACHE_DIR", "")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,14 @@ def stable_regions(golden: Golden, i: int) -> np.ndarray:
     return golden[f"near_{i}"][:, 0] == 0
 
 
+def flippable(golden: Golden, i: int, error: float) -> dict[str, np.ndarray]:
+    """The golden with `near_i` counting the pixels that mask logits off by `error` can flip.
+
+    Its columns are for probabilities within 2.5e-5 and 2.5e-4 of the threshold: logits off by 1e-4 and 1e-3 at most.
+    """
+    return {**golden, f"near_{i}": golden[f"near_{i}"][:, [1, 1]] if error > 1e-4 else golden[f"near_{i}"]}
+
+
 def check_mask_logits(golden: Golden, i: int, mask_logits: np.ndarray, tolerance: float = 1e-3) -> float:
     """Mask logits (N, h, w) at stride 4; big goldens hold a part of them."""
     if "pred_masks" in golden:

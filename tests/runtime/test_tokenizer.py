@@ -2,12 +2,13 @@ import hashlib
 import html
 import itertools
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.golden import load_golden
@@ -190,6 +191,9 @@ def test_hugging_face_reads_the_file_alike(path: Path, tokenizer: Tokenizer) -> 
     @settings(deadline=None, max_examples=200)
     @given(st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"], exclude_characters="ſ"), max_size=60))
     def compare(text: str) -> None:
+        # Repairing mojibake can make characters that the two regular expression engines know from different Unicodes.
+        assume(all(unicodedata.category(character) not in ("Cn", "Co") for character in clean(text)))
+        assume("ſ" not in clean(text))
         expect(text)
 
     compare()
