@@ -273,7 +273,7 @@ def test_places_that_cannot_be_written(refused, bundle, photo, tmp_path, monkeyp
 
 def test_a_bundle_that_was_changed(refused, bundle, photo, tmp_path):
     copy = copy_bundle_with(bundle, bundle.parent / "changed")
-    data = bytearray((copy / "tokenizer.json").read_bytes())
+    data = bytearray((bundle / "tokenizer.json").read_bytes())
     data[1000] ^= 1
     (copy / "tokenizer.json").unlink()  # a hard link: the original must stay
     (copy / "tokenizer.json").write_bytes(data)
