@@ -1,4 +1,4 @@
-"""Semantic segmentation metrics from a confusion matrix, by the rules of the published evaluator (SPEC section 8)."""
+"""Semantic segmentation metrics from a confusion matrix, by the rules of the published evaluator."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

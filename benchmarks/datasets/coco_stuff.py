@@ -21,7 +21,7 @@ LAYOUT = (
         "coco/stuffthingmaps_detectron2 will do",
     ),
 )
-# SPEC section 8; the first seven are things.
+# The published split; the first seven are things.
 UNSEEN = (
     "cow", "giraffe", "suitcase", "frisbee", "skateboard", "carrot", "scissors",
     "cardboard", "clouds", "grass", "playingfield", "river", "road", "tree", "wall-concrete",

@@ -25,7 +25,7 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-# The first 15 are seen in training, the last 5 are not (SPEC section 8).
+# The first 15 are seen in training, the last 5 are not.
 SEEN = 15
 
 
