@@ -10,8 +10,9 @@ from torch import nn
 
 from vocabseg.export.config import Configuration
 from vocabseg.runtime.bundle import PromptSpec, RegionSpec
+from vocabseg.runtime.crops import cut_crops
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.runtime.geometry import padded_size, resized_size
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.prompts import token_sequences
@@ -52,14 +53,8 @@ class Photo:
         with torch.no_grad():
             masks = proposal(torch.from_numpy(self.network_input))[0][0].numpy()
         boxes, areas = self.kernels.region_boxes(masks, self.padded, self.size, spec.mask_threshold)
-        chosen = np.flatnonzero(areas)[:CROPS].astype(np.int32)
-        mean, std = np.array(spec.mean) * 255, np.array(spec.std) * 255
-        fill = mean if spec.mask_fill == "mean" else np.zeros(3)
-        boxes = expand_boxes(boxes[chosen], spec.expand_ratio, self.size)
-        return self.kernels.crop_regions(
-            self.resized, masks, self.padded, boxes, chosen, spec.mask_threshold, spec.matting, fill, mean, std,
-            spec.crop_size,
-        )  # fmt: skip
+        chosen = np.flatnonzero(areas)[:CROPS]
+        return cut_crops(self.kernels, spec, self.resized, masks, self.padded, boxes[chosen], chosen)
 
 
 def proposal_inputs(photo: Photo) -> list[Arrays]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from vocabseg.runtime import engines
 from vocabseg.runtime.bundle import Bundle, open_bundle
+from vocabseg.runtime.crops import cut_crops
 from vocabseg.runtime.errors import BundleError, ImageError, VocabularyError
-from vocabseg.runtime.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.runtime.geometry import padded_size, resized_size
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.regions import Regions, Size
@@ -158,24 +159,9 @@ class Segmenter:
         boxes (V, 4) int32 are the tight ones, indices (V,) say which mask belongs to each.
         """
         spec = self.bundle.manifest.region
-        boxes = expand_boxes(boxes, spec.expand_ratio, (resized.shape[0], resized.shape[1]))
-        mean = np.array(spec.mean) * 255
-        fill = mean if spec.mask_fill == "mean" else np.zeros(3)
         for start in range(0, len(boxes), CROPS_PER_CHUNK):
             part = slice(start, start + CROPS_PER_CHUNK)
-            crops = self.kernels.crop_regions(
-                resized,
-                mask_logits,
-                padded,
-                boxes[part],
-                indices[part].astype(np.int32),
-                spec.mask_threshold,
-                spec.matting,
-                fill,
-                mean,
-                np.array(spec.std) * 255,
-                spec.crop_size,
-            )
+            crops = cut_crops(self.kernels, spec, resized, mask_logits, padded, boxes[part], indices[part])
             yield crops, part
 
     def _encode(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.errors import VocabularyError
+from vocabseg.runtime.prompts import shorten
 
 
 class Vocabulary:
@@ -91,8 +92,7 @@ class Vocabulary:
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(value if isinstance(value, str) else repr(value))
 
 
 def _items(values: Any, what: str) -> list[Any]:

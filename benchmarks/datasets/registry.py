@@ -1,12 +1,12 @@
 """The data sets that can be evaluated, by name."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError
+from vocabseg.runtime.settings import nearest
 
 # Name -> module, function that opens it, and the module's list of expected files.
 _HOMES = {
@@ -57,7 +57,6 @@ def _listing(name: str) -> str:
 
 def _home(name: str) -> tuple[object, str, str]:
     if name not in _HOMES:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), NAMES, n=3, cutoff=0.4) or list(NAMES)
-        raise DatasetError(f"there is no data set {name!r}: did you mean {' or '.join(near)}?")
+        raise DatasetError(f"there is no data set {name!r}: {nearest(name.lower().replace('_', '-'), NAMES)}")
     module, opener, layout = _HOMES[name]
     return import_module(f"vocabseg.benchmarks.datasets.{module}"), opener, layout

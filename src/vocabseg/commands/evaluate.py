@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.runtime.errors import ConfigurationError, EngineError
+from vocabseg.commands.packages import require
+from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from vocabseg.benchmarks.sources import Source
@@ -125,18 +126,10 @@ def _source(
         raise ConfigurationError("--reference needs --config NAME, the checkpoint's configuration")
     if engine is not None or precision is not None:
         raise ConfigurationError("--engine and --precision go with a bundle: the reference is PyTorch in float32")
-    _needs_torch()
+    require(("torch", "open_clip"), "the reference", "export")
     if not reference.is_file():
         raise ConfigurationError(f"there is no checkpoint {reference}: give the path of its file")
     return ReferenceSource(reference, config, tuple(settings), clip)
-
-
-def _needs_torch() -> None:
-    from importlib.util import find_spec
-
-    for module in ("torch", "open_clip"):
-        if find_spec(module) is None:
-            raise EngineError(f"the reference needs the package {module}: pip install 'vocabseg[export]'")
 
 
 @contextmanager

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
+from vocabseg.commands.packages import require
 from vocabseg.commands.progress import progress
-from vocabseg.runtime.errors import ConfigurationError, EngineError
+from vocabseg.runtime.errors import ConfigurationError
 
 HELP = "Turn a published checkpoint into a bundle: ONNX graphs, tokenizer and a manifest with the measured parity."
 EXAMPLE = (
     "Example: vocabseg export --config zsseg-r101c-vitb16-learned --checkpoint model_final.pth --output my-bundle\n\n"
     "The configurations: vocabseg export --list"
 )
+EXPORTER = ("torch", "open_clip", "onnx", "onnxscript")
 RANDOM_CONFIGURATION = "zsseg-r50-vitb16-vild"
 
 
@@ -49,7 +51,7 @@ def export(
     list_: Annotated[bool, typer.Option("--list", help="List the configurations and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    _needs_torch()
+    require(EXPORTER, "exporting", "export,cpu")
     from vocabseg.export.config import list_configurations, load_configuration
 
     if list_:
@@ -93,19 +95,11 @@ def random_bundle(quiet: bool = False) -> Path:
         file=sys.stderr,
     )
     if not (folder / "manifest.json").is_file():
-        _needs_torch()
+        require(EXPORTER, "exporting", "export,cpu")
         print(f"Exporting it once to {folder} (a minute or two)", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _export(RANDOM_CONFIGURATION, folder, None, None, [], None, 21, False, None, True, quiet)
     return folder
-
-
-def _needs_torch() -> None:
-    from importlib.util import find_spec
-
-    for module in ("torch", "open_clip", "onnx", "onnxscript"):
-        if find_spec(module) is None:
-            raise EngineError(f"exporting needs the package {module}: pip install 'vocabseg[export,cpu]'")
 
 
 def _export(
