@@ -37,6 +37,7 @@ from vocabseg.runtime.bundle import (
 )
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.tokenizer import Tokenizer
+from vocabseg.runtime.vocabulary import Vocabulary
 
 # Called as progress(what, done, total).
 Progress = Callable[[str, int, int], None]
@@ -53,7 +54,7 @@ def export_bundle(
     opset: int = OPSET,
     fused_attention: bool = False,
     sample_image: str | Path | None = None,
-    vocabulary: Sequence[str] | None = None,
+    vocabulary: Vocabulary | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -88,7 +89,8 @@ def export_bundle(
             region=region,
             ensemble=EnsembleSpec(**msgspec.structs.asdict(configuration.ensemble)),
             prompts=plan.prompts,
-            vocabulary=None if vocabulary is None else list(vocabulary),
+            vocabulary=None if vocabulary is None else list(vocabulary.names),
+            seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
             provenance=_provenance(configuration, provenance or {}),
             parity={
                 "compared_with": "PyTorch, float32",

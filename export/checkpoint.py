@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +192,7 @@ def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) 
     except (KeyError, IndexError):  # what is missing is best told by the published names
         last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
         sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
+    sizes = replace(sizes, backbone=replace(sizes.backbone, res5_dilation=configuration.proposal.res5_dilation))
     backbone = "r101c" if sizes.backbone.deep_stem else "r50"
     if backbone != configuration.proposal.backbone:
         raise CheckpointError(

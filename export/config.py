@@ -28,9 +28,10 @@ class InputSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ProposalSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The proposal network's backbone."""
+    """The proposal network's backbone; with `res5_dilation` 2 (detectron2's RES5_DILATION) res5 keeps stride 16."""
 
     backbone: Literal["r50", "r101c"]
+    res5_dilation: Literal[1, 2] = 1
 
 
 class ClipSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -79,6 +79,7 @@ class PixelDecoder(nn.Module):
             self.add_module(f"layer_{index}", self._conv(width, width, 3))
         self.add_module("layer_4", self._conv(channels[3], width, 3))
         self.mask_features = nn.Conv2d(width, sizes.mask, 3, padding=1)
+        self.dilated = sizes.backbone.res5_dilation > 1
 
     @staticmethod
     def _conv(inputs: int, outputs: int, kernel: int) -> NormalisedConv2d:
@@ -88,7 +89,8 @@ class PixelDecoder(nn.Module):
         y = self.get_submodule("layer_4")(features[3]).relu()
         for index in (3, 2, 1):
             lateral = self.get_submodule(f"adapter_{index}")(features[index - 1])
-            y = functional.interpolate(y, scale_factor=2.0, mode="nearest")
+            if not (index == 3 and self.dilated):
+                y = functional.interpolate(y, scale_factor=2.0, mode="nearest")
             y = self.get_submodule(f"layer_{index}")(lateral + y).relu()
         return self.mask_features(y)
 

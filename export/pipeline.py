@@ -7,6 +7,7 @@ from vocabseg.export.bundle_writer import export_bundle
 from vocabseg.export.checkpoint import load_model, random_state_dict, read_state_dict
 from vocabseg.export.config import load_configuration
 from vocabseg.runtime.bundle import sha256_file
+from vocabseg.runtime.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 
@@ -17,7 +18,7 @@ def export_checkpoint(
     checkpoint: str | Path | None = None,
     clip_source: str | None = None,
     overrides: Sequence[str] = (),
-    vocabulary: Sequence[str] | None = None,
+    vocabulary: Vocabulary | None = None,
     opset: int = 21,
     fused_attention: bool = False,
     sample_image: str | Path | None = None,
@@ -31,7 +32,7 @@ def export_checkpoint(
         checkpoint: a file with the weights of the whole model.
         clip_source: another CLIP for the regions: a state dict's file, or an open_clip "NAME::TAG".
         overrides: "section.key=value" for entries of the configuration.
-        vocabulary: class names the bundle declares as its own.
+        vocabulary: the classes the bundle declares as its own, and which of them were seen in training.
         opset: ONNX opset of the graphs; `fused_attention` needs 23.
         sample_image: a photo on which the graphs are compared with their modules.
         overwrite: replace a bundle that is there already.

@@ -18,12 +18,16 @@ MULTI_GRID = (1, 2, 4)
 
 @dataclass(frozen=True)
 class ResNetSizes:
-    """Channels of the stem (one convolution, or three: deep); per stage the blocks, inner and output channels."""
+    """Channels of the stem (one convolution, or three: deep); per stage the blocks, inner and output channels.
+
+    With `res5_dilation` 2 the last stage keeps stride 16 and dilates its 3x3 convolutions; no tensor's shape tells.
+    """
 
     stem: tuple[int, ...]
     blocks: tuple[int, ...]
     inner: tuple[int, ...]
     outer: tuple[int, ...]
+    res5_dilation: int = 1
 
     @property
     def deep_stem(self) -> bool:
@@ -118,7 +122,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, 3, H, W) -> features of the stages res2..res5 at strides 4, 8, 16, 32; H and W are multiples of 32."""
+    """(B, 3, H, W) -> features of the stages res2..res5 at strides 4, 8, 16, 32; H and W are multiples of 32.
+
+    A dilated res5 stays at stride 16.
+    """
 
     def __init__(self, sizes: ResNetSizes):
         super().__init__()
@@ -128,9 +135,12 @@ class ResNet(nn.Module):
             dilations = [1] * sizes.blocks[stage]
             if sizes.deep_stem and name == "res5":
                 dilations = [MULTI_GRID[index % len(MULTI_GRID)] for index in range(sizes.blocks[stage])]
+            if name == "res5":
+                dilations = [dilation * sizes.res5_dilation for dilation in dilations]
+            keeps_size = name == "res2" or (name == "res5" and sizes.res5_dilation > 1)
             blocks = []
             for index, dilation in enumerate(dilations):
-                stride = 2 if index == 0 and name != "res2" else 1
+                stride = 2 if index == 0 and not keeps_size else 1
                 blocks.append(Bottleneck(channels, sizes.inner[stage], sizes.outer[stage], stride, dilation))
                 channels = sizes.outer[stage]
             self.add_module(name, nn.Sequential(*blocks))

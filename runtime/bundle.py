@@ -101,7 +101,10 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about a bundle but its tensors. `files` holds the records of tokenizer and tensors."""
+    """Everything about a bundle but its tensors. `files` holds the records of tokenizer and tensors.
+
+    `vocabulary` are the class names the bundle declares as its own, `seen` says which of them were seen in training.
+    """
 
     format: int
     name: str
@@ -112,8 +115,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ensemble: EnsembleSpec
     prompts: Prompts
     vocabulary: list[str] | None = None
+    seen: list[bool] | None = None
     provenance: dict[str, Any] = {}
     parity: dict[str, Any] = {}
+
+    @property
+    def graph_bytes(self) -> int:
+        """Size of all graphs with their weights."""
+        return sum(
+            record.bytes + sum(external.bytes for external in record.external) for record in self.graphs.values()
+        )
 
 
 def sha256_file(path: Path) -> str:
@@ -132,6 +143,13 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` into `folder`, indented, so that two bundles can be compared line by line."""
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / MANIFEST).write_bytes(data + b"\n")
+
+
+def demo_folder() -> Path:
+    """The folder of the built-in demo model, which is part of the package; its README.md says what it knows."""
+    import vocabseg
+
+    return Path(str(vocabseg.__file__)).parent / "demo"
 
 
 class Bundle:

@@ -135,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     configuration = load_configuration(str(CONFIGURATION), arguments.set)
-    evaluator = Evaluator(arguments.checkpoint or arguments.folder / "model.pth", configuration)
+    evaluator = Evaluator(arguments.checkpoint or arguments.folder / "model.safetensors", configuration)
     scenes = [render_scene(arguments.seed, arguments.split, index) for index in range(arguments.count)]
     weights = arguments.weights or [configuration.ensemble.weight]
     for weight, figures in evaluator.measure(scenes, weights, arguments.shuffle).items():

@@ -1,35 +1,30 @@
 """The second stage: a small MaskFormer whose query embeddings are aligned with the text encoder of the first."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from backbone_stage import RegionHead, batch_maker, entropy, to_device, trainable
 from captions import OBJECT_COUNT, SEEN_CLASSES
 from loop import Run, train
 from matching import class_costs, mask_costs, mask_losses, match
-from scenes import Scenes, network_batch
+from scenes import Scenes
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vocabseg.benchmarks.datasets.world import CLASSES
-from vocabseg.export.maskformer import Attention, ProposalNetwork, ProposalSizes, sine_position_embedding
-from vocabseg.export.resnet import FrozenBatchNorm2d, ResNetSizes
+from vocabseg.export.maskformer import ProposalNetwork, ProposalSizes, sine_position_embedding
+from vocabseg.export.resnet import ResNetSizes
 
-MEAN, STD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
 TEMPERATURE = 40.0
 NON_OBJECT_WEIGHT = 0.1
 MASK_WEIGHT, DICE_WEIGHT, ATTRIBUTE_WEIGHT = 20.0, 1.0, 0.5
 DENSE_WEIGHT, REGION_WEIGHT = 1.0, 2.0
-EARLY_SIZES = {(192, 256): (128, 160), (192, 192): (128, 128), (256, 192): (160, 128)}
-LATE_SIZES = {(192, 256): (160, 224), (192, 192): (160, 160), (256, 192): (224, 160)}
-LATE = 0.6  # of the training; before it the pictures are smaller
 
 
 def demo_sizes(embedding: int) -> ProposalSizes:
     """The demo network: the published modules, 1.3 M parameters."""
     return ProposalSizes(
-        backbone=ResNetSizes((24,), (1, 1, 2, 1), (24, 32, 64, 96), (64, 96, 160, 256)),
+        backbone=ResNetSizes((24,), (1, 1, 2, 1), (24, 32, 64, 96), (64, 96, 160, 256), res5_dilation=2),
         pixel=32,
         mask=48,
         hidden=128,
@@ -39,34 +34,6 @@ def demo_sizes(embedding: int) -> ProposalSizes:
         class_layers=(256, embedding),
         mask_layers=(128, 128, 48),
     )
-
-
-def trainable(sizes: ProposalSizes) -> ProposalNetwork:
-    """The proposal network with batch normalisation that learns, and weights to start from."""
-    network = ProposalNetwork(sizes)
-    for module in list(network.modules()):
-        norm = getattr(module, "norm", None)
-        if isinstance(norm, FrozenBatchNorm2d):
-            module.norm = nn.BatchNorm2d(norm.weight.shape[0])
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-        if isinstance(module, Attention):
-            for name in ("query", "key", "value"):
-                nn.init.xavier_uniform_(module.get_parameter(f"{name}_weight"))
-    for stage in ("res2", "res3", "res4", "res5"):
-        for block in network.backbone.get_submodule(stage):
-            nn.init.constant_(block.conv3.norm.weight, 0.2)  # a block starts close to its shortcut
-    return network
-
-
-def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean cross-entropy over what is labelled (not -100); 0 where nothing is, as in a batch without objects."""
-    return functional.cross_entropy(logits, wanted, reduction="sum") / (wanted != -100).sum().clamp(min=1)
 
 
 class DenseHead(nn.Module):
@@ -92,32 +59,6 @@ class DenseHead(nn.Module):
         loss = loss + entropy(other, kind)
         error = functional.smooth_l1_loss(way, centres, reduction="none", beta=0.1).mean(dim=1)
         return loss + 2 * (error * is_object).sum() / is_object.sum().clamp(min=1)
-
-
-class RegionHead(nn.Module):
-    """Only for training: what the backbone sees within a segment's true mask says the object's colour and shape.
-
-    Without it the backbone learns colours at once and shapes hardly at all: no loss asks for them at the right place.
-    """
-
-    def __init__(self, channels: Sequence[int]):
-        super().__init__()
-        width = sum(channels)
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 20))
-
-    def forward(self, features: Sequence[Tensor], classes: list[Tensor], masks: list[Tensor]) -> Tensor:
-        """features (B, C, h, w) at strides 8, 16 and 32, classes (n,) and masks (n, H / 4, W / 4) per image -> loss."""
-        pooled = []
-        for at, covers in enumerate(masks):
-            parts = []
-            for level, feature in enumerate(features, start=1):
-                share = functional.avg_pool2d(covers[:, None], 2**level)[:, 0].flatten(1)
-                parts.append(share / share.sum(dim=1, keepdim=True).clamp(min=1e-6) @ feature[at].flatten(1).T)
-            pooled.append(torch.cat(parts, dim=1))
-        wanted = torch.cat(classes)
-        objects = wanted < OBJECT_COUNT
-        colour, shape = self.layers(torch.cat(pooled)[objects]).split(10, dim=1)
-        return entropy(colour, wanted[objects] % 10) + entropy(shape, wanted[objects] // 10)
 
 
 def predictions(network: ProposalNetwork, images: Tensor) -> tuple[list[Tensor], Tensor, list[tuple[Tensor, Tensor]]]:
@@ -244,36 +185,20 @@ def train_proposals(
     batch: int,
     learning_rate: float = 1e-3,
 ) -> list[float]:
-    """Train the proposal network and leave it at `run.output / proposals.pt`.
+    """Train the proposal network from the backbone in `run.output / backbone.pt`; leaves it at proposals.pt beside it.
 
     texts: the text encoder's embeddings of the seen classes, the colours and the shapes, each (n, D) of length 1.
     """
     torch.manual_seed(run.seed)
-    network = trainable(sizes).to(device=run.device, memory_format=torch.channels_last).train()
-    criterion = Criterion(sizes).to(run.device)
-    weights = np.array([len(group.segments) for group in scenes], float)
-
-    def make_batch(generator: np.random.Generator, progress: float) -> tuple[Any, ...]:
-        group = scenes[generator.choice(len(scenes), p=weights / weights.sum())]
-        table = EARLY_SIZES if progress < LATE else LATE_SIZES
-        size = table[group.images.shape[1:3]]
-        chosen = generator.integers(len(group.segments), size=batch)
-        images, padding, classes, masks = network_batch(group, chosen, size, generator)
-        normalised = (images - MEAN) / STD
-        normalised[padding] = 0
-        pixels = torch.from_numpy(normalised).permute(0, 3, 1, 2)  # already channels last
-        return (
-            pixels,
-            [torch.from_numpy(present) for present in classes],
-            [torch.from_numpy(covers) for covers in masks],
-            torch.from_numpy(padding[:, 2::4, 2::4]),
-        )
+    network, criterion = trainable(ProposalNetwork(sizes)), Criterion(sizes)
+    learned = torch.load(run.output / "backbone.pt", weights_only=True, map_location="cpu")["modules"]
+    network.backbone.load_state_dict(learned["backbone"])
+    criterion.region.load_state_dict(learned["head"])
+    network = network.to(device=run.device, memory_format=torch.channels_last).train()
+    criterion = criterion.to(run.device)
 
     def compute_loss(parts: tuple[Any, ...], progress: float) -> tuple[Tensor, dict[str, float]]:
-        pixels, padding = (part.to(run.device) for part in parts[::3])
-        classes, masks = ([part.to(run.device) for part in listed] for listed in parts[1:3])
-        return criterion(network, pixels, classes, masks, padding, texts)
+        return criterion(network, *to_device(parts, run.device), texts)
 
-    return train(
-        "proposals", run, {"network": network, "criterion": criterion}, learning_rate, make_batch, compute_loss
-    )
+    modules = {"network": network, "criterion": criterion}
+    return train("proposals", run, modules, learning_rate, batch_maker(scenes, batch), compute_loss)

@@ -2,8 +2,8 @@
 
     python examples/train_demo/train.py --output DIR
 
-Needs vocabseg[export] and scipy. Ends with DIR/model.pth in the published layout and the command that exports it.
-Stop it at any time; --resume goes on from the last checkpoint.
+Needs vocabseg[export,cpu] and scipy. Ends with the weights in DIR/model.safetensors, in the published layout, and the
+bundle in DIR/bundle. Stop it at any time; --resume goes on from the last checkpoint.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import cv2
 import torch
 import typer
 from assemble import write_checkpoint
+from backbone_stage import train_backbone
 from captions import SEEN_CLASSES, Encoder
 from clip_stage import EMBEDDING, PROMPT, class_embeddings, make_clip, train_clip
 from loop import Run
@@ -20,19 +21,22 @@ from proposal_stage import demo_sizes, train_proposals
 from scenes import load_scenes
 from torch import Tensor
 
-from vocabseg.benchmarks.datasets.world import CLASSES, COLOURS, SHAPES
+from vocabseg.benchmarks.datasets.world import CLASSES, COLOURS, SEEN, SHAPES
+from vocabseg.export.pipeline import export_checkpoint
+from vocabseg.runtime.vocabulary import Vocabulary
 
 CLIP_STEPS, CLIP_BATCH = 2400, 96
-PROPOSAL_STEPS, PROPOSAL_BATCH = 6000, 8
-CLIP_SHARE = 0.35  # of a budget of minutes
+BACKBONE_STEPS, PROPOSAL_STEPS, PROPOSAL_BATCH = 6000, 11_000, 8
+CLIP_SHARE, BACKBONE_SHARE = 0.15, 0.15  # of a budget of minutes
 
 
 def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scenes, checkpoints and logs.")],
     seed: Annotated[int, typer.Option(help="Of the scenes, the weights and the batches.")] = 0,
     scenes: Annotated[int, typer.Option(help="Training scenes to render.")] = 3000,
-    minutes: Annotated[float | None, typer.Option(help="Shorten both stages so that they end in this time.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Shorten all stages so that they end in this time.")] = None,
     clip_steps: Annotated[int, typer.Option(help="Steps of the CLIP stage.")] = CLIP_STEPS,
+    backbone_steps: Annotated[int, typer.Option(help="Steps of the MaskFormer's backbone alone.")] = BACKBONE_STEPS,
     proposal_steps: Annotated[int, typer.Option(help="Steps of the MaskFormer stage.")] = PROPOSAL_STEPS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoints.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -54,10 +58,19 @@ def train(
 
     train_clip(stage(clip_steps, CLIP_SHARE), groups, CLIP_BATCH)
     texts = text_embeddings(output / "clip.pt", device)
-    train_proposals(stage(proposal_steps, 1 - CLIP_SHARE), groups, texts, demo_sizes(EMBEDDING), PROPOSAL_BATCH)
-    print(f"The checkpoint: {write_checkpoint(output)}")
+    sizes = demo_sizes(EMBEDDING)
+    train_backbone(stage(backbone_steps, BACKBONE_SHARE), groups, sizes, PROPOSAL_BATCH)
+    share = 1 - CLIP_SHARE - BACKBONE_SHARE
+    train_proposals(stage(proposal_steps, share), groups, texts, sizes, PROPOSAL_BATCH)
+    export_bundle(write_checkpoint(output), output / "bundle")
+    print(f"Measure it with: vocabseg evaluate {output / 'bundle'} --dataset world")
+
+
+def export_bundle(checkpoint: Path, output: Path) -> None:
+    """Export the trained weights; the bundle declares the world's classes and which of them were seen."""
     config = Path(__file__).parent / "demo.toml"
-    print(f"Export it with: vocabseg export --config {config} --checkpoint {output / 'model.pth'} --output BUNDLE")
+    export_checkpoint(str(config), output, checkpoint, vocabulary=Vocabulary(CLASSES, SEEN), overwrite=True)
+    print(f"The weights: {checkpoint}; the bundle: {output}")
 
 
 def text_embeddings(path: Path, device: str) -> tuple[Tensor, Tensor, Tensor]:

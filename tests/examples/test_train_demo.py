@@ -12,6 +12,7 @@ pytest.importorskip("scipy")
 FOLDER = Path(__file__).parents[2] / "examples" / "train_demo"
 sys.path.insert(0, str(FOLDER))
 
+import backbone_stage  # noqa: E402
 import captions  # noqa: E402
 import clip_stage  # noqa: E402
 import loop  # noqa: E402
@@ -29,7 +30,7 @@ from vocabseg.export.resnet import ResNetSizes  # noqa: E402
 
 STEPS = 20
 TINY = ProposalSizes(
-    backbone=ResNetSizes((8,), (1, 1, 1, 1), (8, 8, 8, 8), (16, 16, 32, 32)),
+    backbone=ResNetSizes((8,), (1, 1, 1, 1), (8, 8, 8, 8), (16, 16, 32, 32), res5_dilation=2),
     pixel=32,
     mask=32,
     hidden=32,
@@ -49,16 +50,17 @@ def groups(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, groups):
-    """A folder with both stages trained for a few steps, and the losses of each."""
+    """A folder with all stages trained for a few steps, and the losses of each."""
     output = tmp_path_factory.mktemp("trained")
     run = loop.Run(output, STEPS, seed=3, quiet=True)
     clip_losses = clip_stage.train_clip(run, groups, batch=12)
+    backbone_losses = backbone_stage.train_backbone(run, groups, TINY, batch=4)
     texts = text_embeddings(output / "clip.pt", "cpu")
     proposal_losses = proposal_stage.train_proposals(run, groups, texts, TINY, batch=2)
-    return output, clip_losses, proposal_losses
+    return output, clip_losses, backbone_losses, proposal_losses
 
 
-def test_both_losses_fall(trained):
+def test_all_losses_fall(trained):
     for losses in trained[1:]:
         assert len(losses) == STEPS
         assert np.isfinite(losses).all()
@@ -81,7 +83,7 @@ def test_the_checkpoint_has_the_published_layout(trained):
 def test_frozen_statistics_give_what_training_modules_give(trained):
     """The network that is trained and the one that is exported agree, batch normalisation and last layer included."""
     stage = torch.load(trained[0] / "proposals.pt", weights_only=True)["modules"]["network"]
-    training = proposal_stage.trainable(TINY).eval()
+    training = backbone_stage.trainable(ProposalNetwork(TINY)).eval()
     training.load_state_dict(stage)
     exported = ProposalNetwork(TINY).eval()
     exported.load_state_dict({key: value for key, value in stage.items() if not key.endswith("num_batches_tracked")})

@@ -18,6 +18,7 @@ from vocabseg.runtime.engines import open_engine
 from vocabseg.runtime.errors import ConfigurationError, ImageError, OutputError
 from vocabseg.runtime.prompts import PROMPTS, token_sequences
 from vocabseg.runtime.tokenizer import Tokenizer
+from vocabseg.runtime.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def exported(tmp_path_factory):
         folder / "small",
         name="small",
         provenance={"weights": "model.pth"},
-        vocabulary=["cat", "grass"],
+        vocabulary=Vocabulary(["cat", "grass"], seen=["grass"]),
         progress=lambda *report: reports.append(report),
     )
     return path, model, reports
@@ -43,6 +44,7 @@ def test_the_bundle_opens_and_says_everything(exported):
     manifest = bundle.manifest
     assert list(manifest.graphs) == ["proposal", "image_encoder", "text_encoder"]
     assert manifest.vocabulary == ["cat", "grass"]
+    assert manifest.seen == [False, True]
     assert manifest.ensemble.weight == 0.4
     assert (manifest.input.min_size, manifest.region.crop_size) == (64, 32)
     assert manifest.region.mean == model.region_clip.mean

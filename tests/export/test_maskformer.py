@@ -1,5 +1,7 @@
 """The proposal network: sizes read off tensors, published names, and its parts against torch's own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -98,6 +100,21 @@ def test_frozen_batch_norm_equals_torchs() -> None:
     ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if "num_batches" not in key})
     x = torch.randn(2, 6, 4, 4)
     assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_dilated_last_stage_keeps_its_stride(deep: bool) -> None:
+    """As detectron2's RES5_DILATION: stride 16, dilations doubled, and the masks as large as ever."""
+    sizes = tiny_sizes(deep)
+    sizes = replace(sizes, backbone=replace(sizes.backbone, res5_dilation=2))
+    network = ProposalNetwork(sizes).eval()
+    convolutions = [block.conv2 for block in network.backbone.get_submodule("res5")]
+    assert [conv.stride for conv in convolutions] == [(1, 1)] * 3
+    assert [conv.dilation[0] for conv in convolutions] == ([2, 4, 8] if deep else [2, 2, 2])
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert [feature.shape[2:] for feature in network.backbone(image)] == [(16, 24), (8, 12), (4, 6), (4, 6)]
+        assert network(image)[0].shape == (1, 7, 16, 24)
 
 
 def test_backbones_differ_where_published() -> None:
