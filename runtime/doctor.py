@@ -41,7 +41,7 @@ def examine() -> list[Finding]:
     python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     findings = [
         Finding("python", sys.version_info >= (3, 11), python),
-        Finding("processor", True, _processor()),
+        Finding("processor", True, processor()),
         _kernels(),
     ]
     for package, purpose in PACKAGES.items():
@@ -70,13 +70,14 @@ def _kernels() -> Finding:
     from vocabseg.runtime.kernels import load_kernels
 
     try:
-        load_kernels("host")
+        host = load_kernels("host")
     except EngineError as error:
         return Finding("host kernels", False, str(error))
-    return Finding("host kernels", True, f"built, {thread_count()} threads")
+    return Finding("host kernels", True, f"built, {thread_count()} threads, instruction set {host.variant()}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """This machine's processor, in words."""
     name = platform.processor() or platform.machine()
     features: list[str] = []
     info = Path("/proc/cpuinfo")

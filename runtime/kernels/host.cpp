@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "host_compose.h"
 #include "host_crops.h"
@@ -47,33 +49,40 @@ void crop_regions(Image image, Masks masks, Pair padded, Array<const int32_t, 2>
                            indices.data(), length(boxes.shape(0)), settings, threads, crops.data());
 }
 
-vocabseg::OutputMasks output_masks(const Masks& masks, const Pair& padded, const Pair& image, Size output) {
+vocabseg::OutputMasks output_masks(const Masks& masks, const Pair& padded, const Pair& image, size_t h, size_t w) {
     return {masks.data(),    length(masks.shape(0)), {length(masks.shape(1)), length(masks.shape(2))},
-            size_of(padded), size_of(image),         output};
+            size_of(padded), size_of(image),         {length(h), length(w)}};
 }
 
-vocabseg::ClassBlocks class_blocks(const Array<const float, 2>& probabilities) {
+vocabseg::ClassTable class_table(const Array<const float, 2>& probabilities) {
     return {probabilities.data(), length(probabilities.shape(0)), length(probabilities.shape(1))};
 }
 
 void compose(Masks masks, Array<const float, 2> probabilities, Pair padded, Pair image, int threads,
              Array<int32_t, 2> labels, Array<float, 2> scores) {
-    const Size output{length(labels.shape(0)), length(labels.shape(1))};
-    vocabseg::compose(output_masks(masks, padded, image, output), class_blocks(probabilities), output, threads,
-                      labels.data(), scores.data());
+    vocabseg::compose(output_masks(masks, padded, image, labels.shape(0), labels.shape(1)), class_table(probabilities),
+                      threads, labels.data(), scores.data());
 }
 
 void class_scores(Masks masks, Array<const float, 2> probabilities, Pair padded, Pair image, int threads,
                   Array<float, 3> scores) {
-    const Size output{length(scores.shape(1)), length(scores.shape(2))};
-    vocabseg::class_scores(output_masks(masks, padded, image, output), class_blocks(probabilities), output, threads,
-                           scores.data());
+    vocabseg::class_scores(output_masks(masks, padded, image, scores.shape(1), scores.shape(2)),
+                           class_table(probabilities), threads, scores.data());
 }
 
 void resample_masks(Masks masks, Pair padded, Pair image, int threads, Array<float, 3> probabilities) {
-    const Size output{length(probabilities.shape(1)), length(probabilities.shape(2))};
-    vocabseg::resample_masks(output_masks(masks, padded, image, output), output, threads, probabilities.data());
+    vocabseg::resample_masks(
+        output_masks(masks, padded, image, probabilities.shape(1), probabilities.shape(2)), threads,
+        probabilities.data());
 }
+
+std::vector<std::string> variants() {
+    std::vector<std::string> names;
+    for (const vocabseg::Loops* variant : vocabseg::variants()) names.push_back(variant->name);
+    return names;
+}
+
+std::string variant() { return vocabseg::loops().name; }
 
 }  // namespace
 
@@ -95,4 +104,7 @@ NB_MODULE(_host, module) {
                scores, Free());
     module.def("resample_masks", &resample_masks, masks, "padded_size"_a, "image_size"_a, "threads"_a,
                "probabilities"_a.noconvert(), Free());
+    module.def("variants", &variants);
+    module.def("variant", &variant);
+    module.def("choose_variant", &vocabseg::choose_variant, "name"_a);
 }

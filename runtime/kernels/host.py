@@ -1,17 +1,43 @@
 """The kernels on the CPU: the functions of reference.py over the extension `_host`, which runs pixel_math.h in threads.
 
 Results do not depend on the number of threads, which is the argument `threads`, else the environment variable
-VOCABSEG_THREADS, else the number of CPUs that the process may use.
+VOCABSEG_THREADS, else the number of CPUs that the process may use. Nor do they depend on the processor: the inner loops
+are compiled for several instruction sets, "variants", which give the same bits. The best one that the processor has is
+used, or the one that the environment variable VOCABSEG_ISA names when this module is first imported.
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from vocabseg.runtime import _host
+from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import checks
 from vocabseg.runtime.kernels.checks import Array
 from vocabseg.runtime.threads import thread_count
+
+
+def variants() -> list[str]:
+    """The variants that this processor can run, the oldest instruction set first.
+
+    On x86-64 they are the levels "v2" (SSE4.2), "v3" (AVX2) and "v4" (AVX-512); elsewhere there is one, "baseline".
+    """
+    return _host.variants()
+
+
+def variant() -> str:
+    """The variant in use."""
+    return _host.variant()
+
+
+def choose_variant(name: str) -> None:
+    """Use one of variants() from the next call on, in all threads. Raises EngineError for another name."""
+    if name not in variants():
+        raise EngineError(
+            f"no kernels for the instruction set {name!r}: choose one of {', '.join(variants())} (VOCABSEG_ISA)"
+        )
+    _host.choose_variant(name)
 
 
 def resize_normalize(
@@ -134,3 +160,7 @@ def resample_masks(
     probabilities = np.empty((len(masks), *output_size), np.float32)
     _host.resample_masks(masks, padded_size, image_size, thread_count(threads), probabilities)
     return probabilities
+
+
+if os.environ.get("VOCABSEG_ISA", "").strip():
+    choose_variant(os.environ["VOCABSEG_ISA"].strip())

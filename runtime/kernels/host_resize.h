@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "host_variants.h"
 #include "parallel.h"
-#include "pixel_math.h"
 
 namespace vocabseg {
 
@@ -19,6 +19,8 @@ public:
             spans_[o] = triangle_weights(in_size, out_size, o, weights_.data() + static_cast<size_t>(o) * capacity_);
         }
     }
+    int capacity() const { return capacity_; }
+    const TriangleSpan* spans() const { return spans_.data(); }
     const TriangleSpan& span(int o) const { return spans_[o]; }
     const int32_t* weights(int o) const { return weights_.data() + static_cast<size_t>(o) * capacity_; }
 
@@ -44,6 +46,7 @@ inline void resize_normalize(const uint8_t* image, int in_h, int in_w, int h, in
                              uint8_t* resized) {
     const TriangleTable columns(in_w, w), rows(in_h, h);
     const NormaliseTable normalised(mean, deviation);
+    const Loops& loop = loops();
     const int first_row = rows.span(0).first;
     const int used_rows = rows.span(h - 1).first + rows.span(h - 1).count - first_row;
     const size_t stride = static_cast<size_t>(w) * 3;
@@ -54,21 +57,8 @@ inline void resize_normalize(const uint8_t* image, int in_h, int in_w, int h, in
         return [&](int band) {
             for (int y = band * kBand; y < std::min(used_rows, (band + 1) * kBand); ++y) {
                 const uint8_t* source = image + static_cast<size_t>(y + first_row) * in_w * 3;
-                uint8_t* target = narrow.data() + y * stride;
-                for (int x = 0; x < w; ++x) {
-                    const TriangleSpan& span = columns.span(x);
-                    const int32_t* weights = columns.weights(x);
-                    const uint8_t* pixel = source + static_cast<size_t>(span.first) * 3;
-                    int32_t red = triangle_start(), green = red, blue = red;
-                    for (int k = 0; k < span.count; ++k, pixel += 3) {
-                        red += pixel[0] * weights[k];
-                        green += pixel[1] * weights[k];
-                        blue += pixel[2] * weights[k];
-                    }
-                    target[3 * x] = triangle_pixel(red);
-                    target[3 * x + 1] = triangle_pixel(green);
-                    target[3 * x + 2] = triangle_pixel(blue);
-                }
+                loop.triangle_columns(source, columns.spans(), columns.weights(0), columns.capacity(), w,
+                                      narrow.data() + y * stride);
             }
         };
     });
@@ -83,15 +73,9 @@ inline void resize_normalize(const uint8_t* image, int in_h, int in_w, int h, in
                     continue;
                 }
                 const TriangleSpan& span = rows.span(y);
-                const int32_t* weights = rows.weights(y);
-                std::fill(sums.begin(), sums.end(), triangle_start());
-                for (int k = 0; k < span.count; ++k) {
-                    const uint8_t* source = narrow.data() + (span.first - first_row + k) * stride;
-                    const int32_t weight = weights[k];
-                    for (size_t i = 0; i < stride; ++i) sums[i] += source[i] * weight;
-                }
                 uint8_t* row = resized + y * stride;
-                for (size_t i = 0; i < stride; ++i) row[i] = triangle_pixel(sums[i]);
+                loop.triangle_rows(narrow.data() + (span.first - first_row) * stride, stride, rows.weights(y),
+                                   span.count, stride, sums.data(), row);
                 for (int c = 0; c < 3; ++c) {
                     const float* table = normalised.value[c];
                     float* out = target + c * plane;
