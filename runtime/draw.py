@@ -13,6 +13,7 @@ PALETTE = (
     "0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 961e4b 00ffe1 0000ff 8778ff 00d287 "
     "964b00 c31e96 691ec3 5ae1ff a5f096 e10fd2 f05a69 960087 a54b5a ff78d2 f0c34b 3c5aff"
 )
+ALIKE = 25.0  # CIELAB distance below which two tints over a photo are hard to tell apart
 GOLDEN_TURN = (math.sqrt(5) - 1) / 2  # steps of this much of the colour circle never meet again
 # Pictures smaller than this are enlarged by a whole factor, so that a legend of readable size fits beside them.
 SMALLEST_WITH_LEGEND = 320
@@ -25,6 +26,32 @@ def class_colours(count: int) -> np.ndarray:
     for index in range(count):
         colours[index] = _colour(index)
     return colours
+
+
+def distinct_colours(colours: np.ndarray, present: list[int]) -> np.ndarray:
+    """`colours` (count, 3) uint8 RGB, changed so that no two of the classes `present`, largest first, look alike.
+
+    A class keeps its colour unless a larger one in the same picture has nearly the same, as happens among a hundred
+    classes; it then takes the first colour of the palette that is far from those in use, or else the farthest one.
+    """
+    import cv2
+
+    def lab(rgb: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(rgb.reshape(1, -1, 3)).astype(np.float32) / 255
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)[0]
+
+    result = colours.copy()
+    spare = np.array([_colour(index) for index in range(len(PALETTE.split()))], np.uint8)
+    used = np.empty((0, 3), np.float32)
+    for index in present:
+        own = lab(colours[index])
+        if len(used) and np.linalg.norm(used - own, axis=1).min() < ALIKE:
+            distances = np.linalg.norm(lab(spare)[:, None] - used, axis=2).min(axis=1)
+            far = np.flatnonzero(distances >= ALIKE)
+            result[index] = spare[far[0] if len(far) else distances.argmax()]
+            own = lab(result[index])
+        used = np.concatenate([used, own])
+    return result
 
 
 def draw_overlay(
@@ -55,11 +82,12 @@ def draw_overlay(
     if legend:
         labels, image = _enlarged(labels, image)
     height, width = labels.shape
-    colours = class_colours(len(classes))
+    by_area = _by_area(labels, len(classes))
+    colours = distinct_colours(class_colours(len(classes)), [index for index, _ in by_area if index >= 0])
     if not legend:
         canvas = np.empty((height, width, 3), np.uint8)
     else:
-        panel, below = legend_panel(height, width, _entries(labels, classes, colours), THEMES[theme])
+        panel, below = legend_panel(height, width, _entries(by_area, classes, colours), THEMES[theme])
         if below:
             canvas = np.empty((height + panel.shape[0], width, 3), np.uint8)
             canvas[height:] = panel
@@ -115,18 +143,23 @@ def _edges(labels: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _entries(labels: np.ndarray, classes: list[str], colours: np.ndarray) -> list[Entry]:
-    counts = np.zeros(len(classes) + 1, np.int64)
+def _by_area(labels: np.ndarray, classes: int) -> list[tuple[int, float]]:
+    """(class, share of the picture) of the classes present, the largest first; at the end -1 where there is any."""
+    counts = np.zeros(classes + 1, np.int64)
     for top in range(0, len(labels), BAND):
         counts += np.bincount(labels[top : top + BAND].ravel() + 1, minlength=len(counts))
-    shares = counts / labels.size
-    by_area = sorted(np.flatnonzero(counts[1:]).tolist(), key=lambda index: (-counts[index + 1], index))
+    order = sorted(np.flatnonzero(counts[1:]).tolist(), key=lambda index: (-counts[index + 1], index))
+    return [(index, float(counts[index + 1] / labels.size)) for index in [*order, -1] if counts[index + 1]]
+
+
+def _entries(by_area: list[tuple[int, float]], classes: list[str], colours: np.ndarray) -> list[Entry]:
     entries = []
-    for index in by_area:
-        red, green, blue = colours[index].tolist()
-        entries.append(Entry(classes[index], (red, green, blue), float(shares[index + 1])))
-    if counts[0]:
-        entries.append(Entry("no mask", None, float(shares[0])))
+    for index, share in by_area:
+        if index < 0:
+            entries.append(Entry("no mask", None, share))
+        else:
+            red, green, blue = colours[index].tolist()
+            entries.append(Entry(classes[index], (red, green, blue), share))
     return entries
 
 

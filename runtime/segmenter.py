@@ -1,15 +1,16 @@
 """Segmenter: the one pipeline from an image to its regions, written once for every device."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vocabseg.runtime import engines
-from vocabseg.runtime.bundle import Bundle, open_bundle
+from vocabseg.runtime.bundle import Bundle, demo_folder, open_bundle
 from vocabseg.runtime.crops import cut_crops
-from vocabseg.runtime.errors import BundleError, ImageError, VocabularyError
+from vocabseg.runtime.errors import ImageError, VocabularyError
 from vocabseg.runtime.geometry import padded_size, resized_size
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
@@ -22,6 +23,8 @@ from vocabseg.runtime.vocabulary import Vocabulary
 Progress = Callable[[str, int, int], None]
 
 Names = Vocabulary | Sequence[str] | str
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 # Regions encoded at a time: 16 crops of 224 x 224 keep the encoder's activations near 100 MB (ViT-B/16) and its matrix
 # products large enough to run at full speed.
@@ -43,7 +46,7 @@ class Segmenter:
         kernels: str | None = None,
     ):
         self.bundle = bundle
-        self.choice = engines.choose(engine, device, precision)
+        self.choice = engines.choose(engine, device, precision, bundle.manifest.graph_bytes)
         self.kernels = load_kernels(kernels)
         self._engines: dict[str, engines.Engine] = {}
         self.text = TextEmbedder(bundle, self.engine)
@@ -61,7 +64,7 @@ class Segmenter:
         own = self.bundle.manifest.vocabulary
         if own is None:
             raise VocabularyError(f"bundle {self.bundle.folder} declares no vocabulary: give class names")
-        return Vocabulary(own)
+        return Vocabulary(own, self.bundle.manifest.seen)
 
     def __call__(self, image: Any, vocabulary: Names | None = None, progress: Progress | None = None) -> Result:
         """Segment one image (a path, PIL image or uint8 RGB array) into the classes of `vocabulary`.
@@ -82,16 +85,28 @@ class Segmenter:
             self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
 
     def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
-        """Segment images one after the other; each result equals that of a call with the image alone."""
+        """Segment images one after the other; each result equals that of a call with the image alone.
+
+        While the regions of one image are encoded, the next one is read and its proposals are found. What is wrong with
+        an image is raised when its turn comes.
+        """
         vocabulary = self.vocabulary(vocabulary)
-        for image in images:
-            yield self(image, vocabulary)
+        self.embed_names(vocabulary)
+        with ThreadPoolExecutor(1, "proposals") as pool:
+            for proposals in _ahead(pool, self._find_proposals, images):
+                yield self.describe(*proposals).classify(vocabulary)
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.
 
         `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError when it cannot be used.
         """
+        return self.describe(*self._find_proposals(image, progress), progress)
+
+    def _find_proposals(
+        self, image: Any, progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Size]:
+        """The first arguments of `describe`, from the image."""
         tick = progress or _silent
         tick("reading the image", 0, 1)
         pixels = load_image(image)
@@ -101,8 +116,7 @@ class Segmenter:
         network_input, resized = self.kernels.resize_normalize(pixels, size, padded, spec.mean, spec.std)
         tick("finding proposals", 0, 1)
         outputs = self.engine("proposal").run({"image": network_input})
-        mask_logits, query_embeddings = outputs["mask_logits"][0], outputs["query_embeddings"][0]
-        return self.describe(pixels, resized, mask_logits, query_embeddings, padded, tick)
+        return pixels, resized, outputs["mask_logits"][0], outputs["query_embeddings"][0], padded
 
     def regions(self, image: Any, masks: np.ndarray, progress: Progress | None = None) -> Regions:
         """Regions from masks of one's own, (N, H, W) bool or float probabilities in 0..1, of the image's size.
@@ -194,16 +208,26 @@ def load(
     """Open a bundle and make it ready to run.
 
     Args:
-        bundle: the bundle's folder, as `vocabseg export` wrote it.
+        bundle: the bundle's folder, as `vocabseg export` wrote it; None takes the built-in demo model.
         device: "auto" or "cpu".
         engine: "openvino" or "onnxruntime"; None takes the fastest that is installed.
         precision: "float32", or "bfloat16" with OpenVINO; None takes the engine's default.
 
     Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
     """
-    if bundle is None:
-        raise BundleError("no bundle given, and no model is built in: make a bundle with `vocabseg export`")
-    return Segmenter(open_bundle(bundle), device, engine, precision)
+    return Segmenter(open_bundle(demo_folder() if bundle is None else bundle), device, engine, precision)
+
+
+def _ahead(pool: Executor, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """`function` of every item, in order, one item ahead of whoever takes them."""
+    coming: Future[Found] | None = None
+    for item in items:
+        following = pool.submit(function, item)
+        if coming is not None:
+            yield coming.result()
+        coming = following
+    if coming is not None:
+        yield coming.result()
 
 
 def _silent(what: str, done: int, total: int) -> None:

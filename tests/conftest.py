@@ -20,6 +20,16 @@ def no_cache_before_a_test_has_its_own() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def float32_by_default_on_every_machine() -> Iterator[None]:
+    """The tests' tolerances are those of float32, so none depends on whether this CPU has AMX."""
+    from vocabseg.runtime import engines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "has_amx", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -2,6 +2,7 @@
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vocabseg.runtime import fonts
-from vocabseg.runtime.draw import BAND, class_colours, draw_overlay
+from vocabseg.runtime.draw import ALIKE, BAND, class_colours, distinct_colours, draw_overlay
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.legend import MAX_ENTRIES, THEMES, Entry, _fitting, _shorten, legend_panel
 
@@ -193,3 +194,20 @@ def test_picture_can_be_saved(tmp_path):
     drawn = draw_overlay(np.zeros((5, 5), np.int32), ["cat"])
     Image.fromarray(drawn).save(tmp_path / "x.png")
     assert drawn.flags.c_contiguous
+
+
+def test_classes_of_one_picture_never_look_alike():
+    colours = class_colours(108)
+    assert (distinct_colours(colours, [3, 0, 5]) == colours).all(), "colours that differ stay as they are"
+    generator = np.random.default_rng(0)
+    changed = 0
+    for _ in range(50):
+        present = generator.permutation(108)[:8].tolist()
+        chosen = distinct_colours(colours, present)
+        assert (chosen[present[0]] == colours[present[0]]).all(), "the largest class keeps its colour"
+        changed += int((chosen != colours).any(axis=1).sum())
+        lab = cv2.cvtColor(np.float32(chosen[None, present]) / 255, cv2.COLOR_RGB2LAB)[0]
+        distances = np.linalg.norm(lab[:, None] - lab, axis=2)[~np.eye(len(present), dtype=bool)]
+        assert distances.min() >= ALIKE
+    assert changed > 10
+    assert len(distinct_colours(colours, list(range(108)))) == 108, "more classes than colours: still a picture"

@@ -20,6 +20,26 @@ def test_openvino_comes_first_and_onnxruntime_without_it(monkeypatch):
         engines.choose()
 
 
+def test_bfloat16_is_the_default_on_a_cpu_with_amx(monkeypatch):
+    assert engines.choose("openvino").precision == "float32"
+    monkeypatch.setattr(engines, "has_amx", lambda: True)
+    choice = engines.choose()
+    assert choice.key == "openvino-cpu-bfloat16"
+    assert "AMX" in choice.reason
+    assert engines.choose(precision="float32").precision == "float32"
+    assert engines.choose("onnxruntime").precision == "float32"
+
+
+def test_a_small_model_opens_fastest_in_onnxruntime(monkeypatch):
+    limit = engines.SMALL_MODEL_BYTES
+    assert engines.choose(model_bytes=limit).name == "onnxruntime"
+    assert engines.choose(model_bytes=limit + 1).name == "openvino"
+    assert engines.choose(model_bytes=limit, precision="bfloat16").name == "openvino"
+    assert engines.choose("openvino", model_bytes=limit).name == "openvino"
+    monkeypatch.setattr(engines, "installed", lambda name: name == "openvino")
+    assert engines.choose(model_bytes=limit).name == "openvino"
+
+
 @pytest.mark.parametrize("name", list(engines.CPU_ENGINES))
 def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path, name):
     path = tmp_path / "broken.onnx"

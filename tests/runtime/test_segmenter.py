@@ -93,6 +93,28 @@ def test_many_images_equal_one_call_each(segmenter, image):
         np.testing.assert_array_equal(segmenter(single, NAMES).labels, many.labels)
 
 
+def test_an_image_that_cannot_be_used_is_told_when_its_turn_comes(segmenter, image, tmp_path):
+    results = segmenter.segment_many([image, tmp_path / "none.png", image], NAMES)
+    np.testing.assert_array_equal(next(results).labels, segmenter(image, NAMES).labels)
+    with pytest.raises(ImageError, match=r"none\.png"):
+        next(results)
+
+
+def test_many_images_are_read_one_ahead_and_no_further(segmenter, image):
+    taken = []
+
+    def images():
+        for number in range(5):
+            taken.append(number)
+            yield image[: 100 + number]
+
+    results = segmenter.segment_many(images(), NAMES)
+    next(results)
+    assert taken == [0, 1]
+    results.close()
+    assert taken == [0, 1]
+
+
 def test_regions_describe_themselves(regions, image):
     valid = int(regions.valid.sum())
     assert regions.boxes.shape == (valid, 4)
