@@ -48,7 +48,8 @@ class BundleSource:
         from vocabseg.runtime.engines import choose
 
         bundle = self._bundle(verify=False)
-        return _bundle_identity(bundle, choose(self.engine, self.device, self.precision).key)
+        choice = choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes)
+        return _bundle_identity(bundle, choice.key)
 
     def open(self) -> Segment:
         from vocabseg.runtime.segmenter import Segmenter

@@ -39,6 +39,7 @@ CLASSES = (*OBJECTS, *BACKGROUNDS)
 # Class = 10 x shape + colour. Two colours of every shape and two shapes of every colour are unseen.
 SEEN = tuple((index % 10 + 3 * (index // 10)) % 5 != 0 for index in range(len(OBJECTS))) + (True,) * len(BACKGROUNDS)
 SPLITS = ("train", "val", "test")
+WORLD_VERSION = 1  # of the pictures: to be raised with every change that moves a pixel
 UNSEEN_SHARE = 0.35  # of the objects outside the training split: enough of each unseen class to measure it
 VISIBLE = 0.75  # of an object's area that later objects and the frame leave
 

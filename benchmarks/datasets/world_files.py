@@ -1,6 +1,7 @@
 """Writes the procedural world in the layout of the published data sets: images, label maps, panoptic and instances."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ import cv2
 import numpy as np
 import typer
 
-from vocabseg.benchmarks.datasets.world import CLASSES, OBJECTS, SEEN, SPLITS, Scene, render_scene
+from vocabseg.benchmarks.datasets.world import CLASSES, OBJECTS, SEEN, SPLITS, WORLD_VERSION, Scene, render_scene
 from vocabseg.runtime.errors import OutputError
 
 Progress = Callable[[str, int, int], None]
+SCENES = 500  # of the test split, what the demo model's published figures are measured on
 
 
 def write_world(folder: str | Path, split: str, count: int, seed: int = 0, progress: Progress | None = None) -> Path:
@@ -45,6 +47,31 @@ def write_world(folder: str | Path, split: str, count: int, seed: int = 0, progr
             (folder / f"{kind}_{split}.json").write_text(json.dumps(table))
     except OSError as error:
         raise OutputError(f"cannot write the world to {folder}: {(error.strerror or str(error)).lower()}") from None
+    return folder
+
+
+def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = None, seed: int = 0) -> Path:
+    """The folder of the first `count` test scenes in the user's cache, rendered when it is not there yet.
+
+    `notify` is told when they are rendered. Raises OutputError where the cache cannot be written.
+    """
+    from platformdirs import user_cache_path
+
+    from vocabseg.runtime.text_cache import cache_folder
+
+    folder = (cache_folder() or user_cache_path("vocabseg")) / f"world-{WORLD_VERSION}-{seed}-{count}"
+    if (folder / "classes.json").is_file():
+        return folder
+    if notify is not None:
+        notify(f"Rendering {count} scenes once to {folder}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            whole = write_world(Path(temporary) / "world", "test", count, seed)
+            whole.rename(folder)
+    except OSError as error:
+        if not (folder / "classes.json").is_file():  # else another process was quicker with the same scenes
+            raise OutputError(f"cannot write the world to {folder}: {(error.strerror or str(error)).lower()}") from None
     return folder
 
 

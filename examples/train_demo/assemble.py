@@ -23,9 +23,9 @@ def assemble(clip: dict[str, Tensor], network: dict[str, Tensor], non_object_emb
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """Read clip.pt and proposals.pt of a training folder and write model.safetensors beside them."""
+    """Read clip.pt and polished.pt of a training folder and write model.safetensors beside them."""
     clip = torch.load(folder / "clip.pt", weights_only=True, map_location="cpu")["modules"]["clip"]
-    stage = torch.load(folder / "proposals.pt", weights_only=True, map_location="cpu")["modules"]
+    stage = torch.load(folder / "polished.pt", weights_only=True, map_location="cpu")["modules"]
     weights = assemble(clip, stage["network"], stage["criterion"]["non_object_embedding"])
     path = folder / "model.safetensors"
     save_file(weights, path)

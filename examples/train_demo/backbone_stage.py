@@ -20,9 +20,12 @@ from vocabseg.export.resnet import FrozenBatchNorm2d, ResNet
 Module = TypeVar("Module", bound=nn.Module)
 
 MEAN, STD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
-EARLY_SIZES = {(192, 256): (128, 160), (192, 192): (128, 128), (256, 192): (160, 128)}
-LATE_SIZES = {(192, 256): (160, 224), (192, 192): (160, 160), (256, 192): (224, 160)}
-LATE = 0.6  # of the training; before it the pictures are smaller
+# Up to which share of the training a scene of which size is shown at which: small at first, since that is quick.
+SIZES = (
+    (0.6, {(192, 256): (128, 160), (192, 192): (128, 128), (256, 192): (160, 128)}),
+    (0.8, {(192, 256): (160, 224), (192, 192): (160, 160), (256, 192): (224, 160)}),
+    (1.0, {(192, 256): (192, 256), (192, 192): (192, 192), (256, 192): (256, 192)}),
+)
 
 
 def trainable(network: Module) -> Module:
@@ -75,13 +78,15 @@ class RegionHead(nn.Module):
         return entropy(colour, wanted[objects] % 10) + entropy(shape, wanted[objects] // 10)
 
 
-def batch_maker(scenes: list[Scenes], batch: int) -> Callable[[np.random.Generator, float], tuple[Any, ...]]:
+def batch_maker(
+    scenes: list[Scenes], batch: int, full_size: bool = False
+) -> Callable[[np.random.Generator, float], tuple[Any, ...]]:
     """What the training loop calls for a batch: images, classes and masks per image, and the padding at stride 4."""
     weights = np.array([len(group.segments) for group in scenes], float)
 
     def make_batch(generator: np.random.Generator, progress: float) -> tuple[Any, ...]:
         group = scenes[generator.choice(len(scenes), p=weights / weights.sum())]
-        table = EARLY_SIZES if progress < LATE else LATE_SIZES
+        table = SIZES[-1][1] if full_size else next(table for until, table in SIZES if progress <= until)
         size = table[group.images.shape[1:3]]
         chosen = generator.integers(len(group.segments), size=batch)
         images, padding, classes, masks = network_batch(group, chosen, size, generator)

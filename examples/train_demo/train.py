@@ -17,7 +17,7 @@ from backbone_stage import train_backbone
 from captions import SEEN_CLASSES, Encoder
 from clip_stage import EMBEDDING, PROMPT, class_embeddings, make_clip, train_clip
 from loop import Run
-from proposal_stage import demo_sizes, train_proposals
+from proposal_stage import demo_sizes, polish_proposals, train_proposals
 from scenes import load_scenes
 from torch import Tensor
 
@@ -26,8 +26,8 @@ from vocabseg.export.pipeline import export_checkpoint
 from vocabseg.runtime.vocabulary import Vocabulary
 
 CLIP_STEPS, CLIP_BATCH = 2400, 96
-BACKBONE_STEPS, PROPOSAL_STEPS, PROPOSAL_BATCH = 6000, 11_000, 8
-CLIP_SHARE, BACKBONE_SHARE = 0.15, 0.15  # of a budget of minutes
+BACKBONE_STEPS, PROPOSAL_STEPS, POLISH_STEPS, PROPOSAL_BATCH = 6000, 11_000, 2600, 8
+CLIP_SHARE, BACKBONE_SHARE, POLISH_SHARE = 0.1, 0.1, 0.2  # of a budget of minutes
 
 
 def train(
@@ -38,6 +38,7 @@ def train(
     clip_steps: Annotated[int, typer.Option(help="Steps of the CLIP stage.")] = CLIP_STEPS,
     backbone_steps: Annotated[int, typer.Option(help="Steps of the MaskFormer's backbone alone.")] = BACKBONE_STEPS,
     proposal_steps: Annotated[int, typer.Option(help="Steps of the MaskFormer stage.")] = PROPOSAL_STEPS,
+    polish_steps: Annotated[int, typer.Option(help="Steps at full size, with as many new scenes.")] = POLISH_STEPS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoints.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; more help little, since the networks are small.")] = 1,
@@ -60,8 +61,10 @@ def train(
     texts = text_embeddings(output / "clip.pt", device)
     sizes = demo_sizes(EMBEDDING)
     train_backbone(stage(backbone_steps, BACKBONE_SHARE), groups, sizes, PROPOSAL_BATCH)
-    share = 1 - CLIP_SHARE - BACKBONE_SHARE
+    share = 1 - CLIP_SHARE - BACKBONE_SHARE - POLISH_SHARE
     train_proposals(stage(proposal_steps, share), groups, texts, sizes, PROPOSAL_BATCH)
+    more = load_scenes(output / "scenes", 2 * scenes, seed)
+    polish_proposals(stage(polish_steps, POLISH_SHARE), more, texts, sizes, PROPOSAL_BATCH)
     export_bundle(write_checkpoint(output), output / "bundle")
     print(f"Measure it with: vocabseg evaluate {output / 'bundle'} --dataset world")
 

@@ -57,6 +57,8 @@ def trained(tmp_path_factory, groups):
     backbone_losses = backbone_stage.train_backbone(run, groups, TINY, batch=4)
     texts = text_embeddings(output / "clip.pt", "cpu")
     proposal_losses = proposal_stage.train_proposals(run, groups, texts, TINY, batch=2)
+    polish = loop.Run(output, 2, seed=3, quiet=True)
+    proposal_stage.polish_proposals(polish, groups, texts, TINY, batch=2, learning_rate=1e-6)
     return output, clip_losses, backbone_losses, proposal_losses
 
 
@@ -65,6 +67,15 @@ def test_all_losses_fall(trained):
         assert len(losses) == STEPS
         assert np.isfinite(losses).all()
         assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+
+
+def test_polishing_goes_on_from_the_proposals(trained):
+    before, after = (torch.load(trained[0] / f"{name}.pt", weights_only=True) for name in ("proposals", "polished"))
+    assert after["step"] == 2
+    for key in ("sem_seg_head.predictor.query_embed.weight", "backbone.res2.0.conv1.weight"):
+        old, new = before["modules"]["network"][key], after["modules"]["network"][key]
+        assert not torch.equal(old, new)
+        torch.testing.assert_close(old, new, atol=1e-4, rtol=0)
 
 
 def test_the_checkpoint_has_the_published_layout(trained):

@@ -5,6 +5,7 @@ import os
 import stat
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.bundles import bundle_for_case, copy_bundle_with
 from tests.golden import load_golden
+from vocabseg.benchmarks.datasets.world import CLASSES, render_scene
 from vocabseg.cli import main
 
 CASE = "c_r50_tiny16_vild"
@@ -102,26 +104,29 @@ def test_several_images_go_to_a_folder(run, bundle, photo, tmp_path):
     assert (folder / "photo_labels.png").read_bytes() == (folder / "second_labels.png").read_bytes()
 
 
-def test_without_a_bundle_random_weights_are_exported_once_and_said_to_know_nothing(
-    run, bundle, photo, tmp_path, monkeypatch
-):
-    from vocabseg.commands import export
+def test_without_a_bundle_the_demo_model_segments_into_its_own_classes(run, tmp_path):
+    scene = render_scene(2026, "test", 7, size=(360, 480), objects=5)
+    picture = Path(__file__).parents[2] / "examples" / "scene.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), scene.image)
+    code, out, err = run("segment", picture, "-o", f"{tmp_path}/out.png", "-w", "labels", "-w", "json")
+    assert code == 0, err
+    assert len(out.split()) == 2
+    assert "into 108 classes with demo" in err
+    labels = np.asarray(Image.open(tmp_path / "out_labels.png"))
+    assert np.mean(labels == scene.labels) > 0.9
+    described = json.loads((tmp_path / "out.json").read_text())
+    assert described["classes"] == list(CLASSES)
 
-    exported = []
 
-    def quick(configuration, folder, *options):
-        exported.append(configuration)
-        return copy_bundle_with(bundle, folder)
-
-    monkeypatch.setattr(export, "_export", quick)
-    # Bundles are linked, not copied, so the cache must lie on the bundle's own disk.
-    monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(bundle.parent / f"cache-{os.getpid()}"))
-    for _ in range(2):
-        code, _, err = run("segment", photo, "-c", "person,tree", "-o", tmp_path / "o.png")
-        assert code == 0, err
-        assert "RANDOM WEIGHTS" in err
-        assert "knows nothing" in err
-    assert exported == ["zsseg-r50-vitb16-vild"]
+def test_the_demo_model_is_asked_for_other_names(run, tmp_path):
+    picture = Path(__file__).parents[2] / "examples" / "scene.png"
+    code, _, err = run("segment", picture, "-c", "cloudy sky, yellow cross, water", "-o", tmp_path / "labels.png",
+                       "-w", "labels")  # fmt: skip
+    assert code == 0, err
+    scene = render_scene(2026, "test", 7, size=(360, 480), objects=5)
+    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    for index, name in enumerate(("cloudy sky", "yellow cross", "water")):
+        assert np.mean(labels[scene.labels == CLASSES.index(name)] == index) > 0.9, name
 
 
 def test_settings_and_seen_change_the_outcome(run, bundle, photo, tmp_path):
@@ -329,7 +334,7 @@ def test_doctor_says_which_engine_runs_and_why(run):
     assert "because" in out
 
 
-@pytest.mark.parametrize("verb", ["segment", "export", "evaluate", "doctor"])
+@pytest.mark.parametrize("verb", ["segment", "export", "evaluate", "bench", "doctor"])
 def test_help_shows_an_example(run, verb):
     code, out, _ = run(verb, "--help")
     assert code == 0

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HELP = "Measure a model's accuracy on a data set: mIoU of seen and unseen classes, panoptic quality, mask AP."
 EXAMPLE = (
     "Example: vocabseg evaluate my-bundle --dataset coco-stuff-171 --data-dir ~/datasets --output report/\n\n"
+    "The built-in demo model on 500 rendered scenes: vocabseg evaluate\n\n"
     "The data sets, and which files each expects: vocabseg evaluate --list\n\n"
     "An interrupted evaluation goes on when the same command is given again."
 )
@@ -35,9 +36,14 @@ class Measure(StrEnum):
 
 
 def evaluate(
-    bundle: Annotated[Path | None, typer.Argument(help="The bundle's folder.", show_default=False)] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="The bundle's folder; default: the built-in demo model.", show_default=False)
+    ] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set's name; see --list.")] = None,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="The folder that holds the data sets.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", help="The folder that holds the data sets; the world is rendered without one."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The report's folder. Default: accuracy-DATASET.")
     ] = None,
@@ -65,22 +71,27 @@ def evaluate(
     from vocabseg.benchmarks.accuracy import evaluate as measure_accuracy
     from vocabseg.benchmarks.accuracy_report import summary_lines, write_report
     from vocabseg.benchmarks.datasets.registry import NAMES, describe, get_dataset
+    from vocabseg.benchmarks.datasets.world_files import SCENES, rendered_world
     from vocabseg.runtime.files import check_writable
 
     if list_:
         print("\n\n".join(describe(name) for name in NAMES))
         return
     if dataset is None:
-        raise ConfigurationError("--dataset is missing: give one of " + ", ".join(NAMES))
-    if data_dir is None:
+        if bundle is not None or reference is not None or data_dir is not None:
+            raise ConfigurationError("--dataset is missing: give one of " + ", ".join(NAMES))
+        dataset = "world"
+    if data_dir is None and dataset != "world":
         raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset} (--list shows how)")
+    say = _silent if quiet else _say
     source = _source(bundle, reference, config, clip, settings or [], engine, device, precision)
     identity = source.identity  # a model that cannot be used is told before anything else
+    if data_dir is None:
+        data_dir = rendered_world(limit or SCENES, say)
     data = get_dataset(dataset, data_dir, split)
     folder = output or Path(f"accuracy-{dataset}")
     check_writable(folder / "accuracy.json") if folder.is_dir() else check_writable(folder)
     count = min(len(data), limit or len(data))
-    say = _silent if quiet else _say
     model = f"{identity['model']} ({identity['engine']})"
     say(f"Evaluating {model} on {count} images of {dataset}, {len(data.classes)} classes")
     with _progress(quiet) as step:
@@ -115,12 +126,13 @@ def _source(
     precision: str | None,
 ) -> "Source":
     from vocabseg.benchmarks.sources import BundleSource, ReferenceSource
+    from vocabseg.runtime.bundle import demo_folder
 
-    if bundle is not None and reference is None:
+    if reference is None:
         if config is not None or clip is not None:
             raise ConfigurationError("--config and --clip go with --reference: a bundle has its own")
-        return BundleSource(bundle, tuple(settings), engine, device, precision)
-    if reference is None or bundle is not None:
+        return BundleSource(bundle or demo_folder(), tuple(settings), engine, device, precision)
+    if bundle is not None:
         raise ConfigurationError("give either a bundle's folder, or --reference CHECKPOINT with --config NAME")
     if config is None:
         raise ConfigurationError("--reference needs --config NAME, the checkpoint's configuration")

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,13 +10,15 @@ from vocabseg.commands.packages import require
 from vocabseg.commands.progress import progress
 from vocabseg.runtime.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from vocabseg.runtime.vocabulary import Vocabulary
+
 HELP = "Turn a published checkpoint into a bundle: ONNX graphs, tokenizer and a manifest with the measured parity."
 EXAMPLE = (
     "Example: vocabseg export --config zsseg-r101c-vitb16-learned --checkpoint model_final.pth --output my-bundle\n\n"
     "The configurations: vocabseg export --list"
 )
 EXPORTER = ("torch", "open_clip", "onnx", "onnxscript")
-RANDOM_CONFIGURATION = "zsseg-r50-vitb16-vild"
 
 
 def export(
@@ -39,6 +41,9 @@ def export(
     ] = None,
     classes: Annotated[
         str | None, typer.Option("--classes", help="The vocabulary the bundle declares: names, or @FILE.")
+    ] = None,
+    seen: Annotated[
+        str | None, typer.Option("--seen", help="Which of --classes were seen in training, in the same form.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 21,
     fused_attention: Annotated[
@@ -63,75 +68,38 @@ def export(
     if random == (checkpoint is not None):
         raise ConfigurationError("give either --checkpoint FILE or --random")
     load_configuration(config, settings or [])  # an unknown name or key is told before anything is announced
+    vocabulary = _vocabulary(classes, seen)
     if not quiet:
         weights = "random weights" if checkpoint is None else checkpoint.name
         print(f"Exporting {weights} as {config} to {output}", file=sys.stderr)
-    folder = _export(
-        config,
-        output,
-        checkpoint,
-        clip,
-        settings or [],
-        classes,
-        opset,
-        fused_attention,
-        sample_image,
-        overwrite,
-        quiet,
-    )
-    _summary(folder)
-
-
-def random_bundle(quiet: bool = False) -> Path:
-    """A bundle with random weights in the user's cache folder, exported on first use."""
-    from platformdirs import user_cache_path
-
-    from vocabseg.runtime.text_cache import cache_folder
-
-    folder = (cache_folder() or user_cache_path("vocabseg")) / f"random-{RANDOM_CONFIGURATION}"
-    print(
-        "No --bundle was given: using a model with RANDOM WEIGHTS. It shows that everything runs; "
-        "it knows nothing, and its classes mean nothing.",
-        file=sys.stderr,
-    )
-    if not (folder / "manifest.json").is_file():
-        require(EXPORTER, "exporting", "export,cpu")
-        print(f"Exporting it once to {folder} (a minute or two)", file=sys.stderr)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _export(RANDOM_CONFIGURATION, folder, None, None, [], None, 21, False, None, True, quiet)
-    return folder
-
-
-def _export(
-    config: str,
-    output: Path,
-    checkpoint: Path | None,
-    clip: str | None,
-    settings: list[str],
-    classes: str | None,
-    opset: int,
-    fused_attention: bool,
-    sample_image: Path | None,
-    overwrite: bool,
-    quiet: bool,
-) -> Path:
     from vocabseg.export.pipeline import export_checkpoint
-    from vocabseg.runtime.vocabulary import Vocabulary
 
     with progress(quiet) as report:
-        return export_checkpoint(
+        folder = export_checkpoint(
             config,
             output,
             checkpoint=checkpoint,
             clip_source=clip,
-            overrides=settings,
-            vocabulary=None if classes is None else list(Vocabulary.of(classes).names),
+            overrides=settings or [],
+            vocabulary=vocabulary,
             opset=opset,
             fused_attention=fused_attention,
             sample_image=sample_image,
             overwrite=overwrite,
             progress=report,
         )
+    _summary(folder)
+
+
+def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
+    from vocabseg.runtime.vocabulary import Vocabulary
+
+    if classes is None:
+        if seen is not None:
+            raise ConfigurationError("--seen goes with --classes: it says which of them were seen in training")
+        return None
+    names = Vocabulary.of(classes).names
+    return Vocabulary(names, None if seen is None else Vocabulary.of(seen).names)
 
 
 def _summary(folder: Path) -> None:

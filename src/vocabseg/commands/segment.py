@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HELP = "Segment images into the classes you name; writes an overlay with a legend, and on request labels and JSON."
 EXAMPLE = (
     "Example: vocabseg segment photo.jpg --bundle my-bundle --classes 'cat, grass, sky' --output overlay.png\n\n"
+    "With the built-in demo model: vocabseg segment examples/scene.png\n\n"
     "Several images: vocabseg segment *.jpg --bundle my-bundle --classes @names.txt --output results/ --write json"
 )
 
@@ -41,7 +42,7 @@ def segment(
         typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="The bundle's folder; without it, one with random weights.")
+        Path | None, typer.Option("--bundle", "-b", help="The bundle's folder; without it, the built-in demo model.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file, or a folder (several images: a folder).")
@@ -70,7 +71,7 @@ def segment(
     targets = [_targets(image, output, kinds, len(images)) for image in images]
     _check_targets(targets)
     names = None if classes is None else Vocabulary.of(classes)
-    opened = _open(bundle, settings or [], quiet)
+    opened = _open(bundle, settings or [])
     segmenter = Segmenter(opened, device, engine, precision)
     vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
     if not quiet:
@@ -116,7 +117,7 @@ def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str
 
     if seen is None and not template:
         return vocabulary
-    flags = None
+    flags: Any = vocabulary.seen
     if seen is not None:
         known = Vocabulary.of(seen).names
         for name in known:
@@ -126,15 +127,11 @@ def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str
     return Vocabulary(vocabulary.names, flags, template or None)
 
 
-def _open(folder: Path | None, settings: list[str], quiet: bool) -> "Bundle":
-    from vocabseg.runtime.bundle import Bundle, open_bundle
+def _open(folder: Path | None, settings: list[str]) -> "Bundle":
+    from vocabseg.runtime.bundle import Bundle, demo_folder, open_bundle
     from vocabseg.runtime.settings import adjust_manifest
 
-    if folder is None:
-        from vocabseg.commands.export import random_bundle
-
-        folder = random_bundle(quiet)
-    opened = open_bundle(folder)
+    opened = open_bundle(folder or demo_folder())
     return Bundle(opened.folder, adjust_manifest(opened.manifest, settings), opened.tensors)
 
 

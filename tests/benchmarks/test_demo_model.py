@@ -1,0 +1,106 @@
+"""The built-in demo model: right on scenes it never saw, from every engine, and wrong where it must be."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vocabseg
+from vocabseg.benchmarks.accuracy import evaluate
+from vocabseg.benchmarks.datasets.registry import get_dataset
+from vocabseg.benchmarks.datasets.world import CLASSES, SEEN
+from vocabseg.benchmarks.datasets.world_files import SCENES, rendered_world
+from vocabseg.benchmarks.metrics import SetMetrics
+from vocabseg.benchmarks.sources import BundleSource, ReferenceSource
+from vocabseg.runtime.bundle import demo_folder, open_bundle
+from vocabseg.runtime.geometry import padded_size, resized_size
+
+TRAINING = Path(__file__).parents[2] / "examples" / "train_demo"
+FEW = 60  # scenes where engines are compared
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return rendered_world(SCENES)
+
+
+def measured(source: Any, world: Path, limit: int) -> SetMetrics:
+    """mIoU over the seen classes, over the unseen ones, and their harmonic mean, in percent."""
+    accuracy = evaluate(source, get_dataset("world", world), limit=limit, measures=["semantic"], examples=0).accuracy
+    assert accuracy.images == limit
+    assert accuracy.semantic is not None
+    return accuracy.semantic.sets["base"]
+
+
+def test_it_is_right_on_500_held_out_scenes(world: Path) -> None:
+    found = measured(BundleSource(demo_folder()), world, SCENES)
+    assert found.miou >= 80
+    assert found.complement_miou >= 60
+    assert found.hiou >= 68
+
+
+def test_every_engine_and_the_reference_give_the_same_figure(world: Path) -> None:
+    reference = ReferenceSource(TRAINING / "model.safetensors", str(TRAINING / "demo.toml"))
+    expected = measured(reference, world, FEW)
+    for engine in ("onnxruntime", "openvino"):
+        found = measured(BundleSource(demo_folder(), engine=engine, precision="float32"), world, FEW)
+        assert found.miou == pytest.approx(expected.miou, abs=0.01)
+        assert found.complement_miou == pytest.approx(expected.complement_miou, abs=0.01)
+
+
+def test_shuffled_text_and_random_proposals_make_it_collapse(world: Path) -> None:
+    assert measured(_shuffled_text(), world, FEW).hiou < 5
+    assert measured(_random_proposals(), world, FEW).hiou < 5
+
+
+def _shuffled_text() -> Callable[[Any, vocabseg.Vocabulary], Any]:
+    """Every class is asked for by another one's name."""
+    segmenter = vocabseg.load()
+    order = np.random.default_rng(0).permutation(len(CLASSES))
+    shuffled = vocabseg.Vocabulary([CLASSES[index] for index in order], SEEN)
+    return lambda image, vocabulary: segmenter(image, shuffled)
+
+
+def _random_proposals() -> Callable[[Any, vocabseg.Vocabulary], Any]:
+    """The network's query embeddings with masks that are rectangles anywhere."""
+    segmenter = vocabseg.load()
+    generator = np.random.default_rng(0)
+    settings = segmenter.bundle.manifest.input
+
+    def segment(image: Any, vocabulary: vocabseg.Vocabulary) -> Any:
+        proposed = segmenter.propose(image)
+        pixels = proposed.image
+        size = resized_size(pixels.shape[0], pixels.shape[1], settings.min_size, settings.max_size)
+        padded = padded_size(*size, settings.divisor)
+        resized = segmenter.kernels.resize_normalize(pixels, size, padded, settings.mean, settings.std)[1]
+        logits = np.full_like(proposed.mask_logits, -8)
+        h, w = logits.shape[1:]
+        for mask in logits:
+            top, left = generator.integers(0, h - 8), generator.integers(0, w - 8)
+            mask[top : top + generator.integers(6, h // 2), left : left + generator.integers(6, w // 2)] = 8
+        return segmenter.describe(pixels, resized, logits, proposed.query_embeddings, padded).classify(vocabulary)
+
+    return segment
+
+
+def test_its_bundle_is_small_and_declares_its_classes() -> None:
+    bundle = open_bundle(demo_folder())
+    assert bundle.manifest.vocabulary == list(CLASSES)
+    assert bundle.manifest.seen == list(SEEN)
+    assert sum(path.stat().st_size for path in demo_folder().rglob("*")) <= 16e6
+    card = (demo_folder() / "README.md").read_text()
+    for word in ("Limits", "mIoU", "train.py"):
+        assert word in card
+
+
+def test_load_without_a_bundle_is_the_demo_model() -> None:
+    segmenter = vocabseg.load()
+    assert segmenter.bundle.manifest.name == "demo"
+    own = segmenter.vocabulary()
+    assert own.names == CLASSES
+    assert own.seen is not None
+    np.testing.assert_array_equal(own.seen, SEEN)
