@@ -77,7 +77,7 @@ def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = ()) -> str:
     parts += _classes(accuracy)
     if accuracy.broken:
         rows = [[image, reason] for image, reason in accuracy.broken.items()]
-        parts += ["## Images left out", _table(["image", "why"], rows)]
+        parts += ["## Images left out", markdown_table(["image", "why"], rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,7 +107,8 @@ def summary_lines(accuracy: Accuracy) -> list[str]:
 
 def _semantic(metrics: SemanticMetrics) -> list[str]:
     row = [metrics.miou, metrics.pacc, metrics.macc, metrics.fwiou]
-    parts = ["## Semantic segmentation", _table(["mIoU", "pAcc", "mAcc", "fwIoU"], [[_number(value) for value in row]])]
+    header = ["mIoU", "pAcc", "mAcc", "fwIoU"]
+    parts = ["## Semantic segmentation", markdown_table(header, [[_number(value) for value in row]])]
     rows = []
     for name, part in metrics.sets.items():
         what = "seen (base)" if name == SEEN_SET else name
@@ -115,7 +116,7 @@ def _semantic(metrics: SemanticMetrics) -> list[str]:
         rows.append([what, *(_number(value) for value in figures)])
     if rows:
         header = ["classes", "mIoU", "mIoU of the others", "hIoU", "pAcc", "pAcc of the others"]
-        parts.append(_table(header, rows))
+        parts.append(markdown_table(header, rows))
     return parts
 
 
@@ -123,7 +124,7 @@ def _panoptic(metrics: PanopticMetrics) -> list[str]:
     rows = []
     for name, group in (("all", metrics.all), ("things", metrics.things), ("stuff", metrics.stuff)):
         rows.append([name, *(_number(value) for value in (group.pq, group.sq, group.rq)), str(group.classes)])
-    return ["## Panoptic segmentation", _table(["", "PQ", "SQ", "RQ", "classes"], rows)]
+    return ["## Panoptic segmentation", markdown_table(["", "PQ", "SQ", "RQ", "classes"], rows)]
 
 
 def _masks(metrics: MaskMetrics) -> list[str]:
@@ -137,13 +138,13 @@ def _masks(metrics: MaskMetrics) -> list[str]:
         metrics.ap_large,
         metrics.recall,
     ]
-    return ["## Masks of objects", _table(header, [[_number(value) for value in row]])]
+    return ["## Masks of objects", markdown_table(header, [[_number(value) for value in row]])]
 
 
 def _confusions(accuracy: Accuracy) -> list[str]:
     rows = [[c.true, c.predicted, f"{c.pixels:,}", _number(c.share)] for c in accuracy.confusions]
     header = ["true class", "taken for", "pixels", "% of the true class"]
-    return ["## Largest confusions", _table(header, rows)] if rows else []
+    return ["## Largest confusions", markdown_table(header, rows)] if rows else []
 
 
 def _classes(accuracy: Accuracy) -> list[str]:
@@ -161,7 +162,7 @@ def _classes(accuracy: Accuracy) -> list[str]:
     if accuracy.masks is not None:
         header += ["mask AP"]
         columns.append(_numbers(accuracy.masks.per_class))
-    return ["## Classes", _table(header, zip(*columns, strict=True))]
+    return ["## Classes", markdown_table(header, zip(*columns, strict=True))]
 
 
 def _numbers(values: Iterable[float | None]) -> list[str]:
@@ -172,6 +173,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; bars inside cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,257 @@
+"""PyTorch as a variant: the reference in plain float32, and the same modules compiled."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from vocabseg.benchmarks.bench_results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE
+from vocabseg.benchmarks.bench_stages import Stopwatch
+from vocabseg.benchmarks.bench_variants import Capture, Run, lead
+from vocabseg.runtime.bundle import Bundle, sha256_file
+from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.images import load_image
+from vocabseg.runtime.settings import apply_settings
+from vocabseg.runtime.threads import thread_count
+from vocabseg.runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vocabseg.export.config import Configuration
+    from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The PyTorch weights a bundle was made of: a checkpoint, or else random weights, which can be drawn again."""
+
+    configuration: "Configuration"
+    checkpoint: Path | None
+    clip_source: str | None = None
+
+    def load(self) -> "ReferenceSegmenter":
+        """The model, ready to segment; raises CheckpointError or ConfigurationError."""
+        from vocabseg.export.checkpoint import load_model, random_state_dict, read_state_dict
+        from vocabseg.export.reference import ReferenceSegmenter
+
+        tensors = random_state_dict(self.configuration) if self.checkpoint is None else read_state_dict(self.checkpoint)
+        return ReferenceSegmenter(load_model(tensors, self.configuration, self.clip_source), self.configuration)
+
+
+def find_weights(
+    bundle: Bundle, checkpoint: Path | None, config: str | None, clip: str | None, settings: Sequence[str]
+) -> Weights | str:
+    """The weights behind a bundle, or why there are none; raises ConfigurationError for a checkpoint of another bundle.
+
+    Without `config`, the configuration is the one that the bundle's provenance records.
+    """
+    if not _installed():
+        if checkpoint is not None:
+            raise ConfigurationError("--checkpoint needs PyTorch: pip install 'vocabseg[export]'")
+        return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    from vocabseg.export.config import Configuration, load_configuration
+
+    provenance = bundle.manifest.provenance
+    drawn = str(provenance.get("weights", "")).startswith("random")
+    if checkpoint is None and not drawn:
+        return "the weights were not given (--checkpoint FILE)"
+    if checkpoint is not None:
+        _check_checkpoint(bundle, checkpoint)
+    if config is not None:
+        configuration = load_configuration(config)
+    elif "configuration" in provenance:
+        try:
+            configuration = msgspec.convert(provenance["configuration"], Configuration)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                f"the bundle records a configuration of another kind ({error}): give --config"
+            ) from None
+    else:
+        raise ConfigurationError("--checkpoint needs --config NAME: the bundle does not record its configuration")
+    return Weights(apply_settings(configuration, settings), checkpoint, clip)
+
+
+def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise ConfigurationError(f"there is no checkpoint {checkpoint}: give the path of its file")
+    recorded = bundle.manifest.provenance.get("weights_sha256")
+    if recorded is not None and sha256_file(checkpoint) != recorded:
+        raise ConfigurationError(
+            f"{checkpoint} is not the checkpoint that {bundle.folder} was exported from "
+            f"({bundle.manifest.provenance.get('weights')}): give that one"
+        )
+
+
+def unavailable(compiled: bool) -> str | None:
+    """Why PyTorch, compiled or not, cannot run here; None where it can."""
+    if not _installed():
+        return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return "torch.compile needs a C++ compiler: install g++"
+    return None
+
+
+def _installed() -> bool:
+    return all(find_spec(module) is not None for module in ("torch", "open_clip"))
+
+
+@dataclass(frozen=True)
+class TorchSpec:
+    """The reference with these weights, plain or compiled."""
+
+    weights: Weights
+    precision: str
+    vocabulary: Vocabulary
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name, with the precision where that is not the usual one."""
+        name = "torch-compile" if self.compiled else "torch-eager"
+        return name if self.precision == "float32" else f"{name} {self.precision}"
+
+    def open(self) -> "TorchVariant":
+        """Load the weights, and compile the networks when they first run."""
+        return TorchVariant(self)
+
+
+class TorchVariant:
+    """`export/reference.py`, timed between its networks."""
+
+    def __init__(self, spec: TorchSpec):
+        import torch
+
+        torch.set_num_threads(thread_count())
+        self.spec = spec
+        self._no_gradients = torch.no_grad
+        self.watch = Stopwatch()
+        self.reference = spec.weights.load()
+        self._proposal = self._network(self.reference.model.proposal)
+        tower = self._network(self.reference.image_tower)
+        self.reference.image_tower = partial(self._encode, tower)
+        with torch.inference_mode():
+            self._text = self.reference.text_embeddings(spec.vocabulary.names)
+        self._encoding = (0.0, 0.0)
+
+    def _network(self, module: Any) -> Callable[[Any], Any]:
+        import torch
+
+        run: Any = module
+        if self.spec.compiled:
+            import torch._inductor.config as inductor
+
+            inductor.freezing = True
+            run = torch.compile(module)
+        half = self.spec.precision == "bfloat16"
+
+        def network(inputs: Any) -> Any:
+            # Freezing needs no_grad; tensors made under inference_mode would be compiled for apart.
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                outputs = run(inputs)
+            return tuple(part.float() for part in outputs) if isinstance(outputs, tuple) else outputs.float()
+
+        return network
+
+    def _encode(self, tower: Callable[[Any], Any], crops: Any) -> Any:
+        begin = self.watch.now()
+        features = tower(crops)
+        self._encoding = (begin, self.watch.now())
+        return features
+
+    def run(self, image: Path) -> Run:
+        """Segment one image, timed."""
+        watch = self.watch
+        watch.start()
+        begin = watch.now()
+        with self._no_gradients():
+            output, _, _ = self._segment(image)
+        return Run(dict(watch.seconds), watch.now() - begin, len(output.boxes))
+
+    def many(self, images: Sequence[Path]) -> float:
+        """Seconds of the images one by one: in the published padded batch their results would change."""
+        begin = self.watch.now()
+        for image in images:
+            self.run(image)
+        return self.watch.now() - begin
+
+    def labels(self, image: Path) -> np.ndarray:
+        """The label map (H, W) int32."""
+        with self._no_gradients():
+            return self._segment(image)[0].labels.numpy().astype(np.int32)
+
+    def text(self, names: Sequence[str]) -> float:
+        """Seconds for both sides' prompts."""
+        begin = self.watch.now()
+        self.reference.text_embeddings(names)
+        return self.watch.now() - begin
+
+    def capture(self, image: Path) -> Capture:
+        """Segment one image and keep everything."""
+        with self._no_gradients():
+            output, network_input, _ = self._segment(image)
+            return self._captured(output, network_input, output.mask_logits, output.query_embeddings)
+
+    def capture_from(self, image: Path, given: Capture) -> Capture:
+        """Every stage on its own, fed with what `given` has."""
+        import torch
+
+        with self._no_gradients():
+            pixels, _, network_input = self._input(image)
+            masks, queries = self._proposal(torch.from_numpy(given.network_input))
+            output = self._classify(
+                pixels, given.resized, torch.from_numpy(given.mask_logits), torch.from_numpy(given.query_embeddings)
+            )
+            return self._captured(output, network_input, masks[0], queries[0])
+
+    def _input(self, image: Path) -> tuple[np.ndarray, np.ndarray, Any]:
+        from vocabseg.export.reference import normalise_and_pad, resize_shortest_edge
+
+        with self.watch.measure("decode"):
+            pixels = load_image(image)
+        with self.watch.measure("resize_normalize"):
+            resized = resize_shortest_edge(pixels, self.reference.configuration.input)
+            network_input = normalise_and_pad([resized], self.reference.configuration.input)
+        return pixels, resized, network_input
+
+    def _segment(self, image: Path) -> tuple["ReferenceOutput", Any, np.ndarray]:
+        pixels, resized, network_input = self._input(image)
+        with self.watch.measure("proposal"):
+            masks, queries = self._proposal(network_input)
+        begin = self.watch.now()
+        self._encoding = (begin, begin)
+        output = self._classify(pixels, resized, masks[0], queries[0])
+        end = self.watch.now()
+        self.watch.add(BOXES_AND_CROPS, self._encoding[0] - begin)
+        self.watch.add("image_encoder", self._encoding[1] - self._encoding[0])
+        self.watch.add(CLASSIFY_AND_COMPOSE, end - self._encoding[1])
+        return output, network_input, pixels
+
+    def _classify(self, pixels: np.ndarray, resized: np.ndarray, masks: Any, queries: Any) -> "ReferenceOutput":
+        seen = self.spec.vocabulary.seen
+        flags = None if seen is None else [bool(flag) for flag in seen]
+        return self.reference.classify(pixels, resized, masks, queries, self._text, flags)
+
+    def _captured(self, output: "ReferenceOutput", network_input: Any, masks: Any, queries: Any) -> Capture:
+        valid = output.valid.numpy()
+        everyone = len(output.class_probabilities) == len(valid)
+        return Capture(
+            resized=output.resized,
+            network_input=network_input.numpy(),
+            mask_logits=masks.numpy(),
+            query_embeddings=queries.numpy(),
+            valid=valid,
+            boxes=output.boxes.numpy().astype(np.int32),
+            crops=None if output.crops is None else output.crops.numpy(),
+            embeddings=None if output.region_embeddings is None else output.region_embeddings.numpy(),
+            probabilities=output.class_probabilities.numpy(),
+            voters=np.arange(len(valid)) if everyone else np.flatnonzero(valid),
+            labels=output.labels.numpy().astype(np.int32),
+            margin=lead(output.class_scores.numpy()),
+        )
