@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vocabseg.benchmarks.bench_stages import ObservedSegmenter
-from vocabseg.runtime.bundle import Bundle, open_bundle
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.settings import adjust_manifest
+from vocabseg.runtime.settings import open_adjusted
 from vocabseg.runtime.text_embedder import TextEmbedder
 from vocabseg.runtime.vocabulary import Vocabulary
 
@@ -127,8 +126,7 @@ class EngineVariant:
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
-        opened = open_bundle(spec.folder)
-        bundle = Bundle(opened.folder, adjust_manifest(opened.manifest, list(spec.settings)), opened.tensors)
+        bundle = open_adjusted(spec.folder, spec.settings)
         self.segmenter = ObservedSegmenter(bundle, "auto", spec.engine, spec.precision)
         self.segmenter.embed_names(spec.vocabulary)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 import msgspec
 import numpy as np
 
-from vocabseg.runtime.bundle import Bundle, open_bundle, sha256_file
-from vocabseg.runtime.settings import adjust_manifest
+from vocabseg.runtime.bundle import Bundle, sha256_file
+from vocabseg.runtime.settings import open_adjusted
 from vocabseg.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class BundleSource:
         return Segmenter(self._bundle(verify=True), self.device, self.engine, self.precision)
 
     def _bundle(self, verify: bool) -> Bundle:
-        bundle = open_bundle(self.folder, verify)
-        return Bundle(bundle.folder, adjust_manifest(bundle.manifest, list(self.settings)), bundle.tensors)
+        return open_adjusted(self.folder, self.settings, verify)
 
 
 @dataclass(frozen=True)

@@ -178,12 +178,13 @@ class Bundle:
             ) from None
 
 
-def open_bundle(folder: str | Path, verify: bool = True) -> Bundle:
+def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
     """Open a bundle and check its format, the files' places and (with `verify`) every file's SHA-256.
 
+    Without a folder it is the built-in demo model.
     Raises BundleError, in one line, for what is missing, damaged, newer than this version or outside the folder.
     """
-    folder = Path(folder)
+    folder = demo_folder() if folder is None else Path(folder)
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: no such folder (make one with `vocabseg export`)")
     path = folder / MANIFEST

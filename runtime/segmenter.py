@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vocabseg.runtime import engines
-from vocabseg.runtime.bundle import Bundle, demo_folder, open_bundle
+from vocabseg.runtime.bundle import Bundle, open_bundle
 from vocabseg.runtime.crops import cut_crops
 from vocabseg.runtime.errors import ImageError, VocabularyError
 from vocabseg.runtime.geometry import padded_size, resized_size
@@ -215,7 +215,7 @@ def load(
 
     Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
     """
-    return Segmenter(open_bundle(demo_folder() if bundle is None else bundle), device, engine, precision)
+    return Segmenter(open_bundle(bundle), device, engine, precision)
 
 
 def _ahead(pool: Executor, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:

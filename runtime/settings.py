@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from vocabseg.runtime.bundle import Manifest
+from vocabseg.runtime.bundle import Bundle, Manifest, open_bundle
 from vocabseg.runtime.errors import ConfigurationError
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)
@@ -47,6 +48,12 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
     if changed.region.crop_size != manifest.region.crop_size:
         raise ConfigurationError("--set region.crop_size: the image encoder's input size is fixed when it is exported")
     return changed
+
+
+def open_adjusted(folder: str | Path | None, overrides: Iterable[str], verify: bool = True) -> Bundle:
+    """`open_bundle`, with overrides applied to the manifest; raises BundleError and ConfigurationError."""
+    bundle = open_bundle(folder, verify)
+    return Bundle(bundle.folder, adjust_manifest(bundle.manifest, overrides), bundle.tensors)
 
 
 def split_override(override: str) -> tuple[str, str, str]:

@@ -1,7 +1,9 @@
 """The second stage: a small MaskFormer whose query embeddings are aligned with the text encoder of the first."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from backbone_stage import RegionHead, batch_maker, entropy, to_device, trainable
 from captions import OBJECT_COUNT, SEEN_CLASSES
@@ -194,14 +196,7 @@ def train_proposals(
     learned = torch.load(run.output / "backbone.pt", weights_only=True, map_location="cpu")["modules"]
     network.backbone.load_state_dict(learned["backbone"])
     criterion.region.load_state_dict(learned["head"])
-    network = network.to(device=run.device, memory_format=torch.channels_last).train()
-    criterion = criterion.to(run.device)
-
-    def compute_loss(parts: tuple[Any, ...], progress: float) -> tuple[Tensor, dict[str, float]]:
-        return criterion(network, *to_device(parts, run.device), texts)
-
-    modules = {"network": network, "criterion": criterion}
-    return train("proposals", run, modules, learning_rate, batch_maker(scenes, batch), compute_loss)
+    return _train("proposals", run, network, criterion, texts, batch_maker(scenes, batch), learning_rate)
 
 
 def polish_proposals(
@@ -221,6 +216,19 @@ def polish_proposals(
     learned = torch.load(run.output / "proposals.pt", weights_only=True, map_location="cpu")["modules"]
     network.load_state_dict(learned["network"])
     criterion.load_state_dict(learned["criterion"])
+    batches = batch_maker(scenes, batch, full_size=True)
+    return _train("polished", run, network, criterion, texts, batches, learning_rate)
+
+
+def _train(
+    name: str,
+    run: Run,
+    network: ProposalNetwork,
+    criterion: Criterion,
+    texts: tuple[Tensor, Tensor, Tensor],
+    batches: Callable[[np.random.Generator, float], tuple[Any, ...]],
+    learning_rate: float,
+) -> list[float]:
     network = network.to(device=run.device, memory_format=torch.channels_last).train()
     criterion = criterion.to(run.device)
 
@@ -228,4 +236,4 @@ def polish_proposals(
         return criterion(network, *to_device(parts, run.device), texts)
 
     modules = {"network": network, "criterion": criterion}
-    return train("polished", run, modules, learning_rate, batch_maker(scenes, batch, full_size=True), compute_loss)
+    return train(name, run, modules, learning_rate, batches, compute_loss)

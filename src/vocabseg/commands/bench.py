@@ -120,15 +120,13 @@ def _plan(
     from vocabseg.benchmarks.bench_plan import make_plan
     from vocabseg.benchmarks.bench_torch import find_weights
     from vocabseg.commands.packages import require
-    from vocabseg.runtime.bundle import Bundle, demo_folder, open_bundle
-    from vocabseg.runtime.settings import adjust_manifest
+    from vocabseg.runtime.settings import open_adjusted
     from vocabseg.runtime.vocabulary import Vocabulary
 
     require(("onnx",), "counting the graphs' operations", "benchmarks")
     if checkpoint is None and (config is not None or clip is not None):
         raise ConfigurationError("--config and --clip go with --checkpoint")
-    opened = open_bundle(bundle or demo_folder())
-    opened = Bundle(opened.folder, adjust_manifest(opened.manifest, settings), opened.tensors)
+    opened = open_adjusted(bundle, settings)
     vocabulary = default_vocabulary(opened) if classes is None else Vocabulary.of(classes)
     pictures = default_images(scratch) if images is None else images_in(images, limit)
     weights = find_weights(opened, checkpoint, config, clip, settings)

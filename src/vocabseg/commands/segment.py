@@ -11,7 +11,6 @@ from vocabseg.commands.progress import Report, progress
 from vocabseg.runtime.errors import OutputError, VocabularyError
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.bundle import Bundle
     from vocabseg.runtime.result import Result
     from vocabseg.runtime.vocabulary import Vocabulary
 
@@ -65,13 +64,14 @@ def segment(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     from vocabseg.runtime.segmenter import Segmenter
+    from vocabseg.runtime.settings import open_adjusted
     from vocabseg.runtime.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     targets = [_targets(image, output, kinds, len(images)) for image in images]
     _check_targets(targets)
     names = None if classes is None else Vocabulary.of(classes)
-    opened = _open(bundle, settings or [])
+    opened = open_adjusted(bundle, settings or [])
     segmenter = Segmenter(opened, device, engine, precision)
     vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
     if not quiet:
@@ -125,14 +125,6 @@ def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str
                 raise VocabularyError(f"--seen names {name!r}, which is none of the classes")
         flags = [name in known for name in vocabulary.names]
     return Vocabulary(vocabulary.names, flags, template or None)
-
-
-def _open(folder: Path | None, settings: list[str]) -> "Bundle":
-    from vocabseg.runtime.bundle import Bundle, demo_folder, open_bundle
-    from vocabseg.runtime.settings import adjust_manifest
-
-    opened = open_bundle(folder or demo_folder())
-    return Bundle(opened.folder, adjust_manifest(opened.manifest, settings), opened.tensors)
 
 
 def _save(result: "Result", files: dict[Kind, Path], report: Report) -> None:
