@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.engines.on_device import Array, Device, Stream
+from vocabseg.runtime.bundle import Bundle, TensorRecord
+from vocabseg.runtime.cuda import Device
+from vocabseg.runtime.cuda_arrays import DeviceArray
+from vocabseg.runtime.cuda_streams import Stream
 from vocabseg.runtime.engines.plans import (
     Profile,
     Range,
@@ -27,7 +29,7 @@ from vocabseg.runtime.errors import EngineError
 if TYPE_CHECKING:
     import tensorrt
 
-# Contexts, one per profile and set of shapes; the one that was not used for longest goes first.
+# Contexts, one per stream and set of shapes; the one that was not used for longest goes first.
 CONTEXTS_KEPT = 32
 
 # TensorRT's element types by name; those that NumPy lacks are never inputs or outputs of our graphs.
@@ -75,10 +77,10 @@ class TensorRtGraph:
                 raise EngineError(
                     f"{plan.name} has {_describe(found)}, its graph has {_describe(expected)}: run `{command}`"
                 )
-        self._contexts: OrderedDict[tuple[Shape, ...], ShapedContext] = OrderedDict()
+        self._contexts: OrderedDict[tuple[int, tuple[Shape, ...]], ShapedContext] = OrderedDict()
         self._capture = True
 
-    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], stream: Stream) -> None:
+    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: Stream) -> None:
         """Enqueue the graph on `stream`, reading `inputs` and filling `outputs`, all of them arrays on the device.
 
         The first run of new shapes is waited for. Arrays that come again at the same addresses replay a CUDA graph.
@@ -98,33 +100,37 @@ class TensorRtGraph:
             for name, shape in context.outputs.items():
                 if tuple(outputs[name].shape) != shape:
                     raise EngineError(f"output {name} has shape {tuple(outputs[name].shape)}, the graph gives {shape}")
-            self._scratch.reserve(context.need, stream)
+            scratch = self._scratch.block(context.need, stream)
             addresses = tuple((name, array.pointer) for name, array in (*inputs.items(), *outputs.items()))
             try:
-                context.run(addresses, self._scratch, stream, self._capture)
+                context.run(addresses, scratch, self._capture)
             except NotCapturable as error:
                 self._capture = False
                 warnings.warn(f"{self.name} runs without CUDA graphs, which is slower: {error}", stacklevel=2)
-                context.run(addresses, self._scratch, stream, False)
-            self._scratch.used_by(stream)
+                context.run(addresses, scratch, False)
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch that the plan was built for."""
+        return max(high for profile in self._profiles for high in _batches(self._inputs, profile))
 
     def close(self) -> None:
         """Wait for what was enqueued, and free the plan and its contexts; the scratch memory stays."""
         with self._device.activate(), self._scratch.lock:
-            self._scratch.wait()
+            for context in self._contexts.values():
+                context.close()
             self._contexts.clear()
             self._engine = None
 
     def _context(self, engine: "tensorrt.ICudaEngine", shapes: Shapes, stream: Stream) -> ShapedContext:
-        key = tuple(shapes.values())
+        key = (stream.handle, tuple(shapes.values()))
         if key in self._contexts:
             self._contexts.move_to_end(key)
             return self._contexts[key]
         profile = self._profile(shapes)
         context = ShapedContext(self.name, engine, profile, shapes, list(self.output_dtypes), stream, self._messages)
         if len(self._contexts) >= CONTEXTS_KEPT:
-            self._scratch.wait()  # the oldest may still be running
-            self._contexts.popitem(last=False)
+            self._contexts.popitem(last=False)[1].close()
         self._contexts[key] = context
         return context
 
@@ -205,12 +211,22 @@ def _profiles(engine: "tensorrt.ICudaEngine", inputs: Sequence[str]) -> list[Pro
     return profiles
 
 
-def _check_names(what: str, arrays: Mapping[str, Array], dtypes: Mapping[str, np.dtype[Any]]) -> None:
+def _check_names(what: str, arrays: Mapping[str, DeviceArray], dtypes: Mapping[str, np.dtype[Any]]) -> None:
     if arrays.keys() != dtypes.keys():
         raise EngineError(f"the graph has the {what}s {', '.join(dtypes)}, given are {', '.join(arrays) or 'none'}")
     for name, dtype in dtypes.items():
         if arrays[name].dtype != dtype:
             raise EngineError(f"{what} {name} is {arrays[name].dtype}, the plan has {dtype}: convert it first")
+
+
+def _batches(inputs: Sequence[TensorRecord], profile: Profile) -> list[int]:
+    """What a profile allows for the dimension that the graph calls "batch"."""
+    return [
+        size
+        for record in inputs
+        for part, size in zip(record.shape, profile[record.name].max, strict=True)
+        if part == "batch"
+    ]
 
 
 def _fits(shape: Shape, wanted: Sequence[int | str]) -> bool:

@@ -1,13 +1,13 @@
-"""One TensorRT execution context: one profile, one set of input shapes, and the CUDA graphs captured from it."""
+"""One TensorRT execution context: one stream, profile and set of shapes, and the CUDA graphs captured from it."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vocabseg.runtime.engines.on_device import Graph, Stream
-from vocabseg.runtime.engines.scratch import SharedScratch
+from vocabseg.runtime.cuda_streams import Graph, Stream
+from vocabseg.runtime.engines.scratch import Block
 from vocabseg.runtime.engines.tensorrt_package import Messages, trt
-from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 if TYPE_CHECKING:
     import tensorrt
@@ -27,9 +27,10 @@ class NotCapturable(Exception):
 
 
 class ShapedContext:
-    """A context whose shapes never change, so that what was captured from it stays valid.
+    """A context whose stream and shapes never change, so that what was captured from it stays valid.
 
-    Scratch memory is the caller's; `need` says how many bytes. Raises EngineError where TensorRT refuses the shapes.
+    Scratch memory is the caller's; `need` says how many bytes. Raises EngineError where TensorRT refuses the shapes, and
+    DeviceMemoryError (which is one) where its own memory runs out.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ShapedContext:
         messages: Messages,
     ):
         self._what = f"{name} on {', '.join(f'{key} {shape}' for key, shape in shapes.items())}"
-        self._messages = messages
+        self._messages, self._stream = messages, stream
         messages.clear()
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
@@ -64,8 +65,8 @@ class ShapedContext:
         self._seen: OrderedDict[Addresses, None] = OrderedDict()
         self._generation = -1
 
-    def run(self, addresses: Addresses, scratch: SharedScratch, stream: Stream, capture: bool) -> None:
-        """Enqueue one execution; `scratch` is reserved for it.
+    def run(self, addresses: Addresses, scratch: Block, capture: bool) -> None:
+        """Enqueue one execution; `scratch` has the bytes that it needs.
 
         The first one goes out as it is and is waited for, which settles what TensorRT initialises late. Addresses that
         come for the second time are captured (with `capture`), and replayed from then on. Raises NotCapturable when
@@ -77,44 +78,51 @@ class ShapedContext:
             self._generation = scratch.generation
         graph = self._graphs.get(addresses)
         if graph is None and capture and self._warm and addresses in self._seen:
-            graph = self._capture(addresses, scratch, stream)
+            graph = self._capture(addresses, scratch)
             self._graphs[addresses] = graph
             if len(self._graphs) > GRAPHS_KEPT:
-                stream.synchronize()  # the oldest may still be running
+                self._stream.synchronize()  # the oldest may still be running
                 self._graphs.popitem(last=False)
         if graph is not None:
             self._graphs.move_to_end(addresses)
-            graph.launch(stream)
+            graph.launch(self._stream)
             return
         self._bind(addresses, scratch)
-        if not self._context.execute_async_v3(stream.handle):
+        if not self._context.execute_async_v3(self._stream.handle):
             raise self._error("cannot run")
         self._seen[addresses] = None
         if len(self._seen) > ADDRESSES_REMEMBERED:
             self._seen.popitem(last=False)
         if not self._warm:
-            stream.synchronize()
+            self._stream.synchronize()
             self._warm = True
 
-    def _bind(self, addresses: Addresses, scratch: SharedScratch) -> None:
+    def close(self) -> None:
+        """Wait for what was enqueued, and free the captured graphs."""
+        self._stream.synchronize()
+        self._graphs.clear()
+
+    def _bind(self, addresses: Addresses, scratch: Block) -> None:
         self._messages.clear()
         self._context.set_device_memory(scratch.pointer, scratch.size)
         for name, pointer in addresses:
             if not self._context.set_tensor_address(name, pointer):
                 raise self._error(f"does not take the address of {name} for")
 
-    def _capture(self, addresses: Addresses, scratch: SharedScratch, stream: Stream) -> Graph:
+    def _capture(self, addresses: Addresses, scratch: Block) -> Graph:
         self._bind(addresses, scratch)
         enqueued = False
 
         def enqueue() -> None:
             nonlocal enqueued
-            enqueued = self._context.execute_async_v3(stream.handle)
+            enqueued = self._context.execute_async_v3(self._stream.handle)
 
-        graph = stream.capture(enqueue)
+        graph = self._stream.capture(enqueue)
         if graph is None or not enqueued:
             raise NotCapturable(self._messages.reason("the driver could not capture it"))
         return graph
 
     def _error(self, what: str) -> EngineError:
-        return EngineError(f"TensorRT {what} {self._what}: {self._messages.reason()}")
+        reason = self._messages.reason()
+        out = "out of memory" in reason.lower() or "outofmemory" in reason.lower()
+        return (DeviceMemoryError if out else EngineError)(f"TensorRT {what} {self._what}: {reason}")
