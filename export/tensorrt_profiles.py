@@ -44,10 +44,10 @@ def _image_sizes(manifest: Manifest) -> list[Sizes]:
     """Landscape and portrait. The shorter side is min_size, unless the longer one would then exceed max_size."""
     spec = manifest.input
     high, wide = USUAL_ASPECT
-    short, usual = padded_size(*resized_size(high * 1000, wide * 1000, spec.min_size, spec.max_size), spec.divisor)
-    smallest, largest = padded_size(1, max(spec.max_size, spec.min_size), spec.divisor)
-    shorter = (smallest, short, short)
-    longer = (short, usual, max(largest, usual))
+    short, long = padded_size(*resized_size(high * 1000, wide * 1000, spec.min_size, spec.max_size), spec.divisor)
+    square, largest = padded_size(min(spec.min_size, spec.max_size), spec.max_size, spec.divisor)
+    shorter = (spec.divisor, short, square)
+    longer = (square, long, largest)
     return [
         {"batch": (1, 1, 1), "height": shorter, "width": longer},
         {"batch": (1, 1, 1), "height": longer, "width": shorter},

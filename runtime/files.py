@@ -66,8 +66,10 @@ def whole_folder(target: Path, what: str, check: Callable[[], object] = lambda: 
     mark = secrets.token_hex(8)
     temporary, old = (target.parent / f".vocabseg-{mark}.{kind}" for kind in ("part", "old"))
     try:
+        _check_folder(target, what)
         temporary.mkdir()
         yield temporary
+        _check_folder(target, what)
         check()
         if target.exists():
             os.replace(target, old)
@@ -82,6 +84,11 @@ def whole_folder(target: Path, what: str, check: Callable[[], object] = lambda: 
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_folder(target: Path, what: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"cannot write {what} {target}: a file has that name; nothing was changed")
 
 
 def _reason(error: Exception) -> str:

@@ -29,8 +29,8 @@ class NotCapturable(Exception):
 class ShapedContext:
     """A context whose stream and shapes never change, so that what was captured from it stays valid.
 
-    Scratch memory is the caller's; `need` says how many bytes. Raises EngineError where TensorRT refuses the shapes, and
-    DeviceMemoryError (which is one) where its own memory runs out.
+    Scratch memory is the caller's; `need` says how many bytes. Raises EngineError where TensorRT refuses the shapes,
+    and DeviceMemoryError (which is one) where its own memory runs out.
     """
 
     def __init__(

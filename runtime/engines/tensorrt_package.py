@@ -11,9 +11,13 @@ from vocabseg.runtime.errors import EngineError
 
 # The full package, which also builds; the lean runtime, which runs version-compatible plans; the dispatch runtime,
 # which loads a lean one. Their runtime classes are the same.
-FULL = ("tensorrt",)
-LEAN = ("tensorrt_lean", "tensorrt_lean_bindings")
-DISPATCH = ("tensorrt_dispatch", "tensorrt_dispatch_bindings")
+KINDS = {
+    "tensorrt": "full",
+    "tensorrt_lean": "lean",
+    "tensorrt_lean_bindings": "lean",
+    "tensorrt_dispatch": "dispatch",
+    "tensorrt_dispatch_bindings": "dispatch",
+}
 
 OLDEST = (10, 13)
 HOW_TO_GET = (
@@ -32,7 +36,7 @@ else:
         """Stands for the package: `trt.Runtime` imports it."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(load_package(), name)
+            return getattr(load_package()[0], name)
 
     trt = _Package()
 
@@ -44,10 +48,10 @@ class PackageInfo(NamedTuple):
     version: str
 
 
-def load_package() -> ModuleType:
-    """The first of the packages that can be imported; raises EngineError that says why none can."""
+def load_package() -> tuple[ModuleType, str]:
+    """The first of the packages that can be imported, and its kind; raises EngineError that says why none can."""
     reasons = []
-    for name in (*FULL, *LEAN, *DISPATCH):
+    for name, kind in KINDS.items():
         if find_spec(name) is None:
             continue
         try:
@@ -56,20 +60,19 @@ def load_package() -> ModuleType:
             reasons.append(f"{name} cannot be imported ({' '.join(str(error).split())})")
             continue
         if hasattr(module, "Runtime"):
-            return module
+            return module, kind
         reasons.append(f"{name} is an empty placeholder")
     raise EngineError(f"TensorRT is not installed{''.join(f'; {reason}' for reason in reasons)}: {HOW_TO_GET}")
 
 
 def installed() -> bool:
     """Whether one of the packages is there; it is not imported."""
-    return any(find_spec(name) is not None for name in (*FULL, *LEAN, *DISPATCH))
+    return any(find_spec(name) is not None for name in KINDS)
 
 
 def package_info() -> PackageInfo:
     """Kind and version of the package; raises EngineError where there is none, or one that is too old."""
-    module = load_package()
-    kind = "full" if module.__name__ in FULL else "lean" if module.__name__ in LEAN else "dispatch"
+    module, kind = load_package()
     version = str(module.__version__)
     if version_numbers(version)[:2] < OLDEST:
         raise EngineError(f"TensorRT {version} is too old: use {'.'.join(map(str, OLDEST))} or newer ({HOW_TO_GET})")
@@ -114,7 +117,7 @@ class Messages:
 
 def make_logger() -> "tuple[tensorrt.ILogger, Messages]":
     """TensorRT's logger of this process and what it collects; TensorRT allows one for all of a process."""
-    return _logger(load_package())
+    return _logger(load_package()[0])
 
 
 @cache
