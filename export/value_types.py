@@ -71,5 +71,5 @@ def _type(node: Any, parameter: str, known: dict[str, Any], constraints: dict[st
     if node.op_type in ("LayerNormalization", "RMSNormalization"):  # stash_type where it is not written
         return onnx_ir.DataType.FLOAT
     raise ExportError(
-        f"the type of what {node.op_type} gives ({node.name}) is not known: such graphs are not rewritten"
+        f"the type of what {node.op_type} gives ({node.name}) is not known: use standard operations"
     )
