@@ -20,6 +20,7 @@ MODULES = (
     "runtime.engines.scratch",
     "runtime.engines.tensorrt",
     "runtime.engines.tensorrt_context",
+    "runtime.engines.tensorrt_messages",
     "runtime.engines.tensorrt_package",
     "export.tensorrt",
     "export.tensorrt_engines",
@@ -188,7 +189,8 @@ import tensorrt
 from vocabseg.export.tensorrt import BuildOptions, build_plan, progress_monitor
 from vocabseg.export.tensorrt_progress import Monitor
 from vocabseg.runtime.engines.tensorrt import DTYPES, _open_runtime
-from vocabseg.runtime.engines.tensorrt_package import make_logger, package_info
+from vocabseg.runtime.engines.tensorrt_messages import make_logger
+from vocabseg.runtime.engines.tensorrt_package import package_info
 from vocabseg.runtime.errors import EngineError
 logger, messages = make_logger()
 logger.log(tensorrt.ILogger.Severity.ERROR, "as TensorRT\\ncalls it")
