@@ -17,20 +17,17 @@ template <class... Parameters, void (*Function)(Parameters...)> struct Entry<Fun
     __attribute__((no_sanitize("thread"))) static void call(void** parameters, std::index_sequence<I...>) {
         Function(*static_cast<std::remove_reference_t<Parameters>*>(parameters[I])...);
     }
-    static int sizes(unsigned* out) {
-        unsigned own[] = {static_cast<unsigned>(sizeof(Parameters))..., 0};
-        for (size_t k = 0; k < sizeof...(Parameters); ++k) out[k] = own[k];
-        return sizeof...(Parameters);
-    }
+    static constexpr unsigned sizes[] = {static_cast<unsigned>(sizeof(Parameters))..., 0};
+    static constexpr unsigned alignments[] = {static_cast<unsigned>(alignof(Parameters))..., 1};
 };
 
 struct Kernel {
     const char* name;
     void (*entry)(void**);
-    int (*sizes)(unsigned*);
+    const unsigned *sizes, *alignments;  // of the parameters, in bytes; the sizes end with 0
 };
 
-#define KERNEL(name) {#name, &Entry<&name>::call, &Entry<&name>::sizes},
+#define KERNEL(name) {#name, &Entry<&name>::call, Entry<&name>::sizes, Entry<&name>::alignments},
 const Kernel kernels[] = {
 #include "kernel_list.inc"  // KERNEL(name) for every kernel in the sources; library.py writes it
 };
@@ -55,10 +52,33 @@ const char* emulation_launch(const char* name, const unsigned* grid, const unsig
     return kernel == nullptr ? "no such kernel" : emulation::run(kernel->entry, grid, block, shared_bytes, parameters);
 }
 
-// Sizes in bytes of the kernel's parameters (at most 64); returns how many, or -1 for an unknown kernel.
-int emulation_parameters(const char* name, unsigned* sizes) {
+// The same with the parameters in one piece, each aligned to its type, as CU_LAUNCH_PARAM_BUFFER_POINTER takes them.
+const char* emulation_launch_packed(const char* name, const unsigned* grid, const unsigned* block, unsigned shared_bytes,
+                                    unsigned char* data, size_t size) {
     const emulation::Kernel* kernel = emulation::find(name);
-    return kernel == nullptr ? -1 : kernel->sizes(sizes);
+    if (kernel == nullptr) return "no such kernel";
+    void* parameters[64];
+    size_t at = 0;
+    for (int k = 0; kernel->sizes[k] != 0; ++k) {
+        at = (at + kernel->alignments[k] - 1) / kernel->alignments[k] * kernel->alignments[k];
+        parameters[k] = data + at;
+        at += kernel->sizes[k];
+        if (at > size) return "too few bytes of parameters";
+    }
+    if (at != size && (at + 7) / 8 * 8 != size) return "too many bytes of parameters";
+    return emulation::run(kernel->entry, grid, block, shared_bytes, parameters);
+}
+
+// Sizes and alignments in bytes of the kernel's parameters (at most 64); returns how many, or -1 for an unknown kernel.
+int emulation_parameters(const char* name, unsigned* sizes, unsigned* alignments) {
+    const emulation::Kernel* kernel = emulation::find(name);
+    if (kernel == nullptr) return -1;
+    int count = 0;
+    for (; kernel->sizes[count] != 0; ++count) {
+        sizes[count] = kernel->sizes[count];
+        alignments[count] = kernel->alignments[count];
+    }
+    return count;
 }
 
 // The name of the kernel of this number, null beyond the last.

@@ -40,14 +40,15 @@ def kernel_names() -> list[str]:
 class Emulation:
     """The kernels, ready to be launched on host memory.
 
-    watched: whether accesses to memory are watched. That is about ten times slower; what kernels touch must then be told
-    by `allocated`.
+    watched: whether accesses to memory are watched. That is many times slower; what kernels touch must then be
+    told by `allocated`.
     """
 
     def __init__(self, watched: bool = False):
         self.watched = watched
         self.library = ctypes.CDLL(str(_build(watched)))
         self.library.emulation_launch.restype = ctypes.c_char_p
+        self.library.emulation_launch_packed.restype = ctypes.c_char_p
         self.library.emulation_kernel.restype = ctypes.c_char_p
         self._sizes: dict[str, list[int]] = {}
 
@@ -58,8 +59,8 @@ class Emulation:
     def parameter_sizes(self, name: str) -> list[int]:
         """Sizes of a kernel's parameters in bytes; raises EmulationError for an unknown kernel."""
         if name not in self._sizes:
-            sizes = (ctypes.c_uint * 64)()
-            count = self.library.emulation_parameters(name.encode(), sizes)
+            sizes, alignments = (ctypes.c_uint * 64)(), (ctypes.c_uint * 64)()
+            count = self.library.emulation_parameters(name.encode(), sizes, alignments)
             if count < 0:
                 raise EmulationError(f"there is no kernel {name}")
             self._sizes[name] = list(sizes[:count])
@@ -68,7 +69,7 @@ class Emulation:
     def launch(
         self, name: str, grid: Sequence[int], block: Sequence[int], parameters: Sequence[bytes], shared_bytes: int = 0
     ) -> None:
-        """Run a kernel to its end; each parameter is given by its bytes, a pointer as 8 of them. Raises EmulationError."""
+        """Run a kernel to its end; each parameter is given by its bytes, a pointer as 8. Raises EmulationError."""
         wanted, given = self.parameter_sizes(name), [len(parameter) for parameter in parameters]
         if wanted != given:
             raise EmulationError(f"{name} takes parameters of {wanted} bytes, not of {given}")
@@ -77,6 +78,23 @@ class Emulation:
         three = ctypes.c_uint * 3
         message = self.library.emulation_launch(
             name.encode(), three(*_three(grid)), three(*_three(block)), ctypes.c_uint(shared_bytes), pointers
+        )
+        if message is not None:
+            raise EmulationError(f"{name}: {message.decode()}")
+
+    def launch_packed(
+        self, name: str, grid: Sequence[int], block: Sequence[int], data: bytes, shared_bytes: int = 0
+    ) -> None:
+        """The same with the parameters in one piece, each aligned to its type. Raises EmulationError."""
+        buffer = ctypes.create_string_buffer(data, max(len(data), 1))
+        three = ctypes.c_uint * 3
+        message = self.library.emulation_launch_packed(
+            name.encode(),
+            three(*_three(grid)),
+            three(*_three(block)),
+            ctypes.c_uint(shared_bytes),
+            buffer,
+            ctypes.c_size_t(len(data)),
         )
         if message is not None:
             raise EmulationError(f"{name}: {message.decode()}")
