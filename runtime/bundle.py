@@ -1,6 +1,7 @@
 """The bundle: the contract between export and runtime. A folder with a manifest, ONNX graphs, tokenizer and tensors."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import msgspec
 import numpy as np
 
 from vocabseg.runtime.errors import BundleError
+from vocabseg.runtime.files import atomic_write
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -32,7 +34,7 @@ class TensorRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One ONNX graph. `external` are the files that hold its weights."""
+    """One ONNX graph. `external` are the files that hold its weights; `provenance` says what made it out of what."""
 
     file: str
     bytes: int
@@ -42,6 +44,12 @@ class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[TensorRecord]
     opset: int
     dtype: str = "float32"
+    provenance: dict[str, Any] = {}
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the graph with its weights."""
+        return self.bytes + sum(record.bytes for record in self.external)
 
     def digest(self) -> str:
         """SHA-256 over the graph and its weights: changes when any of its files does."""
@@ -103,7 +111,9 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle but its tensors. `files` holds the records of tokenizer and tensors.
 
-    `vocabulary` are the class names the bundle declares as its own, `seen` says which of them were seen in training.
+    `graphs` are the ones in float32; `variants` holds others that compute the same in another precision, by precision
+    and graph. `vocabulary` are the class names the bundle declares as its own, `seen` says which of them were seen in
+    training.
     """
 
     format: int
@@ -118,13 +128,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     seen: list[bool] | None = None
     provenance: dict[str, Any] = {}
     parity: dict[str, Any] = {}
+    variants: dict[str, dict[str, GraphRecord]] = {}
 
     @property
     def graph_bytes(self) -> int:
-        """Size of all graphs with their weights."""
-        return sum(
-            record.bytes + sum(external.bytes for external in record.external) for record in self.graphs.values()
-        )
+        """Size of all graphs with their weights, in float32."""
+        return sum(record.total_bytes for record in self.graphs.values())
+
+    def graphs_in(self, precision: str) -> dict[str, GraphRecord]:
+        """The graphs of one precision; empty where the bundle has none of it."""
+        return self.graphs if precision == "float32" else self.variants.get(precision, {})
 
 
 def sha256_file(path: Path) -> str:
@@ -140,9 +153,34 @@ def file_record(folder: Path, name: str) -> FileRecord:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json` into `folder`, indented, so that two bundles can be compared line by line."""
+    """Write `manifest.json` into `folder`, whole or not at all, indented, so that two can be compared line by line.
+
+    Raises OutputError where that is not possible.
+    """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (folder / MANIFEST).write_bytes(data + b"\n")
+    with atomic_write(folder / MANIFEST) as file:
+        file.write(data + b"\n")
+
+
+def resolve_shape(record: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an input or output for given sizes of its dynamic dimensions, such as {"batch": 1, "height": 640}.
+
+    A dimension is a number, a name, or a name over a number ("height/4"). Raises BundleError for one that `sizes` does
+    not settle, and for a size that the number does not divide.
+    """
+    return tuple(_resolve(record, dimension, sizes) for dimension in record.shape)
+
+
+def _resolve(record: TensorRecord, dimension: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(dimension, int):
+        return dimension
+    name, _, divisor = dimension.partition("/")
+    if name not in sizes or (divisor and not divisor.isdigit()):
+        raise BundleError(f"{record.name} has the dimension {dimension!r}, and only {', '.join(sizes)} are known")
+    size, step = sizes[name], int(divisor or 1)
+    if step < 1 or size % step:
+        raise BundleError(f"{record.name} has the dimension {dimension!r}: {name}={size} is no multiple of {divisor}")
+    return size // step
 
 
 def demo_folder() -> Path:
@@ -164,18 +202,28 @@ class Bundle:
         """Absolute path of a file of the bundle."""
         return self.folder / name
 
-    def graph_path(self, graph: str) -> Path:
+    def graph_path(self, graph: str, precision: str = "float32") -> Path:
         """Path of an ONNX graph by its name, such as "proposal"; raises BundleError where the bundle has none."""
-        return self.folder / self.graph(graph).file
+        return self.folder / self.graph(graph, precision).file
 
-    def graph(self, graph: str) -> GraphRecord:
-        """The record of a graph by its name; raises BundleError where the bundle has none."""
-        try:
-            return self.manifest.graphs[graph]
-        except KeyError:
+    def graph(self, graph: str, precision: str = "float32") -> GraphRecord:
+        """The record of a graph by its name; raises BundleError where the bundle has none, or none in `precision`."""
+        graphs = self.manifest.graphs_in(precision)
+        if graph in graphs:
+            return graphs[graph]
+        if graph in self.manifest.graphs:
             raise BundleError(
-                f"bundle {self.folder} has no graph {graph!r}, only {', '.join(self.manifest.graphs)}: export it again"
-            ) from None
+                f"bundle {self.folder} has no {graph} in {precision}: make it with "
+                f"`vocabseg {_COMMANDS.get(precision, _CALIBRATE).format(folder=self.folder, precision=precision)}`"
+            )
+        raise BundleError(
+            f"bundle {self.folder} has no graph {graph!r}, only {', '.join(self.manifest.graphs)}: export it again"
+        )
+
+
+# What makes the graphs of a precision; the others come out of a calibration.
+_CALIBRATE = "calibrate {folder} --precision {precision}"
+_COMMANDS = dict.fromkeys(("float16", "float16-rounded", "float16-onnxruntime"), "build {folder} --precision fp16")
 
 
 def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
@@ -190,11 +238,13 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"no bundle at {folder}: it holds no {MANIFEST} (make one with `vocabseg export`)")
-    manifest = _read_manifest(path)
-    records: list[FileRecord | GraphRecord] = list(manifest.files.values())
-    for graph in manifest.graphs.values():
-        records += [graph, *graph.external]
-    for record in records:
+    manifest = read_manifest(path)
+    files: list[FileRecord | GraphRecord] = list(manifest.files.values())
+    for graphs in (manifest.graphs, *manifest.variants.values()):
+        for graph in graphs.values():
+            files += [graph, *graph.external]
+    # Variants may share files.
+    for record in {(record.file, record.bytes, record.sha256): record for record in files}.values():
         _check_file(folder, record, verify)
     for needed in _needed_graphs(manifest):
         if needed not in manifest.graphs:
@@ -209,7 +259,9 @@ def _needed_graphs(manifest: Manifest) -> list[str]:
     return ["proposal", "image_encoder", manifest.prompts.query.graph, manifest.prompts.region.graph]
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`; raises BundleError for another format and for what is no manifest."""
+
     class Head(msgspec.Struct):
         format: int
 

@@ -50,9 +50,12 @@ def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:
     if (folder / MANIFEST).is_file():
         return folder
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    for path in bundle.iterdir():
-        if path.name != MANIFEST:
-            os.link(path, temporary / path.name)
+    for path in bundle.rglob("*"):
+        target = temporary / path.relative_to(bundle)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        elif path.name != MANIFEST:
+            os.link(path, target)
     manifest = open_bundle(bundle, verify=False).manifest
     write_manifest(msgspec.structs.replace(manifest, **changes), temporary)
     try:
