@@ -165,6 +165,32 @@ VOCABSEG_HD float exponential(float x) {
 
 VOCABSEG_HD float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
+// --- Boxes ----------------------------------------------------------------------------------------------------------
+
+struct Box {
+    int left, top, right, bottom;  // right and bottom lie one pixel beyond
+};
+
+// One side of geometry.expand_boxes: [first, last) scaled about its centre, truncated, and clipped to [0, size); where
+// nothing would be left, one pixel at the centre.
+VOCABSEG_HD void expand_side(int& first, int& last, float ratio, int size) {
+    const float low = static_cast<float>(first), high = static_cast<float>(last);
+    const float centre = 0.5f * (low + high), reach = 0.5f * ((high - low) * ratio);
+    first = static_cast<int>(centre - reach);
+    last = static_cast<int>(centre + reach);
+    first = first < 0 ? 0 : first;
+    last = last > size ? size : last;
+    if (last > first) return;
+    first = clamp_index(static_cast<int>(centre), size);
+    last = first + 1;
+}
+
+VOCABSEG_HD Box expand_box(Box box, float ratio, int height, int width) {
+    expand_side(box.left, box.right, ratio, width);
+    expand_side(box.top, box.bottom, ratio, height);
+    return box;
+}
+
 // --- Crops ----------------------------------------------------------------------------------------------------------
 
 VOCABSEG_HD float blend(float value, float coverage, float fill) {
