@@ -1,4 +1,4 @@
-"""Memory of the pipeline on a GPU: buffers that keep their address, and what images leave behind for later questions."""
+"""Memory of the pipeline on a GPU: buffers that keep their address, and what images leave for later questions."""
 
 import threading
 import weakref
@@ -79,7 +79,7 @@ class Flights:
 
 
 class Kept:
-    """Arrays of one image on the device, downloaded one by one when the host asks, and moved there as a whole by `spill`.
+    """Arrays of one image on the device, downloaded when the host asks, and moved there as a whole by `spill`.
 
     `ready` is reached when all of them are computed.
     """

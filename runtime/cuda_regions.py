@@ -248,7 +248,9 @@ class Pending:
         try:
             self.done.synchronize()
         except EngineError as error:
-            raise EngineError(f"{error} (while an image of {self.evidence.output_size} pixels was segmented)") from error
+            raise EngineError(
+                f"{error} (while an image of {self.evidence.output_size} pixels was segmented)"
+            ) from error
         host = {name: np.array(array) for name, array in self.host.items()}  # pinned memory goes back to its pool
         labels, scores = host["labels"], host["scores"]
         self.regions.__dict__.setdefault("image", host.get("image", self.regions._image))

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.crops import cut_crops
 from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_regions import CudaRegions, Pending, TextMatrices
-from vocabseg.runtime.cuda_stages import Found, Stages
+from vocabseg.runtime.cuda_stages import Found, Part, Stages, crop_source
 from vocabseg.runtime.cuda_streams import Stream
 from vocabseg.runtime.engines import Choice
 from vocabseg.runtime.engines.device import DeviceEngine
 from vocabseg.runtime.errors import ImageError
+from vocabseg.runtime.geometry import expand_boxes
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.regions import Regions, Size
@@ -96,23 +96,35 @@ class CudaSegmenter(Segmenter):
 
     def _described(self, found: Found) -> CudaRegions:
         stages = self.stages
-        if stages.encodes or "query_embeddings" not in found.arrays:
-            try:
+        try:
+            if stages.encodes or "query_embeddings" not in found.arrays:
                 stages.within_memory(lambda: stages.encode(found))
-            finally:
-                stages.finish(found)
-        else:
-            stages.abandon(found)
+        finally:
+            stages.finish(found)
         return CudaRegions(found, stages, self._texts, self.text)
 
     def crops(
         self, resized: np.ndarray, mask_logits: np.ndarray, padded: Size, boxes: np.ndarray, indices: np.ndarray
     ) -> Iterator[tuple[np.ndarray, slice]]:
         """The encoder's input for V regions, cut on the device: (crops (v, 3, S, S) float32, which of the regions)."""
-        from vocabseg.runtime.cuda_check import cut_on_device
-
-        del cut_crops
-        yield from cut_on_device(self.stages, resized, mask_logits, padded, boxes, indices)
+        stages, region = self.stages, self.bundle.manifest.region
+        expanded = expand_boxes(boxes, region.expand_ratio, (resized.shape[0], resized.shape[1]))
+        with stages.lock, self.device.activate():
+            host = (resized, mask_logits, expanded, indices.astype(np.int32))
+            arrays = [self.device.empty(array.shape, array.dtype) for array in host]
+            for array, source in zip(arrays, host, strict=True):
+                stages.back.upload(array, np.ascontiguousarray(source))
+            stages.back.synchronize()
+        for start in range(0, len(boxes), stages.rows):
+            part = slice(start, min(start + stages.rows, len(boxes)))
+            count = part.stop - part.start
+            with stages.lock, self.device.activate():
+                source = crop_source(
+                    resized=arrays[0], mask_logits=arrays[1], bits=None, padded_size=padded,
+                    crop_boxes=arrays[2][part], order=arrays[3][part], count=stages.number(count), first=0,
+                )  # fmt: skip
+                crops = stages.cut([source])[:count].to_host(stages.back)
+            yield crops.astype(np.float32, copy=False), part
 
     def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
         """Segment images; results come in order, each as if its image had been segmented alone.
@@ -155,7 +167,7 @@ class _Line:
         self._segmenter, self._stages, self._vocabulary = segmenter, segmenter.stages, vocabulary
         self._finding: deque[Found] = deque()  # proposals on their way
         self._waiting: deque[Found] = deque()  # regions not all encoded
-        self._parts: list[tuple[Found, int, int, int]] = []  # the batch that is being filled
+        self._parts: list[Part] = []  # the batch that is being filled
         self._filled = 0
         self._pending: deque[Pending] = deque()
 
@@ -184,7 +196,7 @@ class _Line:
         """Leave the images that nobody wants any more."""
         with self._stages.lock, self._stages.device.activate():
             for found in itertools.chain(self._finding, self._waiting):
-                self._stages.abandon(found)
+                self._stages.finish(found)
         self._finding.clear()
         self._waiting.clear()
 
@@ -217,9 +229,7 @@ class _Line:
             found = self._waiting.popleft()
             if stages.encodes:
                 stages.prepare_embeddings(found)
-                stages.finish(found)
-            else:
-                stages.abandon(found)
+            stages.finish(found)
             regions = CudaRegions(found, stages, segmenter._texts, segmenter.text)
             self._pending.append(regions.start_classify(self._vocabulary))
 

@@ -5,10 +5,10 @@ Four streams: upload | front: resize, proposals, boxes | back: crops, image enco
 that only one stream uses need no more than that; what passes from one to another waits for an event.
 """
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from vocabseg.runtime.cuda_streams import Event, Stream
 from vocabseg.runtime.engines.device import DeviceEngine
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 from vocabseg.runtime.geometry import padded_size, resized_size
-from vocabseg.runtime.kernels.cuda import CropSource, CudaKernels
 
 Size = tuple[int, int]
 
@@ -31,6 +30,20 @@ Size = tuple[int, int]
 LARGEST_BATCH = 128
 # Batches are rounded up to a multiple of it, so that few shapes occur and each can be replayed as a CUDA graph.
 BATCH_STEP = 8
+
+
+def crop_source(**fields: Any) -> Any:
+    """A CropSource: where the crops of one image come from and in which rows they go."""
+    from vocabseg.runtime.kernels.cuda import CropSource
+
+    return CropSource(**fields)
+
+
+def load_cuda_kernels(device: Device) -> Any:
+    """The kernels of that device; raises EngineError where they were not built or do not fit it."""
+    from vocabseg.runtime.kernels.cuda import CudaKernels
+
+    return CudaKernels(device)
 
 
 class Timeline(Protocol):
@@ -54,8 +67,8 @@ class Found:
     """One image whose proposals are being found: N masks, of which V turn out to be regions.
 
     The device arrays: resized (h, w, 3) uint8; bits, the packed masks, or None with matting; crop_boxes (N, 4) int32.
-    `arrays`: mask_logits (N, hm, wm), query_embeddings (N, D) unless the masks are one's own, table (6 N + 1,) int32, and
-    once crops were encoded embeddings (V, D), of any length; see Table.
+    `arrays`: mask_logits (N, hm, wm), query_embeddings (N, D) unless the masks are one's own, table (6 N + 1,) int32
+    (see Table), and once crops were encoded embeddings (V, D), of any length.
     """
 
     image: Any  # (H, W, 3) uint8, on the host or the device
@@ -73,6 +86,10 @@ class Found:
     def count(self) -> int:
         """V; waits until the device has told it."""
         return int(self.table.host()[-1])
+
+
+# Rows of a batch: whose regions, the first of them, how many, and the row of the first.
+Part = tuple[Found, int, int, int]
 
 
 class Table:
@@ -105,7 +122,7 @@ class Stages:
 
     def __init__(self, device: Device, bundle: Bundle, open_engine: Callable[[str, Stream], DeviceEngine]):
         self.device, self.bundle = device, bundle
-        self.kernels = CudaKernels(device)
+        self.kernels: Any = load_cuda_kernels(device)
         self.lock = threading.RLock()
         self.upload, self.front, self.back, self.download = (device.stream() for _ in range(4))
         self.proposal = open_engine("proposal", self.front)
@@ -120,7 +137,7 @@ class Stages:
         self._numbers: DeviceArray | None = None
         self._told = False
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, name: str, stream: Stream) -> Iterator[None]:
         """What is started inside is one stage, for whoever measures."""
         if self.timeline is None:
@@ -168,7 +185,7 @@ class Stages:
             arrays = {name: self._own(array.reshape(*array.shape[1:])) for name, array in outputs.items()}
             return self._select(slot, image, size, padded, resized, arrays)
         except BaseException:
-            self._release(slot, self.front)
+            self._reset(slot)
             raise
 
     def given(
@@ -190,7 +207,7 @@ class Stages:
             self.front.synchronize()  # the host's arrays may change from now on
             return self._select(slot, image, (resized.shape[0], resized.shape[1]), padded, on_device, arrays)
         except BaseException:
-            self._release(slot, self.front)
+            self._reset(slot)
             raise
 
     def _own(self, source: np.ndarray | DeviceArray) -> DeviceArray:
@@ -254,9 +271,13 @@ class Stages:
         slot.done = stream.record()
         self._slots.append(slot)
 
-    def abandon(self, found: Found) -> None:
-        """Nobody wants the crops of this image any more."""
-        self._release(found.slot, self.front)
+    def _reset(self, slot: Slot) -> None:
+        """Something went wrong half way."""
+        with contextlib.suppress(EngineError):  # what went wrong is told already
+            self.upload.synchronize()
+            self.front.synchronize()
+        slot.done = slot.uploaded = None
+        self._slots.append(slot)
 
     # Back: from the list of regions to their embeddings
 
@@ -277,54 +298,55 @@ class Stages:
         self.back.wait(found.selected)
         n = found.table.masks
         if n <= self.rows:
-            crops = self._cut([self._source(found, 0, n, 0, found.arrays["table"][6 * n :])])
-            self._embed(found, found.count())
+            crops = self.cut([self._source(found, 0, n, 0, found.arrays["table"][6 * n :])])
+            self.prepare_embeddings(found)
             self._run_encoder(crops, [(found, 0, found.count(), 0)])
         else:
             for first in range(0, found.count(), self.rows):
                 self.encode_parts([(found, first, min(self.rows, found.count() - first), 0)])
-            self._embed(found, found.count())
-        self.finish(found)
+            self.prepare_embeddings(found)
 
-    def encode_parts(self, parts: "Sequence[tuple[Found, int, int, int]]") -> None:
+    def encode_parts(self, parts: Sequence[Part]) -> None:
         """Cut and encode rows of several images in one batch: (image, first region, how many, first row)."""
         for found, *_ in parts:
             self.back.wait(found.selected)
-            self._embed(found, found.count())
-        sources = [
-            self._source(found, first, count, row, self._number(count)) for found, first, count, row in parts
-        ]
-        self._run_encoder(self._cut(sources), parts)
+            self.prepare_embeddings(found)
+        sources = [self._source(found, first, count, row, self.number(count)) for found, first, count, row in parts]
+        self._run_encoder(self.cut(sources), parts)
 
     def finish(self, found: Found) -> None:
-        """No more is to be done with this image's crops."""
+        """No crops will be cut out of this image any more: its slot is free for another."""
+        self.back.wait(found.selected)
         self._release(found.slot, self.back)
-        self.flights.hold(found.slot.done, *found.arrays.values())  # type: ignore[arg-type]
+        self.flights.hold(self.back.record(), *found.arrays.values())
 
-    def _embed(self, found: Found, count: int) -> None:
+    def prepare_embeddings(self, found: Found) -> None:
+        """Memory for the embeddings of the image's regions, if there is none yet."""
         if "embeddings" not in found.arrays:
             name, dtype = "image_features", self.encoder.graph.output_dtypes["image_features"]
-            shape = self.encoder.output_shapes({"crops": self._crop_shape(count)})[name]
-            found.arrays["embeddings"] = self.device.empty(shape, dtype)
+            shape = self.encoder.output_shapes({"crops": self._crop_shape(found.count())})[name]
+            # As large for every image, so that the pool has what the next one needs.
+            full = (max(found.table.masks, 1), *shape[1:])
+            found.arrays["embeddings"] = self.device.empty(full, dtype)[: found.count()]
 
     def _crop_shape(self, count: int) -> tuple[int, int, int, int]:
         side = self.bundle.manifest.region.crop_size
         return count, 3, side, side
 
-    def _source(self, found: Found, first: int, count: int, row: int, known: DeviceArray) -> CropSource:
+    def _source(self, found: Found, first: int, count: int, row: int, known: DeviceArray) -> Any:
         part = slice(first, first + count)
-        return CropSource(
-            found.resized,
-            found.arrays["mask_logits"],
-            found.bits,
-            found.padded_size,
-            found.crop_boxes[part],
-            Table.parts(found.arrays["table"], found.table.masks)[2][part],
-            known,
-            row,
+        return crop_source(
+            resized=found.resized,
+            mask_logits=found.arrays["mask_logits"],
+            bits=found.bits,
+            padded_size=found.padded_size,
+            crop_boxes=found.crop_boxes[part],
+            order=Table.parts(found.arrays["table"], found.table.masks)[2][part],
+            count=known,
+            first=row,
         )
 
-    def _number(self, value: int) -> DeviceArray:
+    def number(self, value: int) -> DeviceArray:
         """A number that the host knows, where kernels read it."""
         if self._numbers is None:
             numbers = np.arange(LARGEST_BATCH + 1, dtype=np.int32)
@@ -333,15 +355,13 @@ class Stages:
             self.back.synchronize()
         return self._numbers[value : value + 1]
 
-    def _cut(self, sources: "list[CropSource]") -> DeviceArray:
+    def cut(self, sources: Sequence[Any]) -> DeviceArray:
         region = self.bundle.manifest.region
         mean, std = np.array(region.mean) * 255, np.array(region.std) * 255
         fill = mean if region.mask_fill == "mean" else np.zeros(3)
         crops = self._crops()
         with self.stage("crop_regions", self.back):
-            self.kernels.crop_regions(
-                sources, fill, mean, std, region.mask_threshold, region.matting, crops, self.back
-            )
+            self.kernels.crop_regions(sources, fill, mean, std, region.mask_threshold, region.matting, crops, self.back)
         return crops
 
     @property
@@ -360,7 +380,7 @@ class Stages:
                 self._make_room(error, self.largest_batch)
         return self._crop_buffer
 
-    def _run_encoder(self, crops: DeviceArray, parts: "Sequence[tuple[Found, int, int, int]]") -> None:
+    def _run_encoder(self, crops: DeviceArray, parts: Sequence[Part]) -> None:
         """Encode the buffer's rows in batches of few sizes, and give every image its own."""
         rows = max(row + count for _, _, count, row in parts)
         position = 0
@@ -384,8 +404,11 @@ class Stages:
             found.encoded += count
 
     def _encode_batch(self, crops: DeviceArray) -> DeviceArray:
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
+            return self._back_buffers.array(name, (self.rows, *shape[1:]), dtype)[: shape[0]]
+
         with self.stage("image_encoder", self.back):
-            return self.encoder.start({"crops": crops}, self._back_buffers.array)["image_features"]
+            return self.encoder.start({"crops": crops}, allocate)["image_features"]
 
     def _make_room(self, error: EngineError, batch: int) -> None:
         """Memory ran out with that many crops: free what can be freed, and take half as many from now on."""
@@ -406,4 +429,3 @@ class Stages:
         kept = Kept(self.download, self.lock, self.back.record(), dict(found.arrays))
         self.keeper.add(kept)
         return kept
-
