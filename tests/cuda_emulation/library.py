@@ -20,7 +20,9 @@ KERNELS = HERE.parents[1] / "runtime" / "kernels"
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas")
 # Accesses to memory call functions of watch.cpp; the sanitizer's own library takes no part.
 WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=0")
-ENTRY = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
+ENTRY = re.compile(
+    r"__global__\s+void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(|^VOCABSEG_\w+_KERNEL\((\w+)", re.MULTILINE
+)
 
 
 class EmulationError(Exception):
@@ -34,7 +36,9 @@ def compiler() -> str | None:
 
 def kernel_names() -> list[str]:
     """The kernels that the sources define."""
-    return [name for path in sorted(KERNELS.glob("device*.cu*")) for name in ENTRY.findall(path.read_text())]
+    texts = [path.read_text() for path in sorted(KERNELS.glob("device*.cu*"))]
+    found = [plain or from_macro for text in texts for plain, from_macro in ENTRY.findall(text)]
+    return [name for name in found if name not in ("name", "__launch_bounds__")]  # those stand in the macros themselves
 
 
 class Emulation:
