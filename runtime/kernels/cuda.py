@@ -1,8 +1,8 @@
 """The kernels on an NVIDIA GPU: arrays that lie on the device already, in and out, and nothing but launches between.
 
-Every method returns at once; its work is on `stream`, and the arrays it was given must live until that is done. A method
-allocates only what it keeps: tables for each pair of sizes, and a workspace for each stream. A graph that was captured
-uses the workspace of its stream, so the largest sizes must have been run on that stream before.
+Every method returns at once; its work is on `stream`, and the arrays it was given must live until that is done. A
+method allocates only what it keeps: tables for each pair of sizes, and a workspace for each stream. A graph that was
+captured uses the workspace of its stream, so the largest sizes must have been run on that stream before.
 
 Results are the host's bit for bit for resize_normalize and region_boxes; crops, classes and scores differ by rounding
 (device_*.cuh say by how much and why). Bad arguments are ValueErrors of one line.
@@ -11,6 +11,7 @@ Results are the host's bit for bit for resize_normalize and region_boxes; crops,
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,8 @@ FLOATS = (np.float32, np.float16)
 TABLES = 256
 
 
-class CropSource(NamedTuple):
+@dataclass(frozen=True)
+class CropSource:
     """One image's regions, for crop_regions.
 
     Attributes:
@@ -93,19 +95,19 @@ class CudaKernels:
     ) -> None:
         """Pillow's bilinear resize of image (H, W, 3) uint8 to resized (h, w, 3) uint8, bit for bit.
 
-        network_input (1, 3, Hp, Wp) float32 or float16 becomes the same minus mean over std (3,), 0..255, padded with 0.
+        network_input (1, 3, Hp, Wp) float32 or float16 becomes (resized - mean) / std, both (3,) 0..255, padded with 0.
         """
         in_h, in_w, _ = _array("image", image, np.uint8, ("H", "W", 3))
         h, w, _ = _array("resized", resized, np.uint8, ("h", "w", 3))
         _, _, *padded = _array("network_input", network_input, FLOATS, (1, 3, "Hp", "Wp"))
-        checks.sizes((h, w), padded)
+        _, padded_size = checks.sizes((h, w), padded)
         checks.size("image", (in_h, in_w))
         mean, std = checks.colour("mean", mean), checks.deviation(std)
         columns, rows = self._table(in_w, w, stream), self._table(in_h, h, stream)
-        shape = packed(cuda_launch.RESIZE_SHAPE, in_size=(in_h, in_w), size=(h, w), padded_size=padded)
+        shape = packed(cuda_launch.RESIZE_SHAPE, in_size=(in_h, in_w), size=(h, w), padded_size=padded_size)
         colours = packed(cuda_launch.COLOURS, mean=mean, deviation=std)
         arguments = [image, shape, columns, rows, colours, network_input, resized]
-        self._launch(f"resize_normalize_{_kind(network_input)}", cuda_launch.resize(tuple(padded)), arguments, stream)
+        self._launch(f"resize_normalize_{_kind(network_input)}", cuda_launch.resize(padded_size), arguments, stream)
 
     def region_boxes(
         self,
@@ -148,9 +150,9 @@ class CudaKernels:
         count: "DeviceArray",
         stream: "Stream",
     ) -> None:
-        """Which masks are not empty, in order (N,) int32, their expanded boxes (N, 4) int32, and their count (1,) int32.
+        """Which masks are not empty, order (N,) int32, their boxes crop_boxes (N, 4) int32, and their count (1,) int32.
 
-        Boxes are geometry.expand_boxes'. What lies beyond the count is left as it is.
+        The boxes are expanded as by geometry.expand_boxes. What lies beyond the count is left as it is.
         """
         n, _ = _array("boxes", boxes, np.int32, ("masks", 4))
         for name, array, shape in (
@@ -221,11 +223,12 @@ class CudaKernels:
     ) -> None:
         """runtime/classify.py's class_probabilities, in float32, on what the networks gave.
 
-        query_embeddings (N, Dq) and image_features (V, Dr) float32 or float16, of any length; query_text (K + 1, Dq) and
-        region_text (K, Dr) float32 of unit length; seen (K,) bool or uint8, None for all unseen; order (N,) and count (1,)
-        int32: features[v] are of mask order[v], v < count. probabilities (N, K) float32; where only CLIP speaks (no
-        queries, or enabled with a weight of 0) its rows are the regions', and those beyond the count are left as they are.
-        no_object (N,) float32, if given: the probability that the query means none of the classes, 0 without queries.
+        query_embeddings (N, Dq) and image_features (V, Dr) float32 or float16, of any length; query_text (K + 1, Dq)
+        and region_text (K, Dr) float32 of unit length; seen (K,) bool or uint8, None for all unseen; order (N,) and
+        count (1,) int32: features[v] are of mask order[v], v < count. probabilities (N, K) float32; where only CLIP
+        speaks (no queries, or enabled with a weight of 0) its rows are the regions', and those beyond the count are
+        left as they are. no_object (N,) float32, if given: the probability that the query means none of the classes,
+        0 without queries.
         """
         rows, classes = _array("probabilities", probabilities, np.float32, ("rows", "classes"))
         by_region = query_embeddings is None or query_text is None or (enabled and weight <= 0)
@@ -281,8 +284,8 @@ class CudaKernels:
     ) -> None:
         """The class with the highest score at every pixel, the first of equals: labels (H, W) int32, scores float32.
 
-        mask_logits (N, hm, wm) float32 or float16, probabilities (rows, K) float32 from 0 to 1 (up to 255 is exact). Row v
-        weighs mask order[v], v < count, or without order and count mask v. Both are 0 where there is no mask.
+        mask_logits (N, hm, wm) float32 or float16, probabilities (rows, K) float32 from 0 to 1 (15 at most).
+        Row v weighs mask order[v], v < count, or without order and count mask v. Both are 0 where there is no mask.
         """
         n, mask_shape = _masks(mask_logits, padded_size, image_size)
         rows, classes = _array("probabilities", probabilities, np.float32, (n if order is None else "rows", "classes"))
@@ -293,9 +296,8 @@ class CudaKernels:
         if order is not None:
             _array("order", order, np.int32, (rows,))
             _array("count", count, np.int32, (1,))
-        output = _array("labels", labels, np.int32, ("H", "W"))
+        output = checks.size("labels", _array("labels", labels, np.int32, ("H", "W")))
         _array("scores", scores, np.float32, output)
-        checks.size("labels", output)
         plan = cuda_launch.compose(rows, classes, output)
         table = self._workspace(plan.table_bytes, stream)
         groups, steps = np.int32(plan.groups), np.int32(plan.steps)
@@ -303,9 +305,7 @@ class CudaKernels:
             arguments = [probabilities, count, np.int32(rows), np.int32(classes), groups, steps, table]
             self._launch("compose_classes", plan.prepare, arguments, stream)
         fragments = packed(cuda_launch.CLASS_TABLE, fragments=table.pointer, groups=groups, steps=steps)
-        shape = packed(
-            cuda_launch.COMPOSE_SHAPE, mask=mask_shape, output_size=output, masks=rows, classes=classes
-        )
+        shape = packed(cuda_launch.COMPOSE_SHAPE, mask=mask_shape, output_size=output, masks=rows, classes=classes)
         name = f"compose_{'many_' if plan.many else ''}{_kind(mask_logits)}"
         self._launch(name, plan.launch, [mask_logits, fragments, order, count, shape, labels, scores], stream)
 
@@ -313,7 +313,8 @@ class CudaKernels:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._module.function(name)
-        values = [a[()] if isinstance(a, np.ndarray) else a for a in arguments]  # structs by value, with their alignment
+        # Structs go by value; as a scalar they know their alignment.
+        values = [a[()] if isinstance(a, np.ndarray) else a for a in arguments]
         function(launch.grid, launch.block, values, stream, launch.shared_bytes)
 
     def _table(self, in_size: int, out_size: int, stream: "Stream") -> np.ndarray:

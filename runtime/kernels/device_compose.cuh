@@ -105,7 +105,7 @@ struct Contest {
         }
     }
     // Whether any sum, made of high halves only, may be a pixel's best: they are at most 2^-10 too low, and what is lost
-    // in denormals (1, where a score of 1 is 2^22). The same for all lanes.
+    // in denormals (1, where a score of 1 is 2^26). The same for all lanes.
     __device__ __forceinline__ bool close() const {
         bool any = false;
 #pragma unroll

@@ -12,8 +12,8 @@
 namespace vocabseg {
 
 constexpr int kTileSide = 8, kTilePixels = kTileSide * kTileSide, kTouched = 2 * kTileSide;
-// Powers of two that keep small probabilities out of the halves' denormals: masks below 1, classes below 255.
-constexpr float kMaskScale = 16384.0f, kClassScale = 256.0f;
+// Powers of two that keep small probabilities out of the halves' denormals: masks up to 1, classes up to 15.
+constexpr float kMaskScale = 16384.0f, kClassScale = 4096.0f;
 
 // Where a pixel of the tile lies between the rows (or columns) of the image that the tile touches.
 struct TilePlace {
