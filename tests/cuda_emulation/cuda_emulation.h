@@ -49,8 +49,9 @@ enum class Operation : int { kNone, kSync, kBallot, kShuffle, kMma16, kMma8 };
 
 unsigned char* dynamic_shared();
 void barrier();
-// Gives `words` of this lane to the lanes of `mask`, waits for them, and returns what the operation makes of all.
-const uint32_t* exchange(Operation operation, uint32_t mask, const uint32_t* given, int words);
+// Gives `words` of this lane to the lanes of `mask`, waits for them, and writes what the operation makes of all (`results`
+// words).
+void exchange(Operation operation, uint32_t mask, const uint32_t* given, int words, uint32_t* result, int results);
 // old value; the address must be writable by all threads at once, so it is no race
 uint32_t atomic(void* address, uint32_t operand, uint32_t (*combine)(uint32_t, uint32_t));
 
@@ -66,16 +67,22 @@ template <class T> inline T value_of(uint32_t word) { T value; memcpy(&value, &w
 inline int lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
 template <class T> inline T shuffle(uint32_t mask, T value, int source) {
     const uint32_t given[2] = {word_of(value), static_cast<uint32_t>(source)};
-    return value_of<T>(*exchange(Operation::kShuffle, mask, given, 2));
+    uint32_t result;
+    exchange(Operation::kShuffle, mask, given, 2, &result, 1);
+    return value_of<T>(result);
 }
 
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::barrier(); }
-inline void __syncwarp(uint32_t mask = 0xffffffffu) { emulation::exchange(emulation::Operation::kSync, mask, nullptr, 0); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+    emulation::exchange(emulation::Operation::kSync, mask, nullptr, 0, nullptr, 0);
+}
 inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
     const uint32_t given = predicate != 0;
-    return *emulation::exchange(emulation::Operation::kBallot, mask, &given, 1);
+    uint32_t result;
+    emulation::exchange(emulation::Operation::kBallot, mask, &given, 1, &result, 1);
+    return result;
 }
 inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
@@ -149,7 +156,9 @@ template <int AWords, int BWords> inline void mma(float (&d)[4], const uint32_t 
     memcpy(given + AWords, b, sizeof b);
     memcpy(given + AWords + BWords, d, sizeof d);
     const auto operation = AWords == 4 ? Operation::kMma16 : Operation::kMma8;
-    memcpy(d, exchange(operation, 0xffffffffu, given, AWords + BWords + 4), sizeof d);
+    uint32_t result[4];
+    exchange(operation, 0xffffffffu, given, AWords + BWords + 4, result, 4);
+    memcpy(d, result, sizeof d);
 }
 
 }  // namespace emulation

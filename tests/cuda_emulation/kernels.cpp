@@ -1,5 +1,5 @@
 // The kernels, compiled for the CPU, and the functions that tests call through ctypes.
-#include "device.cu"
+#include VOCABSEG_DEVICE_SOURCE  // device.cu, or another that tests compile
 
 #include <utility>
 
@@ -11,10 +11,10 @@ namespace {
 
 template <auto Function> struct Entry;
 template <class... Parameters, void (*Function)(Parameters...)> struct Entry<Function> {
-    static void call(void** parameters) { call(parameters, std::index_sequence_for<Parameters...>()); }
     // Parameters lie outside of what kernels may touch.
-    template <size_t... I>
-    __attribute__((no_sanitize("thread"))) static void call(void** parameters, std::index_sequence<I...>) {
+#define UNWATCHED __attribute__((no_sanitize("thread"), noipa))
+    UNWATCHED static void call(void** parameters) { call(parameters, std::index_sequence_for<Parameters...>()); }
+    template <size_t... I> UNWATCHED static void call(void** parameters, std::index_sequence<I...>) {
         Function(*static_cast<std::remove_reference_t<Parameters>*>(parameters[I])...);
     }
     static constexpr unsigned sizes[] = {static_cast<unsigned>(sizeof(Parameters))..., 0};

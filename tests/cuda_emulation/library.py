@@ -17,10 +17,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "runtime" / "kernels"
+DEVICE = KERNELS / "device.cu"
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas")
 # Accesses to memory call functions of watch.cpp; the sanitizer's own library takes no part.
 WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=0")
-ENTRY = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
+ENTRY = re.compile(
+    r"__global__\s+void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(|^VOCABSEG_\w+_KERNEL\((\w+)", re.MULTILINE
+)
 
 
 class EmulationError(Exception):
@@ -32,21 +35,23 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++")
 
 
-def kernel_names() -> list[str]:
-    """The kernels that the sources define."""
-    return [name for path in sorted(KERNELS.glob("device*.cu*")) for name in ENTRY.findall(path.read_text())]
+def kernel_names(source: Path = DEVICE) -> list[str]:
+    """The kernels that a source and the headers beside it define."""
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("device_*.cuh")))]
+    found = [plain or from_macro for text in texts for plain, from_macro in ENTRY.findall(text)]
+    return [name for name in found if name not in ("name", "__launch_bounds__")]  # those stand in the macros themselves
 
 
 class Emulation:
     """The kernels, ready to be launched on host memory.
 
-    watched: whether accesses to memory are watched. That is many times slower; what kernels touch must then be
-    told by `allocated`.
+    watched: whether accesses to memory are watched. That is many times slower; what kernels touch must then be told by
+    `allocated`. turing: as for GPUs whose tensor cores multiply 8 columns at a time. source: the file that is compiled.
     """
 
-    def __init__(self, watched: bool = False):
+    def __init__(self, watched: bool = False, turing: bool = False, source: Path = DEVICE):
         self.watched = watched
-        self.library = ctypes.CDLL(str(_build(watched)))
+        self.library = ctypes.CDLL(str(_build(watched, turing, source)))
         self.library.emulation_launch.restype = ctypes.c_char_p
         self.library.emulation_launch_packed.restype = ctypes.c_char_p
         self.library.emulation_kernel.restype = ctypes.c_char_p
@@ -113,37 +118,36 @@ class Emulation:
 
 
 @cache
-def emulation(watched: bool = False) -> Emulation:
+def emulation(watched: bool = False, turing: bool = False) -> Emulation:
     """The one of this process."""
-    return Emulation(watched)
+    return Emulation(watched, turing)
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, ...]:
     return (*sizes, 1, 1)[:3]
 
 
-def _build(watched: bool) -> Path:
+def _build(watched: bool, turing: bool, source: Path) -> Path:
     """The shared library, built unless that was done for these very sources and flags."""
-    sources = [*sorted(KERNELS.glob("device*.cu*")), KERNELS / "pixel_math.h"]
+    sources = [source, *sorted(KERNELS.glob("device_*.cuh")), KERNELS / "pixel_math.h"]
     sources += sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".cpp"))
-    flags = (*FLAGS, *(WATCHED if watched else ()))
+    flags = (*FLAGS, *(WATCHED if watched else ()), *(["-DVOCABSEG_EMULATE_TURING"] if turing else ()))
     digest = hashlib.sha256(" ".join(flags).encode())
-    for source in sources:
-        digest.update(source.name.encode() + source.read_bytes())
+    for path in sources:
+        digest.update(path.name.encode() + path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"vocabseg-emulation-{os.getuid() if hasattr(os, 'getuid') else 0}"
     target = folder / f"{digest.hexdigest()[:24]}.so"
     if target.is_file():
         return target
     folder.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        (Path(scratch) / "kernel_list.inc").write_text("".join(f"KERNEL({name})\n" for name in kernel_names()))
-        include = [f"-I{KERNELS}", f"-I{HERE}", f"-I{scratch}"]
+        (Path(scratch) / "kernel_list.inc").write_text("".join(f"KERNEL({name})\n" for name in kernel_names(source)))
+        include = [f"-I{KERNELS}", f"-I{HERE}", f"-I{scratch}", f'-DVOCABSEG_DEVICE_SOURCE="{source}"']
         objects = []
-        for source in ("kernels", "scheduler", "watch"):
-            objects.append(f"{scratch}/{source}.o")
-            _compile(
-                [*(flags if source == "kernels" else FLAGS), *include, "-c", f"{HERE}/{source}.cpp", "-o", objects[-1]]
-            )
+        for unit in ("kernels", "scheduler", "watch"):
+            objects.append(f"{scratch}/{unit}.o")
+            own = flags if unit == "kernels" else FLAGS
+            _compile([*own, *include, "-c", f"{HERE}/{unit}.cpp", "-o", objects[-1]])
         _compile(["-shared", *objects, "-o", f"{scratch}/kernels.so", "-ldl"])
         os.replace(f"{scratch}/kernels.so", target)
     return target

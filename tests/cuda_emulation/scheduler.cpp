@@ -263,13 +263,13 @@ void barrier() {
     to_home();
 }
 
-const uint32_t* exchange(Operation operation, uint32_t mask, const uint32_t* given, int words) {
+void exchange(Operation operation, uint32_t mask, const uint32_t* given, int words, uint32_t* result, int results) {
     Fiber& own = *launch.current;
     const auto number = static_cast<unsigned>(launch.current - launch.fibers.data());
     if (((mask >> (number % 32)) & 1) == 0) fail("a lane that is not in the mask %#x takes part", mask);
     own.operation = operation;
     own.mask = mask;
-    memcpy(own.given, given, static_cast<size_t>(words) * 4);
+    std::copy_n(given, words, own.given);
     own.state = State::kWarp;
     Fiber* lanes = launch.fibers.data() + number / 32 * 32;
     bool all = true;
@@ -284,7 +284,7 @@ const uint32_t* exchange(Operation operation, uint32_t mask, const uint32_t* giv
         if (mask == 0xffffffffu) ++launch.warp_barriers[number / 32];
     }
     to_home();
-    return own.result;
+    std::copy_n(own.result, results, result);
 }
 
 uint32_t atomic(void* address, uint32_t operand, uint32_t (*combine)(uint32_t, uint32_t)) {

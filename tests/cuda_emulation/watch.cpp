@@ -61,7 +61,6 @@ void touch(Byte& byte, bool writes, bool is_atomic, const char* memory, uintptr_
         byte.read = byte.other_read = Access{};
         return;
     }
-    if (!byte.known) fail("reads %p in %s memory, which nobody has written", at, memory);
     if (byte.read.at.block != 0 && byte.read.at.thread != now.thread) byte.other_read = byte.read;
     byte.read.at = now;
 }
@@ -75,8 +74,14 @@ bool of_this_library(const void* address) {
 void access(const void* address, size_t bytes, bool writes, bool is_atomic) {
     if (!running() || on_a_stack(address)) return;
     const auto first = reinterpret_cast<uintptr_t>(address);
+    bool known = true;
     if (in_shared(address, bytes)) {
-        for (size_t k = 0; k < bytes; ++k) touch(shared_bytes[first + k], writes, is_atomic, "shared", first + k);
+        for (size_t k = 0; k < bytes; ++k) {
+            Byte& byte = shared_bytes[first + k];
+            known = known && byte.known;
+            touch(byte, writes, is_atomic, "shared", first + k);
+        }
+        if (!known && !writes) fail("reads %p in shared memory, which nobody has written", address);
         return;
     }
     auto found = allocations.upper_bound(first);
@@ -86,12 +91,13 @@ void access(const void* address, size_t bytes, bool writes, bool is_atomic) {
         const uintptr_t offset = first - found->first;
         if (offset + bytes <= allocation.size) {
             if (first % bytes != 0 && bytes <= 16) fail("%zu bytes at %p are not aligned", bytes, address);
+            known = false;  // one byte is enough: a word may reach over the end of an array of bytes
             for (size_t k = 0; k < bytes; ++k) {
-                Byte& byte = allocation.bytes[static_cast<uint32_t>(offset + k)];
-                byte.known = byte.known || allocation.known[offset + k];
-                touch(byte, writes, is_atomic, "global", first + k);
+                known = known || allocation.known[offset + k];
+                touch(allocation.bytes[static_cast<uint32_t>(offset + k)], writes, is_atomic, "global", first + k);
                 if (writes) allocation.known[offset + k] = true;
             }
+            if (!known && (!writes || is_atomic)) fail("reads %p in global memory, which nobody has written", address);
             return;
         }
     }
