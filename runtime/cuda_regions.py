@@ -200,23 +200,26 @@ class CudaRegions(Regions):
         _, _, order, count = Table.parts(arrays["table"], n)
         with stages.stage("classify", back):
             stages.kernels.classify(
-                query_embeddings=arrays.get("query_embeddings"),
-                query_text=None if self.queries is None else self._texts.get(vocabulary, "query"),
-                region_embeddings=arrays.get("embeddings"),
-                region_text=self._texts.get(vocabulary, "region") if "embeddings" in arrays else None,
-                seen=self._texts.get(vocabulary, "seen"),
-                order=order,
-                count=count,
-                ensemble=self.ensemble,
-                probabilities=probabilities,
-                no_object=no_object,
-                stream=back,
+                arrays.get("query_embeddings"),
+                None if self.queries is None else self._texts.get(vocabulary, "query"),
+                arrays.get("embeddings"),
+                self._texts.get(vocabulary, "region") if "embeddings" in arrays else None,
+                self._texts.get(vocabulary, "seen"),
+                order,
+                count,
+                self.ensemble.enabled,
+                self.ensemble.weight,
+                self.ensemble.temperature,
+                probabilities,
+                no_object,
+                back,
             )
-        voters = (order, count) if self.region_only else (None, None)
+        voters, voting = (order, count) if self.region_only else (None, None)
         with stages.stage("compose", back):
             stages.kernels.compose(
-                arrays["mask_logits"], probabilities, *voters, self.padded_size, self.image_size, labels, scores, back
-            )
+                arrays["mask_logits"], probabilities, voters, voting, self.padded_size, self.image_size, labels, scores,
+                back,
+            )  # fmt: skip
         composed = back.record()
         download.wait(composed)
         wanted = {"labels": labels, "scores": scores}

@@ -13,7 +13,7 @@ from vocabseg.runtime.bundle import Bundle
 from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_regions import CudaRegions, Pending, TextMatrices
-from vocabseg.runtime.cuda_stages import Found, Part, Stages, crop_source
+from vocabseg.runtime.cuda_stages import Found, Part, Stages
 from vocabseg.runtime.cuda_streams import Stream
 from vocabseg.runtime.engines import Choice
 from vocabseg.runtime.engines.device import DeviceEngine
@@ -21,6 +21,7 @@ from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.geometry import expand_boxes
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.kernels.cuda import CropSource
 from vocabseg.runtime.regions import Regions, Size
 from vocabseg.runtime.result import Result
 from vocabseg.runtime.segmenter import Names, Progress, Segmenter
@@ -112,14 +113,14 @@ class CudaSegmenter(Segmenter):
         with stages.lock, self.device.activate():
             host = (resized, mask_logits, expanded, indices.astype(np.int32))
             arrays = [self.device.empty(array.shape, array.dtype) for array in host]
-            for array, source in zip(arrays, host, strict=True):
-                stages.back.upload(array, np.ascontiguousarray(source))
+            for array, given in zip(arrays, host, strict=True):
+                stages.back.upload(array, np.ascontiguousarray(given))
             stages.back.synchronize()
         for start in range(0, len(boxes), stages.rows):
             part = slice(start, min(start + stages.rows, len(boxes)))
             count = part.stop - part.start
             with stages.lock, self.device.activate():
-                source = crop_source(
+                source = CropSource(
                     resized=arrays[0], mask_logits=arrays[1], bits=None, padded_size=padded,
                     crop_boxes=arrays[2][part], order=arrays[3][part], count=stages.number(count), first=0,
                 )  # fmt: skip

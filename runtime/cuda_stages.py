@@ -22,6 +22,7 @@ from vocabseg.runtime.cuda_streams import Event, Stream
 from vocabseg.runtime.engines.device import DeviceEngine
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 from vocabseg.runtime.geometry import padded_size, resized_size
+from vocabseg.runtime.kernels.cuda import CropSource, CudaKernels
 
 Size = tuple[int, int]
 
@@ -30,20 +31,6 @@ Size = tuple[int, int]
 LARGEST_BATCH = 128
 # Batches are rounded up to a multiple of it, so that few shapes occur and each can be replayed as a CUDA graph.
 BATCH_STEP = 8
-
-
-def crop_source(**fields: Any) -> Any:
-    """A CropSource: where the crops of one image come from and in which rows they go."""
-    from vocabseg.runtime.kernels.cuda import CropSource
-
-    return CropSource(**fields)
-
-
-def load_cuda_kernels(device: Device) -> Any:
-    """The kernels of that device; raises EngineError where they were not built or do not fit it."""
-    from vocabseg.runtime.kernels.cuda import CudaKernels
-
-    return CudaKernels(device)
 
 
 class Timeline(Protocol):
@@ -122,7 +109,7 @@ class Stages:
 
     def __init__(self, device: Device, bundle: Bundle, open_engine: Callable[[str, Stream], DeviceEngine]):
         self.device, self.bundle = device, bundle
-        self.kernels: Any = load_cuda_kernels(device)
+        self.kernels = CudaKernels(device)
         self.lock = threading.RLock()
         self.upload, self.front, self.back, self.download = (device.stream() for _ in range(4))
         self.proposal = open_engine("proposal", self.front)
@@ -333,9 +320,9 @@ class Stages:
         side = self.bundle.manifest.region.crop_size
         return count, 3, side, side
 
-    def _source(self, found: Found, first: int, count: int, row: int, known: DeviceArray) -> Any:
+    def _source(self, found: Found, first: int, count: int, row: int, known: DeviceArray) -> CropSource:
         part = slice(first, first + count)
-        return crop_source(
+        return CropSource(
             resized=found.resized,
             mask_logits=found.arrays["mask_logits"],
             bits=found.bits,
@@ -355,7 +342,7 @@ class Stages:
             self.back.synchronize()
         return self._numbers[value : value + 1]
 
-    def cut(self, sources: Sequence[Any]) -> DeviceArray:
+    def cut(self, sources: Sequence[CropSource]) -> DeviceArray:
         region = self.bundle.manifest.region
         mean, std = np.array(region.mean) * 255, np.array(region.std) * 255
         fill = mean if region.mask_fill == "mean" else np.zeros(3)

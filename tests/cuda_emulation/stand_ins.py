@@ -1,7 +1,5 @@
 """Graphs and kernels for an emulated GPU: the bundle's own graphs on ONNX Runtime, the host's kernels."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from vocabseg.runtime.bundle import Bundle
@@ -89,20 +87,6 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-@dataclass
-class CropSource:
-    """As vocabseg.runtime.kernels.cuda.CropSource."""
-
-    resized: DeviceArray
-    mask_logits: DeviceArray
-    bits: DeviceArray | None
-    padded_size: tuple[int, int]
-    crop_boxes: DeviceArray
-    order: DeviceArray
-    count: DeviceArray
-    first: int
-
-
 class HostKernels:
     """The methods of CudaKernels over the host's kernels, for tests of the pipeline alone."""
 
@@ -150,23 +134,22 @@ class HostKernels:
         put(stream, work)
 
     def classify(
-        self, *, query_embeddings, query_text, region_embeddings, region_text, seen, order, count, ensemble,
-        probabilities, no_object, stream,
+        self, query_embeddings, query_text, image_features, region_text, seen, order, count, enabled, weight,
+        temperature, probabilities, no_object, stream,
     ) -> None:  # fmt: skip
         def work() -> None:
             valid = np.zeros(len(order), bool)
             valid[view(order)[: int(view(count)[0])]] = True
             query = None if query_embeddings is None else _wide(view(query_embeddings))
             text = None if query_text is None else view(query_text)
-            regions = None if region_embeddings is None else _wide(view(region_embeddings))
+            regions = None if image_features is None else _wide(view(image_features))
             region = None if region_text is None else view(region_text)
             found, _ = class_probabilities(
-                query, text, valid, regions, region, view(seen) != 0, ensemble.enabled, ensemble.weight,
-                ensemble.temperature,
+                query, text, valid, regions, region, view(seen) != 0, enabled, weight, temperature,
             )  # fmt: skip
             view(probabilities)[: len(found)] = found
             if query is not None:
-                view(no_object)[...] = query_distribution(query, text, ensemble.temperature)[:, -1]
+                view(no_object)[...] = query_distribution(query, text, temperature)[:, -1]
 
         put(stream, work)
 

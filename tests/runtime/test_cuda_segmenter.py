@@ -9,9 +9,10 @@ import pytest
 import vocabseg
 from tests.bundles import bundle_for_case
 from tests.cuda_emulation import fake_pycuda, stand_ins
+from tests.cuda_emulation.library import compiler, emulation
 from tests.cuda_emulation.machine import Machine
 from tests.golden import REPOSITORY, load_golden
-from vocabseg.runtime import cuda_segmenter, cuda_stages
+from vocabseg.runtime import cuda_stages
 from vocabseg.runtime.bundle import demo_folder, open_bundle
 from vocabseg.runtime.cuda import open_device
 from vocabseg.runtime.cuda_segmenter import CudaSegmenter
@@ -20,6 +21,7 @@ from vocabseg.runtime.engines import Choice
 from vocabseg.runtime.engines import device as device_engines
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels.cuda import CudaKernels
 from vocabseg.runtime.segmenter import Segmenter
 
 CASE = "c_r50_tiny16_vild"
@@ -28,23 +30,32 @@ CHOICE = Choice(name="onnxruntime", device="cuda:0", precision="float32", reason
 
 
 @contextlib.contextmanager
-def emulated(bundle, machine=None, dtype=np.float32, text=None, **settings):
+def emulated(bundle, machine=None, dtype=np.float32, text=None, kernels=stand_ins.HostKernels, launch=None):
     """A CudaSegmenter on an emulated GPU; `.graphs` are its graphs by name, `.machine` is the GPU.
 
     `text` is a TextEmbedder that has seen the names, which saves time.
     """
     machine = machine or Machine()
     graphs = stand_ins.graphs(dtype)
-    with pytest.MonkeyPatch.context() as patch, fake_pycuda.installed(machine, **settings):
+    with pytest.MonkeyPatch.context() as patch, fake_pycuda.installed(machine, launch):
         patch.setattr(device_engines, "open_graph", graphs)
-        patch.setattr(cuda_stages, "load_cuda_kernels", stand_ins.HostKernels)
-        patch.setattr(cuda_stages, "crop_source", stand_ins.CropSource)
-        patch.setattr(cuda_segmenter, "crop_source", stand_ins.CropSource)
+        patch.setattr(cuda_stages, "CudaKernels", kernels)
         segmenter = CudaSegmenter(open_bundle(bundle), CHOICE, open_device(0))
         segmenter.graphs, segmenter.machine = graphs.opened, machine
         if text is not None:
             segmenter.text = segmenter._texts._text = text
         yield segmenter
+
+
+def emulated_kernels(bundle, machine=None, **options):
+    """The same with the kernels' own source, compiled for the CPU."""
+    if compiler() is None:
+        pytest.skip("no g++ to build the emulated kernels with")
+
+    def launch(name, grid, block, shared_bytes, data):
+        emulation().launch_packed(name, grid, block, data, shared_bytes)
+
+    return emulated(bundle, machine, kernels=lambda device: CudaKernels(device, b"emulated"), launch=launch, **options)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,27 @@ def assert_same(found, expected, scores=1e-4):
 def test_one_image_is_segmented_as_on_the_host(bundle, host, image, seed, text):
     with emulated(bundle, Machine(seed=seed), text=text) as segmenter:
         assert_same(segmenter(image, NAMES), host(image, NAMES))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_kernels_source_itself(bundle, host, images, text, seed):
+    """The CUDA kernels, compiled for the CPU, in the pipeline; everything else here has the host's kernels instead."""
+    with emulated_kernels(bundle, Machine(seed=seed), text=text) as segmenter:
+        assert_same(segmenter(images[0], NAMES), host(images[0], NAMES))
+        for one, image in zip(segmenter.segment_many(images[1:3], NAMES), images[1:3], strict=True):
+            assert_same(one, host(image, NAMES))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_regions_by_the_kernels_source(bundle, host, image, text, dtype):
+    expected = host.propose(image)
+    with emulated_kernels(bundle, text=text, dtype=dtype) as segmenter:
+        found = segmenter.propose(image)
+        if dtype is np.float32:
+            np.testing.assert_array_equal(found.boxes, expected.boxes)
+            np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-4)
+        labels = found.classify(NAMES).labels
+        assert np.mean(labels == expected.classify(NAMES).labels) > (0.95 if dtype is np.float16 else 0.9999)
 
 
 def test_regions_are_those_of_the_host(bundle, host, image, text):
