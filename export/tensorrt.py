@@ -11,7 +11,7 @@ from vocabseg.export.tensorrt_operators import check_operators
 from vocabseg.export.tensorrt_progress import Monitor, Progress, progress_monitor
 from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.engines.plans import Compatibility, Profile
-from vocabseg.runtime.engines.tensorrt_messages import Messages, make_logger
+from vocabseg.runtime.engines.tensorrt_messages import Messages, check_started, make_logger
 from vocabseg.runtime.engines.tensorrt_package import require_builder, trt
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.files import atomic_write
@@ -109,6 +109,7 @@ def _build(
         builder = trt.Builder(logger)
     except TypeError as error:  # what its bindings raise where CUDA does not start
         raise EngineError(f"TensorRT's builder does not start: {messages.reason(str(error))}") from None
+    check_started(builder, "builder", messages)
     # Ignored since TensorRT 11, where nothing else is left; needed before.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

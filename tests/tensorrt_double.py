@@ -23,8 +23,8 @@ from tests.cuda_emulation import fake_pycuda
 MAGIC = b"double"
 VERSION = "11.4.0.106"
 
-# What goes wrong: "parser" ([(node, operator, text)]), "build", "context", "capture", "run" (texts); "slow": seconds
-# per step of a build.
+# What goes wrong: "start" (text), "parser" ([(node, operator, text)]), "build", "context", "capture", "run" (texts);
+# "slow": seconds per step of a build.
 faults: dict[str, object] = {}
 # What was called, for tests to look at: flags, levels, contexts, host code.
 seen: dict[str, list[object]] = {}
@@ -208,6 +208,8 @@ class Builder:
         assert logger.made, "a subclass must call ILogger.__init__"
         assert fake_pycuda._stack(), "no CUDA context is current in this thread"
         self._logger = logger
+        if "start" in faults:
+            logger.log(ILogger.Severity.ERROR, str(faults["start"]))
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -263,6 +265,8 @@ class Runtime:
         self._logger = logger
         self._version = VERSION
         self._host_code = False
+        if "start" in faults:
+            logger.log(ILogger.Severity.ERROR, str(faults["start"]))
 
     @property
     def engine_host_code_allowed(self) -> bool:
@@ -270,6 +274,7 @@ class Runtime:
 
     @engine_host_code_allowed.setter
     def engine_host_code_allowed(self, allowed: bool) -> None:
+        assert "start" not in faults, "this would crash"
         note("host code", allowed)
         self._host_code = allowed
 

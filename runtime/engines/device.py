@@ -102,9 +102,7 @@ def open_graph(device: Device, bundle: Bundle, name: str, choice: Choice) -> Dev
 
 
 def _sizes(record: TensorRecord, shape: Sequence[int]) -> dict[str, int]:
-    return {
-        dimension: size for dimension, size in zip(record.shape, shape, strict=True) if isinstance(dimension, str)
-    }
+    return {dimension: size for dimension, size in zip(record.shape, shape, strict=True) if isinstance(dimension, str)}
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:

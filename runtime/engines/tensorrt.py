@@ -23,7 +23,7 @@ from vocabseg.runtime.engines.plans import (
 )
 from vocabseg.runtime.engines.scratch import SharedScratch
 from vocabseg.runtime.engines.tensorrt_context import NotCapturable, Shape, ShapedContext, Shapes
-from vocabseg.runtime.engines.tensorrt_messages import Messages, make_logger
+from vocabseg.runtime.engines.tensorrt_messages import Messages, check_started, make_logger
 from vocabseg.runtime.engines.tensorrt_package import package_info, trt
 from vocabseg.runtime.errors import EngineError
 
@@ -174,6 +174,7 @@ def _open_runtime(logger: "tensorrt.ILogger", messages: Messages, lean: str | No
         runtime = trt.Runtime(logger)
     except TypeError as error:  # what its bindings raise where CUDA does not start
         raise EngineError(f"TensorRT's runtime does not start: {messages.reason(str(error))}") from None
+    check_started(runtime, "runtime", messages)
     # A plan could carry code of the host; nothing that comes out of a file is run.
     runtime.engine_host_code_allowed = False
     if lean is None:

@@ -1,16 +1,19 @@
 """What TensorRT says while it works, kept for the text of our errors."""
 
+import ctypes
 from collections import deque
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vocabseg.runtime.engines.tensorrt_package import load_package, trt
+from vocabseg.runtime.errors import EngineError
 
 if TYPE_CHECKING:
     import tensorrt
 
 MESSAGES_KEPT = 40
+ERRORS = ("INTERNAL_ERROR", "ERROR")
 
 
 class Messages:
@@ -27,13 +30,15 @@ class Messages:
         """Forget what was said, so that the next error is not explained by an old one."""
         self.recent.clear()
 
+    @property
+    def errors(self) -> list[str]:
+        """The errors among what was said."""
+        return [text for severity, text in list(self.recent) if severity in ERRORS]
+
     def reason(self, default: str = "it gave no reason") -> str:
         """The last error's text, else the last warning's."""
-        for wanted in (("INTERNAL_ERROR", "ERROR"), ("WARNING",)):
-            found = [text for severity, text in list(self.recent) if severity in wanted]
-            if found:
-                return found[-1]
-        return default
+        warnings = [text for severity, text in list(self.recent) if severity == "WARNING"]
+        return (self.errors or warnings or [default])[-1]
 
 
 def make_logger() -> "tuple[tensorrt.ILogger, Messages]":
@@ -53,3 +58,14 @@ def _logger(package: ModuleType) -> "tuple[tensorrt.ILogger, Messages]":
             messages.add(severity.name, msg)
 
     return Logger(), messages
+
+
+def check_started(made: object, what: str, messages: Messages) -> None:
+    """Raise EngineError where TensorRT logged an error while it made its runtime or builder.
+
+    Where CUDA does not start (no driver, or one that is too old for this TensorRT) it can hand out an object all the
+    same: any use of it crashes the process, and so does freeing it, so it is never freed.
+    """
+    if messages.errors:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+        raise EngineError(f"TensorRT's {what} does not start: {messages.errors[0]}")

@@ -1,9 +1,13 @@
 """ONNX graphs of the small models, as the exporter writes them."""
 
+import onnx
 import torch
 
 from tests.export.small_models import EMBEDDING, QUERIES, small_clip, small_proposal
+from vocabseg.export.half import write_half
 from vocabseg.export.onnx_graphs import export_graph
+from vocabseg.export.recipe import default_recipe
+from vocabseg.export.tensorrt_operators import check_operators
 
 PROPOSAL = {
     "image": ("batch", 3, "height", "width"),
@@ -38,3 +42,14 @@ def export_text(folder, fused=False):
     sample = {"token_ids": torch.ones(2, 77, dtype=torch.int64), "eot_index": torch.tensor([3, 4])}
     path = folder / "text_encoder.onnx"
     return path, tower, export_graph(tower, sample, TEXT, path, fused_attention=fused)
+
+
+def taken_in_both_precisions(path, half, oldest):
+    """TensorRT's parser, from the version `oldest` on, takes the graph as it is and in FP16 (written to `half`)."""
+    write_half(path, half, default_recipe(), path.stem)
+    for graph in (path, half):
+        assert check_operators(graph, oldest) == check_operators(graph) == []
+    types = {
+        value.type.tensor_type.elem_type for value in (*onnx.load(half).graph.input, *onnx.load(half).graph.output)
+    }
+    assert onnx.TensorProto.FLOAT16 in types

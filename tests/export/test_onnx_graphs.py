@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.export.small_graphs import PROPOSAL, export_image, export_proposal, export_text
+from tests.export.small_graphs import (
+    PROPOSAL,
+    export_image,
+    export_proposal,
+    export_text,
+    taken_in_both_precisions,
+)
 from tests.export.small_models import CROP, small_proposal
 from vocabseg.export.onnx_graphs import ExportError, check_graph, export_graph, operators
 from vocabseg.runtime import engines
@@ -43,6 +49,10 @@ def test_proposal_graph_computes_its_module_at_any_size(proposal):
     shapes = {tensor.name: tuple(tensor.shape) for tensor in record.inputs + record.outputs}
     assert shapes == PROPOSAL
     assert {tensor.dtype for tensor in record.inputs + record.outputs} == {"float32"}
+
+
+def test_proposal_graph_is_taken_by_tensorrt_in_both_precisions(proposal, tmp_path):
+    taken_in_both_precisions(proposal[0], tmp_path / "half.onnx", "10.13.3.9")
 
 
 def test_proposal_graph_has_one_operation_per_normalisation(proposal):

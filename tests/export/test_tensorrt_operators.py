@@ -5,10 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.export.small_graphs import export_image, export_proposal, export_text
+from tests.export.small_graphs import export_image, export_text, taken_in_both_precisions
 from tests.tensorrt_cases import half_bundle
-from vocabseg.export.half import write_half
-from vocabseg.export.recipe import default_recipe
 from vocabseg.export.tensorrt_operators import TYPES, check_operators, parser_list
 
 FLOAT, HALF, INT8, UINT8, INT32, INT64 = (
@@ -69,21 +67,16 @@ def test_graphs_of_the_demo_model_are_taken(tmp_path, precision):
 @pytest.mark.parametrize(
     ("export", "sizes"),
     [
-        (export_proposal, {"deep_stem": True}),
         (export_image, {"patch": 16, "fused": True}),
         (export_image, {"patch": None}),
         (export_text, {}),
     ],
-    ids=["proposal", "vit-fused", "resnet", "text"],
+    ids=["vit-fused", "resnet", "text"],
 )
-def test_graphs_of_published_architectures_are_taken_in_both_precisions(tmp_path, export, sizes):
+def test_graphs_of_both_kinds_of_encoders_are_taken_in_both_precisions(tmp_path, export, sizes):
     path, _, _ = export(tmp_path, **sizes)
-    half = tmp_path / "half.onnx"
-    write_half(path, half, default_recipe(), path.stem)
     oldest = "10.14.1" if sizes.get("fused") else "10.13.3.9"  # the first with Attention
-    for graph_file in (path, half):
-        assert check_operators(graph_file, oldest) == check_operators(graph_file) == []
-    assert any(value.type.tensor_type.elem_type == HALF for value in onnx.load(half).graph.output)
+    taken_in_both_precisions(path, tmp_path / "half.onnx", oldest)
 
 
 def test_an_unsupported_operator_is_named_with_its_node(tmp_path):

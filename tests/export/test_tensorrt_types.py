@@ -13,7 +13,7 @@ import pytest
 from tests import tensorrt_double
 from tests.bundles import cache_folder
 from tests.golden import REPOSITORY
-from tests.tensorrt_stubs.generate import VERSIONS, Unavailable, get_bindings
+from tests.tensorrt_stubs.generate import VERSIONS, Unavailable, get_bindings, get_lean
 
 MODULES = (
     "runtime.engines.plans",
@@ -33,26 +33,26 @@ STUBS = REPOSITORY / "tests" / "tensorrt_stubs"
 BUILDER, CONTEXT, ENGINE = "export/tensorrt.py", "runtime/engines/tensorrt_context.py", "runtime/engines/tensorrt.py"
 
 
-def bindings_of(version):
-    """The genuine bindings of one version; skips where its wheel or a tool is not to be had."""
+def fetched(name, get, *arguments):
+    """The genuine bindings that `get` fetches; skips where their wheel or a tool is not to be had."""
     folder = cache_folder() / "tensorrt-stubs"
     folder.mkdir(exist_ok=True)
-    with open(folder / f"{version}.lock", "w") as file:
+    with open(folder / f"{name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # processes of one test run share it
         try:
-            return get_bindings(version, folder)
+            return get(*arguments, folder)
         except Unavailable as reason:
             pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
 def bindings(request):
-    return bindings_of(request.param)
+    return fetched(request.param, get_bindings, request.param)
 
 
 @pytest.fixture(scope="module")
 def newest():
-    return bindings_of("11.4")
+    return fetched("11.4", get_bindings, "11.4")
 
 
 def mypy(bindings, *arguments):
@@ -219,3 +219,27 @@ print(package_info())
     assert builder.startswith("TensorRT's builder does not start: ")
     assert runtime.startswith("TensorRT's runtime does not start: ")
     assert package.startswith(f"PackageInfo(kind='full', version='{bindings.major}.")
+
+
+def test_the_genuine_lean_runtime_is_not_touched_where_it_cannot_start():
+    """Without a driver it logs an error and hands out a runtime all the same, whose first use crashes the process."""
+    if os.path.exists("/dev/nvidia0"):
+        pytest.skip("there is a GPU, on which the runtime starts")
+    lean = fetched("lean", get_lean)
+    program = """
+from vocabseg.runtime.engines.tensorrt import _open_runtime
+from vocabseg.runtime.engines.tensorrt_messages import make_logger
+from vocabseg.runtime.engines.tensorrt_package import package_info
+from vocabseg.runtime.errors import EngineError
+assert package_info().kind == "lean"
+try:
+    _open_runtime(*make_logger(), None)
+except EngineError as error:
+    print(error)
+"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+        result = lean.run("-c", program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("TensorRT's runtime does not start: createInferRuntime")
+    assert result.stdout.count("\n") == 1

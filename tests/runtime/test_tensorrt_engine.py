@@ -299,6 +299,15 @@ def test_a_plan_that_tensorrt_cannot_open_is_told_with_its_reason(bundle, device
     refused(bundle, device, "cannot open", "Magic tag does not match")
 
 
+def test_a_runtime_that_cannot_start_is_not_touched(bundle, device):
+    build(bundle, "image_encoder", device, CROPS)
+    tensorrt_double.faults["start"] = "CUDA initialization failure with error: 35"
+    with pytest.raises(EngineError, match="TensorRT's runtime does not start: CUDA initialization failure"):
+        open_encoder(bundle, device)
+    with pytest.raises(EngineError, match="TensorRT's builder does not start: CUDA initialization failure"):
+        build(bundle, "image_encoder", device, CROPS)
+
+
 def test_a_missing_plan_is_told(bundle, device):
     plan = build(bundle, "image_encoder", device, CROPS)
     plan.path.unlink()

@@ -1,7 +1,8 @@
 """The genuine TensorRT bindings, from PyPI, made importable without TensorRT, and type stubs made from them.
 
-Only bindings are fetched (1.2 MB), never TensorRT itself. Their licence is NVIDIA's own, so nothing of them is part of
-this repository: the wheel and the stubs lie in the folder given, and are made again where it is empty.
+Only bindings (1.2 MB) and the lean runtime are fetched, never TensorRT itself. Their licence is NVIDIA's own, so
+nothing of them is part of this repository: modules and stubs lie in the folder given, and are made again where it is
+empty.
 """
 
 import os
@@ -55,6 +56,19 @@ VERSIONS = {
 }
 
 
+LEAN = ("tensorrt-lean-cu13-bindings==11.4.*", "tensorrt-lean-cu13-libs==11.4.*")
+
+
+def get_lean(cache: Path) -> Bindings:
+    """The genuine lean runtime with its library (45 MB), in `cache`; raises Unavailable."""
+    bindings = Bindings(" ".join(LEAN), 11, cache / f"tensorrt-lean-cp{sys.version_info[0]}{sys.version_info[1]}")
+    done = bindings.folder / "done"
+    if not done.is_file():
+        _fetch(bindings)
+        done.touch()
+    return bindings
+
+
 def get_bindings(version: str, cache: Path) -> Bindings:
     """The bindings of a version of `VERSIONS`, made in `cache` when they are not there; raises Unavailable."""
     requirement, major = VERSIONS[version]
@@ -70,14 +84,16 @@ def get_bindings(version: str, cache: Path) -> Bindings:
 
 def _fetch(bindings: Bindings) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(bindings.folder), bindings.requirement]
+    command += ["--only-binary", ":all:", "--dest", str(bindings.folder), *bindings.requirement.split()]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(bindings.folder.glob("*.whl"))
     if result.returncode or not wheels:
         reason = ([line for line in result.stderr.splitlines() if line.strip()] or ["no wheel came"])[-1]
         raise Unavailable(f"{bindings.requirement} cannot be had from PyPI: {reason}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        wheel.extractall(bindings.modules)
+    for path in wheels:
+        with zipfile.ZipFile(path) as wheel:
+            wheel.extractall(bindings.modules)
+        path.unlink()
 
 
 def _compile_shim(bindings: Bindings) -> None:
