@@ -10,6 +10,7 @@ from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_streams import Stream
 from vocabseg.runtime.engines import Choice
+from vocabseg.runtime.engines.cuda_choice import open_graph
 
 # Makes the memory of one output: name, shape, dtype.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], DeviceArray]
@@ -52,7 +53,7 @@ class DeviceEngine:
         """The open graph."""
         if self._graph is None:
             with self.device.activate():
-                self._graph = open_graph(self.device, self._bundle, self.name, self.choice)
+                self._graph = open_graph(self.device, self._bundle, self.name, self.choice, self.stream)
         return self._graph
 
     @property
@@ -96,15 +97,8 @@ class DeviceEngine:
             self._graph = None
 
 
-def open_graph(device: Device, bundle: Bundle, name: str, choice: Choice) -> DeviceGraph:
-    """Open a graph on the engine that was chosen; raises EngineError or BundleError."""
-    raise NotImplementedError
-
-
 def _sizes(record: TensorRecord, shape: Sequence[int]) -> dict[str, int]:
-    return {
-        dimension: size for dimension, size in zip(record.shape, shape, strict=True) if isinstance(dimension, str)
-    }
+    return {dimension: size for dimension, size in zip(record.shape, shape, strict=True) if isinstance(dimension, str)}
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
