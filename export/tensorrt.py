@@ -11,7 +11,8 @@ from vocabseg.export.tensorrt_operators import check_operators
 from vocabseg.export.tensorrt_progress import Monitor, Progress, progress_monitor
 from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.engines.plans import Compatibility, Profile
-from vocabseg.runtime.engines.tensorrt_package import Messages, make_logger, require_builder, trt
+from vocabseg.runtime.engines.tensorrt_messages import Messages, make_logger
+from vocabseg.runtime.engines.tensorrt_package import require_builder, trt
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.files import atomic_write
 

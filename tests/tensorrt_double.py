@@ -166,7 +166,7 @@ class IBuilderConfig:
 
 
 class INetworkDefinition:
-    model: object = None
+    _model: object = None
 
 
 class ParserError:
@@ -199,7 +199,7 @@ class OnnxParser:
 
         if self._errors:
             return False
-        self._network.model = onnx.load(model)  # with its weights
+        self._network._model = onnx.load(model)  # with its weights
         return True
 
 
@@ -228,7 +228,7 @@ class Builder:
             self._logger.log(ILogger.Severity.WARNING, "something of no consequence")
             self._logger.log(ILogger.Severity.ERROR, str(faults["build"]))
             return None
-        names = [value.name for value in network.model.graph.input]
+        names = [value.name for value in network._model.graph.input]
         for profile in config.profiles:
             assert list(profile.shapes) == names, "a profile needs every dynamic input"
         flags = sorted(flag.name for flag in config.flags)
@@ -236,7 +236,7 @@ class Builder:
             "version": VERSION,
             "profiles": [profile.shapes for profile in config.profiles],
             "flags": flags,
-            "model": network.model.SerializeToString(),
+            "model": network._model.SerializeToString(),
         }
         return IHostMemory(MAGIC + msgspec.msgpack.encode(content))
 

@@ -23,7 +23,8 @@ from vocabseg.runtime.engines.plans import (
 )
 from vocabseg.runtime.engines.scratch import SharedScratch
 from vocabseg.runtime.engines.tensorrt_context import NotCapturable, Shape, ShapedContext, Shapes
-from vocabseg.runtime.engines.tensorrt_package import Messages, make_logger, package_info, trt
+from vocabseg.runtime.engines.tensorrt_messages import Messages, make_logger
+from vocabseg.runtime.engines.tensorrt_package import package_info, trt
 from vocabseg.runtime.errors import EngineError
 
 if TYPE_CHECKING:

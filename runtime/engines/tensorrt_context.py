@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from vocabseg.runtime.cuda_streams import Graph, Stream
 from vocabseg.runtime.engines.scratch import Block
-from vocabseg.runtime.engines.tensorrt_package import Messages, trt
+from vocabseg.runtime.engines.tensorrt_messages import Messages
+from vocabseg.runtime.engines.tensorrt_package import trt
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
 """TensorRT's Python package, whichever of its kinds is installed, imported when it is first used."""
 
 import importlib
-from collections import deque
-from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +22,6 @@ HOW_TO_GET = (
     "pip install tensorrt --extra-index-url https://pypi.nvidia.com (or NVIDIA's archive), or for running alone "
     "pip install tensorrt_lean_cu13_bindings tensorrt_lean_cu13_libs"
 )
-MESSAGES_KEPT = 40
 
 if TYPE_CHECKING:
     import tensorrt
@@ -90,45 +87,3 @@ def require_builder() -> PackageInfo:
 def version_numbers(text: str) -> tuple[int, ...]:
     """(11, 4, 0, 106) of "11.4.0.106"; parts that are no numbers are left out."""
     return tuple(int(part) for part in text.split(".") if part.isdecimal())
-
-
-class Messages:
-    """What TensorRT said last; kept for the text of errors. Written to by several of its threads."""
-
-    def __init__(self) -> None:
-        self.recent: deque[tuple[str, str]] = deque(maxlen=MESSAGES_KEPT)
-
-    def add(self, severity: str, text: str) -> None:
-        """Keep a message; `severity` is TensorRT's name for it."""
-        self.recent.append((severity, " ".join(text.split())))
-
-    def clear(self) -> None:
-        """Forget what was said, so that the next error is not explained by an old one."""
-        self.recent.clear()
-
-    def reason(self, default: str = "it gave no reason") -> str:
-        """The last error's text, else the last warning's."""
-        for wanted in (("INTERNAL_ERROR", "ERROR"), ("WARNING",)):
-            found = [text for severity, text in list(self.recent) if severity in wanted]
-            if found:
-                return found[-1]
-        return default
-
-
-def make_logger() -> "tuple[tensorrt.ILogger, Messages]":
-    """TensorRT's logger of this process and what it collects; TensorRT allows one for all of a process."""
-    return _logger(load_package()[0])
-
-
-@cache
-def _logger(package: ModuleType) -> "tuple[tensorrt.ILogger, Messages]":
-    messages = Messages()
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: "tensorrt.ILogger.Severity", msg: str) -> None:
-            messages.add(severity.name, msg)
-
-    return Logger(), messages
