@@ -96,8 +96,8 @@ def choose(
 
     "auto" takes the first GPU if there is one; where it cannot be used, that is told once, and why. On a CPU the first
     installed of OpenVINO and ONNX Runtime is taken. `model_bytes`, the size of a bundle's graphs where known, lets
-    small models prefer ONNX Runtime. Without `precision` OpenVINO runs in bfloat16 where the CPU has AMX, else in float32.
-    `bundle` tells which engines and precisions it has on a GPU.
+    small models prefer ONNX Runtime. Without `precision` OpenVINO runs in bfloat16 where the CPU has AMX, else in
+    float32. `bundle` tells which engines and precisions it has on a GPU.
 
     Raises EngineError for an unknown or missing engine, an unknown device, or a precision the engine does not have.
     """

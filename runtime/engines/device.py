@@ -42,7 +42,9 @@ class DeviceEngine:
         self.device = device
         self.name = name
         self.choice = choice
-        self.key = choice.key
+        graphs = bundle.manifest.graphs_in(choice.precision)
+        digest = graphs[name].digest()[:16] if choice.precision != "float32" and name in graphs else ""
+        self.key = "-".join(filter(None, (choice.name, device.key, choice.precision, digest)))
         self.stream = stream
         self._bundle = bundle
         self._record = bundle.graph(name)
