@@ -15,7 +15,8 @@ from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_regions import CudaRegions, Pending, TextMatrices
 from vocabseg.runtime.cuda_stages import Found, Part, Stages
 from vocabseg.runtime.cuda_streams import Stream
-from vocabseg.runtime.engines import Choice
+from vocabseg.runtime.engines import Choice, Engine, choose
+from vocabseg.runtime.engines.cuda_choice import VISION, can_open
 from vocabseg.runtime.engines.device import DeviceEngine
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.geometry import expand_boxes
@@ -48,6 +49,7 @@ class CudaSegmenter(Segmenter):
         self.choice = choice
         self.device = device
         self.kernels = load_kernels(kernels)  # of the host: for questions to results, and masks of one's own
+        self._engines = {}
         self._device_engines: dict[str, DeviceEngine] = {}
         with device.activate():
             self.stages = Stages(device, bundle, self._open_engine)
@@ -60,7 +62,14 @@ class CudaSegmenter(Segmenter):
         return self._device_engines[graph]
 
     def engine(self, graph: str) -> Any:
-        """The engine of one of the bundle's graphs; it opens when first run, and its `run` takes arrays of the host."""
+        """The engine of one of the bundle's graphs; it opens when first run, and its `run` takes arrays of the host.
+
+        A text encoder that the chosen engine does not have runs on the CPU: it sees a name once.
+        """
+        if graph not in VISION and not can_open(self.device, self.bundle, graph, self.choice):
+            if graph not in self._engines:
+                self._engines[graph] = Engine(self.bundle.graph_path(graph), choose(device="cpu"))
+            return self._engines[graph]
         return _Locked(self._open_engine(graph, self.stages.back), self.stages)
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:

@@ -10,6 +10,7 @@ from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_streams import Stream
 from vocabseg.runtime.engines import Choice
+from vocabseg.runtime.engines.cuda_choice import open_graph
 
 # Makes the memory of one output: name, shape, dtype.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], DeviceArray]
@@ -41,7 +42,9 @@ class DeviceEngine:
         self.device = device
         self.name = name
         self.choice = choice
-        self.key = choice.key
+        graphs = bundle.manifest.graphs_in(choice.precision)
+        digest = graphs[name].digest()[:16] if choice.precision != "float32" and name in graphs else ""
+        self.key = "-".join(filter(None, (choice.name, device.key, choice.precision, digest)))
         self.stream = stream
         self._bundle = bundle
         self._record = bundle.graph(name)
@@ -52,7 +55,7 @@ class DeviceEngine:
         """The open graph."""
         if self._graph is None:
             with self.device.activate():
-                self._graph = open_graph(self.device, self._bundle, self.name, self.choice)
+                self._graph = open_graph(self.device, self._bundle, self.name, self.choice, self.stream)
         return self._graph
 
     @property
@@ -94,11 +97,6 @@ class DeviceEngine:
             self.stream.synchronize()
             self._graph.close()
             self._graph = None
-
-
-def open_graph(device: Device, bundle: Bundle, name: str, choice: Choice) -> DeviceGraph:
-    """Open a graph on the engine that was chosen; raises EngineError or BundleError."""
-    raise NotImplementedError
 
 
 def _sizes(record: TensorRecord, shape: Sequence[int]) -> dict[str, int]:

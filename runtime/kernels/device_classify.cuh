@@ -72,12 +72,12 @@ __device__ __forceinline__ void similarity(const Side& side, float temperature, 
         __syncthreads();
     }
     if (first_row + row >= side.rows) return;
-    const float scale = temperature / fmaxf(sqrtf(squares), 1.17549435e-38f);  // the smallest normal float
+    const float scale = 1.0f / fmaxf(sqrtf(squares), 1.17549435e-38f);  // of zeros: the smallest normal float
 #pragma unroll
     for (int j = 0; j < kOwn; ++j) {
         const int text = first_text + group + j * kGroups;
         if (text < side.texts_count) {
-            side.logits[static_cast<int64_t>(first_row + row) * side.texts_count + text] = sums[j] * scale;
+            side.logits[static_cast<int64_t>(first_row + row) * side.texts_count + text] = sums[j] * scale * temperature;
         }
     }
 }

@@ -71,7 +71,7 @@ def graphs(dtype: type = np.float32):
     """Replaces engines.device.open_graph; `.opened` has every graph by its name."""
     opened: dict[str, EmulatedGraph] = {}
 
-    def open_graph(device, bundle: Bundle, name: str, choice: Choice) -> EmulatedGraph:
+    def open_graph(device, bundle: Bundle, name: str, choice: Choice, stream) -> EmulatedGraph:
         opened[name] = EmulatedGraph(bundle, name, dtype)
         return opened[name]
 
