@@ -61,7 +61,7 @@ VARIANTS = {
     ("onnxruntime", "cpu", "float16"): "float16-rounded",
 }
 
-# The graphs that bfloat16 is for; others stay in float32. Mask logits decide single pixels, and text is encoded once: in
+# What bfloat16 is for; other graphs stay in float32. Mask logits decide single pixels, and text is encoded once: in
 # bfloat16 the demo model's proposals change 0.3 % of all labels (2.5 % of the worst scene's), its embeddings 0.05 %.
 BFLOAT16_GRAPHS = ("image_encoder",)
 
