@@ -69,13 +69,10 @@ class Editor:
         """A new constant of the graph."""
         import onnx_ir
 
-        tensor = onnx_ir.tensor(np.ascontiguousarray(content), name=self.name(name))
-        value = onnx_ir.Value(
-            name=tensor.name,
-            shape=onnx_ir.Shape(content.shape),
-            type=onnx_ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
+        # Not ascontiguousarray, which makes a list of one number out of a number.
+        tensor = onnx_ir.tensor(np.array(content, order="C"), name=self.name(name))
+        kind, shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(content.shape)
+        value = onnx_ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         self.graph.register_initializer(value)
         return value
 

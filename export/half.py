@@ -98,8 +98,11 @@ def write_half(
     return save_graph(model, target, opset, domains, dtype="float16", provenance=provenance)
 
 
-def load_typed(path: Path) -> tuple[Any, str]:
-    """An onnx_ir model in which every value has its type, constants are initializers, and its digest (GraphRecord)."""
+def load_typed(path: Path, map_weights: bool = True) -> tuple[Any, str]:
+    """An onnx_ir model in which every value has its type, constants are initializers, and its digest (GraphRecord).
+
+    Without `map_weights` those in files of their own stay references, which are written again as such.
+    """
     import onnx
     import onnx_ir
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
@@ -112,11 +115,8 @@ def load_typed(path: Path) -> tuple[Any, str]:
     onnx_ir.external_data.set_base_dir(model.graph, path.parent)
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     for value in model.graph.initializers.values():
-        tensor: Any = value.const_value
-        try:
-            tensor.numpy()  # opens the file of weights, and refuses links
-        except (ValueError, OSError) as error:
-            raise ExportError(f"cannot read the weights of {path}: {str(error).splitlines()[0]}") from error
+        if map_weights and isinstance(value.const_value, onnx_ir.ExternalTensor):
+            value.const_value = _mapped(path, value.const_value)
     infer_types(model)
     return model, _digest(path, proto)
 
@@ -127,6 +127,21 @@ def forget_types(model: Any) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None
+
+
+def _mapped(path: Path, tensor: Any) -> Any:
+    """Weights from the file beside the graph. onnx_ir would refuse files that several bundles share by hard links."""
+    import onnx_ir
+
+    file = path.parent / tensor.location
+    if not file.resolve().is_relative_to(path.parent.resolve()):
+        raise ExportError(f"{path} names weights outside its folder ({tensor.location}): do not use this graph")
+    shape = tuple(int(size) for size in tensor.shape)
+    try:
+        content = np.memmap(file, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot read the weights of {path}: {str(error).splitlines()[0]}") from error
+    return onnx_ir.tensor(content, name=tensor.name)
 
 
 def _digest(path: Path, proto: Any) -> str:

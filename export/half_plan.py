@@ -33,8 +33,8 @@ def plan_nodes(model: Any, recipe: GraphRecipe, what: str, strict: bool = True) 
     """Sort the nodes of an onnx_ir model with types by the recipe; raises ExportError for what cannot be rewritten.
 
     `what` is how errors call the graph; where not `strict`, nodes that the recipe names may be missing. Beside what the
-    recipe names, a node stays in float32 where its operation has no FP16 form, where a weight is too large for FP16, and
-    where a constant of its formula would vanish.
+    recipe names, a node stays in float32 where its operation has no FP16 form, where a weight is too large for FP16,
+    and where a constant of its formula would vanish.
     """
     plan = Plan()
     for entry in recipe.keep:
