@@ -60,7 +60,8 @@ class Segmenter:
         if graph not in self._engines:
             record = self.bundle.graph(graph, self.choice.variant)
             digest = None if self.choice.variant == "float32" else record.digest()
-            self._engines[graph] = engines.Engine(self.bundle.path(record.file), self.choice, digest)
+            choice = self.choice.for_graph(graph)
+            self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest)
         return self._engines[graph]
 
     def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:

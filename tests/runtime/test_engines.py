@@ -32,6 +32,8 @@ def test_bfloat16_is_the_default_on_a_cpu_with_amx(monkeypatch):
     assert "AMX" in choice.reason
     assert engines.choose(precision="float32").precision == "float32"
     assert engines.choose("onnxruntime").precision == "float32"
+    assert choice.for_graph("image_encoder") == choice
+    assert choice.for_graph("proposal").key == choice.for_graph("text_encoder").key == "openvino-cpu-float32"
 
 
 def test_a_small_model_opens_fastest_in_onnxruntime(monkeypatch):
