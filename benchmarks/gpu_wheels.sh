@@ -20,7 +20,7 @@ pip download "${common[@]}" "${target[@]}" \
     pytest pytest-xdist execnet iniconfig pluggy packaging hypothesis sortedcontainers tokenizers supervision \
     nanobind scikit-build-core pathspec cmake ninja cuda-bindings cuda-pathfinder pytools mako markupsafe \
     typing_extensions setuptools wheel annotated-doc defusedxml anyio certifi charset-normalizer filelock fsspec h11 \
-    hf-xet httpcore2 httpx2 idna pyyaml requests urllib3 pydantic pydantic-core annotated-types typing-inspection
+    attrs truststore hf-xet httpcore2 httpx2 idna pyyaml requests urllib3 pydantic pydantic-core annotated-types typing-inspection
 pip download "${common[@]}" --no-binary pycuda --no-build-isolation pycuda
 for wheel in "$folder"/*.whl; do
     if [ "$(stat -c %s "$wheel")" -gt 60000000 ]; then
