@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from vocabseg.benchmarks.bench_results import (
 )
 from vocabseg.benchmarks.bench_roofline import Work, rooflines, stage_work, workload
 from vocabseg.benchmarks.bench_scenes import scene_accuracy, scene_check
-from vocabseg.benchmarks.bench_variants import Run, Spec
+from vocabseg.benchmarks.bench_variants import Run, Spec, stage_precision
 from vocabseg.runtime.geometry import resized_size
 
 
@@ -42,6 +43,7 @@ class Entry:
     batches: dict[int, list[float]] = field(default_factory=dict)
     text: list[float] = field(default_factory=list)
     memory: int | None = None
+    device_memory: int | None = None
     cold: ColdStart | None = None
     figures: list[Figures] = field(default_factory=list)
     scenes: list[np.ndarray] = field(default_factory=list)
@@ -120,9 +122,10 @@ def _result(
         total=timing([run.total for _, run in entry.runs], images),
         batches=[_batch(infos, count, seconds) for count, seconds in sorted(entry.batches.items())],
         peak_host_bytes=entry.memory,
+        peak_device_bytes=entry.device_memory,
         cold_start=entry.cold,
         text=_text(plan, entry),
-        roof=rooflines(work, stages, peaks, spec.precision),
+        roof=rooflines(work, stages, peaks, partial(stage_precision, spec)),
         parity=parity,
     )
 

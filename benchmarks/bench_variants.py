@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vocabseg.benchmarks.bench_results import GRAPH_STAGES
 from vocabseg.benchmarks.bench_stages import ObservedSegmenter
+from vocabseg.runtime.engines import graph_precision
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.settings import open_adjusted
 from vocabseg.runtime.text_embedder import TextEmbedder
@@ -110,15 +112,27 @@ class EngineSpec:
     precision: str
     vocabulary: Vocabulary
     settings: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
         """The engine, with its precision where that is not the usual one."""
         return self.engine if self.precision == "float32" else f"{self.engine} {self.precision}"
 
-    def open(self) -> "EngineVariant":
+    def open(self) -> Variant:
         """Open the bundle on the engine; raises BundleError or EngineError."""
-        return EngineVariant(self)
+        if self.device == "cpu":
+            return EngineVariant(self)
+        from vocabseg.benchmarks.bench_cuda import DeviceVariant
+
+        return DeviceVariant(self)
+
+
+def stage_precision(spec: Spec, stage: str) -> str:
+    """The precision in which a stage runs: a network in that of the variant or of its graph, kernels in float32."""
+    if stage not in GRAPH_STAGES:
+        return "float32"
+    return graph_precision(stage, spec.precision) if isinstance(spec, EngineSpec) else spec.precision
 
 
 class EngineVariant:
@@ -127,7 +141,7 @@ class EngineVariant:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         bundle = open_adjusted(spec.folder, spec.settings)
-        self.segmenter = ObservedSegmenter(bundle, "auto", spec.engine, spec.precision)
+        self.segmenter = ObservedSegmenter(bundle, "cpu", spec.engine, spec.precision)
         self.segmenter.embed_names(spec.vocabulary)
 
     def run(self, image: Path) -> Run:
