@@ -96,7 +96,7 @@ def test_biases_of_keys_and_values_leave_the_attention(tmp_path):
     weights = {f"w{name}": generator.standard_normal((width, width), np.float32) for name in "qkvo"}
     weights |= {f"b{name}": 3 * generator.standard_normal(width).astype(np.float32) for name in "qkvo"}
     weights["shape"], weights["flat"] = np.array([0, 0, heads, width // heads]), np.array([0, 0, width])
-    nodes, turns = [], {"k": [0, 2, 3, 1]}
+    nodes, turns = [], {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
     for name in "qkv":
         nodes += [
             helper.make_node("MatMul", ["x", f"w{name}"], [f"p{name}"], f"product_{name}"),
