@@ -49,3 +49,17 @@ def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(EngineError, match=r"broken\.onnx") as caught:
         engines.open_engine(path, name).run({"x": np.zeros(1, np.float32)})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "variant"),
+    [
+        ("openvino", "cpu", "bfloat16", "float32"),
+        ("onnxruntime", "cpu", "float16", "float16-rounded"),
+        ("onnxruntime", "cuda:1", "float16", "float16-onnxruntime"),
+        ("tensorrt", "cuda", "float16", "float16"),
+        ("onnxruntime", "cpu", "float32", "float32"),
+    ],
+)
+def test_each_engine_runs_the_graphs_made_for_it(name, device, precision, variant):
+    assert engines.Choice(name=name, device=device, precision=precision, reason="").variant == variant
