@@ -115,7 +115,9 @@ def _spec(
     if name == "tensorrt" and device == "cpu" and find_spec("tensorrt") is None:
         return "the package tensorrt is not installed (pip install 'vocabseg[gpu]', with an NVIDIA GPU)"
     try:
-        choose(name, device, precision, None, bundle)
+        choice = choose(name, device, precision, None, bundle)
+        for graph in bundle.manifest.graphs if choice.device == "cpu" else ():
+            bundle.graph(graph, choice.variant)
     except (BundleError, EngineError) as error:
         return str(error)
     return EngineSpec(bundle.folder, name, precision, vocabulary, settings, device)

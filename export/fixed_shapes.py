@@ -98,9 +98,6 @@ class _Sizes:
         ones = [constant(node.inputs[0]), constant(node.inputs[2])]
         if axis not in (ROWS, COLUMNS) or features is None or any(one is None or float(one) != 1 for one in ones):
             return False
-        place = node
-        if features.producer() is not None and not _comes_before(self.editor.graph, features.producer(), node):
-            place = _after(self.editor.graph, features.producer())
         other = COLUMNS if axis == ROWS else ROWS
         edit, name = self.editor, node.name
         start = edit.constant(np.zeros(3, np.int64), f"{name}_start")
@@ -109,14 +106,14 @@ class _Sizes:
         line = edit.constant(np.array([-1], np.int64), f"{name}_line")
         zero, one = (edit.constant(np.array(n, np.float32), f"{name}_{n}") for n in (0, 1))
         first = edit.constant(np.array(0, np.int64), f"{name}_axis")
-        (cut,) = edit.before(place, "Slice", [features, start, end, axes])
-        (flat,) = edit.before(place, "Reshape", [cut, line])
-        (full,) = edit.before(place, "Cast", [flat], {"to": 1})
-        (none,) = edit.before(place, "Mul", [full, zero])
-        (units,) = edit.before(place, "Add", [none, one])
-        (counted,) = edit.before(place, "CumSum", [units, first])
+        (cut,) = edit.before(node, "Slice", [features, start, end, axes])
+        (flat,) = edit.before(node, "Reshape", [cut, line])
+        (full,) = edit.before(node, "Cast", [flat], {"to": 1})
+        (none,) = edit.before(node, "Mul", [full, zero])
+        (units,) = edit.before(node, "Add", [none, one])
+        (counted,) = edit.before(node, "CumSum", [units, first])
         edit.replace(node.outputs[0], counted)
-        _in_order(edit.graph)
+        edit.graph.sort()  # the features may come later in the file
         self.ranges[axis] = counted
         return True
 
@@ -168,16 +165,3 @@ class _Sizes:
         (cut,) = edit.before(place, "Slice", [self.image, start, end, axes])
         (flat,) = edit.before(place, "Reshape", [cut, shape])
         return edit.before(place, "Mul", [flat, zero])[0]
-
-
-def _comes_before(graph: Any, first: Any, second: Any) -> bool:
-    return next(node for node in graph if node is first or node is second) is first
-
-
-def _after(graph: Any, node: Any) -> Any:
-    nodes = list(graph)
-    return nodes[nodes.index(node) + 1]
-
-
-def _in_order(graph: Any) -> None:
-    graph.sort()

@@ -1,5 +1,10 @@
 """A float32 ONNX graph -> the same in FP16, with the precision in the graph itself, as TensorRT 11 and ONNX Runtime
 want it: weights, inputs and outputs in FP16, islands in float32 behind casts where a recipe asks for them.
+
+Own code, because no library does that on these graphs. onnxconverter-common 1.16 also converts the scales of Resize and
+keeps the float32 target of a Cast (the checker refuses both), turns the infinities of a mask into -10000 and raises
+tiny weights to 1e-7; onnxruntime.transformers.float16 writes nodes out of order and names twice; NVIDIA's autocast
+(modelopt) writes valid graphs, but decides on islands itself, tells no reason, and installs with 6 GB of packages.
 """
 
 import hashlib

@@ -43,7 +43,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def variant(self) -> str:
         """Which of the bundle's graphs are run: `Bundle.graph`'s precision."""
-        return VARIANTS.get((self.name, self.device, self.precision), self.precision)
+        return VARIANTS.get((self.name, self.device.partition(":")[0], self.precision), self.precision)
 
     def for_graph(self, graph: str) -> "Choice":
         """The choice for one of the bundle's graphs: some keep to float32 (`graph_precision`)."""
@@ -58,10 +58,12 @@ CPU_ENGINES = {
 }
 
 # Where an engine in a precision does not run the graphs of that name. OpenVINO takes float32 graphs to bfloat16 itself;
-# ONNX Runtime has no FP16 arithmetic on x86, and checks in float32, with rounding, what FP16 graphs compute on a GPU.
+# ONNX Runtime has no FP16 arithmetic on x86, and checks in float32, with rounding, what FP16 graphs compute on a GPU,
+# where it has operations of its own.
 VARIANTS = {
     ("openvino", "cpu", "bfloat16"): "float32",
     ("onnxruntime", "cpu", "float16"): "float16-rounded",
+    ("onnxruntime", "cuda", "float16"): "float16-onnxruntime",
 }
 
 # What bfloat16 is for; other graphs stay in float32. Mask logits decide single pixels, and text is encoded once: in

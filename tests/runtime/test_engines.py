@@ -157,3 +157,17 @@ def test_doctor_without_a_gpu():
     found = {finding.what: finding for finding in examine()}
     assert "no NVIDIA GPU was found" in found["GPU"].text
     assert "cpu" in found["engine used here"].text
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "variant"),
+    [
+        ("openvino", "cpu", "bfloat16", "float32"),
+        ("onnxruntime", "cpu", "float16", "float16-rounded"),
+        ("onnxruntime", "cuda:1", "float16", "float16-onnxruntime"),
+        ("tensorrt", "cuda", "float16", "float16"),
+        ("onnxruntime", "cpu", "float32", "float32"),
+    ],
+)
+def test_each_engine_runs_the_graphs_made_for_it(name, device, precision, variant):
+    assert engines.Choice(name=name, device=device, precision=precision, reason="").variant == variant

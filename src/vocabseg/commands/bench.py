@@ -41,7 +41,7 @@ def bench(
     precision: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16, float16 or several, separated by commas. Default: `segment`'s own, and float32."
+            help="Some of float32, bfloat16, float16, separated by commas. Default: what `segment` uses, and float32."
         ),
     ] = "",
     engine: Annotated[
