@@ -141,11 +141,10 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
         command = [sanitizer or "compute-sanitizer", "--tool", tool, *SANITIZER, *pytest, *chosen, TESTS[0]]
         steps.append(Step(tool, command, 1800, skip="" if sanitizer else "compute-sanitizer is not installed"))
     no_tensorrt = "" if has_tensorrt else "TensorRT is not installed"
-    kernels = [python, "-m", "vocabseg.benchmarks.cuda_kernel_bench", "--json", str(results / "kernels.json")]
-    there = (REPOSITORY / "benchmarks" / "cuda_kernel_bench.py").is_file()
+    kernels = [python, "-m", "vocabseg.benchmarks.kernel_bench_cuda", "--json", str(results / "kernels.json")]
     random = [vocabseg, "export", "--config", "zsseg-r101c-vitb16-single", "--random", "--output", bundle]
     steps += [
-        Step("kernel-times", kernels, 900, skip="" if there else "benchmarks/cuda_kernel_bench.py is not there"),
+        Step("kernel-times", kernels, 900),
         Step("bundle", random, 1800, skip=f"{bundle} is given" if options.bundle else ""),
         # Without TensorRT it writes the FP16 graphs alone, which ONNX Runtime runs.
         Step("build", [vocabseg, "build", bundle, "--precision", "fp16"], 3600),
