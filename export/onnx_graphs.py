@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vocabseg.export.attention import use_fused_attention
-from vocabseg.runtime.bundle import GraphRecord, TensorRecord, file_record
-from vocabseg.runtime.errors import VocabsegError
+from vocabseg.export.graph_files import ExportError, save_graph
+from vocabseg.runtime.bundle import GraphRecord
 
 OPSET = 21  # the first with GroupNormalization as one operation that TensorRT parses
 FUSED_OPSET = 23  # the first with Attention
 STRIDE = 32  # height and width of the proposal network's input are multiples of it
-INLINE_LIMIT = 1_000_000  # weights of at most this many bytes stay inside the .onnx file
 
 # The FP32 column of the parity contract asks for this cosine of region embeddings; every output is held to it. Maps,
 # whose single values decide about pixels, are also held to an error relative to their largest value.
@@ -25,10 +24,6 @@ COSINE_LIMIT = 0.99999
 RELATIVE_LIMIT = 1e-3
 
 Dimensions = Sequence[int | str]
-
-
-class ExportError(VocabsegError):
-    """A graph that cannot be written, or that does not compute what its module computes."""
 
 
 def export_graph(
@@ -46,8 +41,6 @@ def export_graph(
     of 32. `fused_attention` writes one Attention operation per layer and raises the opset to 23.
     Exporting the same module twice gives the same bytes. Raises ExportError where the graph is not valid.
     """
-    import onnx_ir
-
     path = Path(path)
     opset = max(opset, FUSED_OPSET) if fused_attention else opset
     use_fused_attention(module, fused_attention)
@@ -68,11 +61,7 @@ def export_graph(
         raise ExportError(f"the exporter gave no graph for {path.name}: try another version of torch")
     model = program.model
     _tidy(model, dimensions)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    data = f"{path.name}.data" if size > INLINE_LIMIT else None
-    onnx_ir.save(model, path, external_data=data, size_threshold_bytes=1024)
-    _validate(path, model)
-    return _record(path, data, model, opset)
+    return save_graph(model, path, opset)
 
 
 def operators(path: str | Path) -> Counter[str]:
@@ -147,50 +136,6 @@ def _tidy(model: Any, dimensions: Mapping[str, Dimensions]) -> None:
         value.doc_string = None
     for value in (*graph.inputs, *graph.outputs):
         value.shape = onnx_ir.Shape(list(dimensions[value.name]))
-
-
-def _validate(path: Path, model: Any) -> None:
-    import onnx
-
-    try:
-        # By path: the checker then reads external weights, and graphs over protobuf's 2 GB.
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path.name} is no valid graph: {str(error).splitlines()[0]}") from error
-    names = [value.name for value in (*model.graph.inputs, *model.graph.initializers.values())]
-    for node in model.graph:
-        names += [value.name for value in node.outputs]
-        if node.domain or (node.overload or None):
-            raise ExportError(f"{path.name} uses {node.domain}.{node.op_type}, which is no standard operation")
-        if node.op_type == "Resize" and "antialias" in node.attributes and node.attributes["antialias"].as_int():
-            raise ExportError(f"{path.name} resizes with antialiasing, which TensorRT cannot parse")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ExportError(f"{path.name} defines {', '.join(map(repr, twice[:3]))} more than once")
-
-
-def _record(path: Path, data: str | None, model: Any, opset: int) -> GraphRecord:
-    own = file_record(path.parent, path.name)
-
-    def tensors(values: Sequence[Any]) -> list[TensorRecord]:
-        return [
-            TensorRecord(
-                name=value.name,
-                dtype=value.dtype.numpy().name,
-                shape=[size if isinstance(size, int) else str(size.value) for size in value.shape],
-            )
-            for value in values
-        ]
-
-    return GraphRecord(
-        file=own.file,
-        bytes=own.bytes,
-        sha256=own.sha256,
-        external=[file_record(path.parent, data)] if data else [],
-        inputs=tensors(model.graph.inputs),
-        outputs=tensors(model.graph.outputs),
-        opset=opset,
-    )
 
 
 def _run_module(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

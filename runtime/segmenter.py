@@ -54,7 +54,9 @@ class Segmenter:
     def engine(self, graph: str) -> engines.Engine:
         """The engine of one of the bundle's graphs; it opens when first run."""
         if graph not in self._engines:
-            self._engines[graph] = engines.Engine(self.bundle.graph_path(graph), self.choice)
+            record = self.bundle.graph(graph, self.choice.variant)
+            digest = None if self.choice.variant == "float32" else record.digest()
+            self._engines[graph] = engines.Engine(self.bundle.path(record.file), self.choice, digest)
         return self._engines[graph]
 
     def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:
@@ -211,7 +213,8 @@ def load(
         bundle: the bundle's folder, as `vocabseg export` wrote it; None takes the built-in demo model.
         device: "auto" or "cpu".
         engine: "openvino" or "onnxruntime"; None takes the fastest that is installed.
-        precision: "float32", or "bfloat16" with OpenVINO; None takes the engine's default.
+        precision: "float32", "bfloat16" with OpenVINO, or "float16" with ONNX Runtime, which on a CPU serves to check
+            what FP16 graphs compute on a GPU and is no faster than float32; None takes the engine's default.
 
     Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
     """

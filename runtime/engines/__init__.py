@@ -20,7 +20,7 @@ class Runnable(Protocol):
     """What an engine module returns: one graph, ready to run."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs by name for the given inputs by name; C-contiguous arrays of the graph's dtypes."""
+        """All outputs by name for the given inputs by name; C-contiguous arrays, float32 where they are floats."""
         ...
 
 
@@ -37,12 +37,24 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         """Short name under which results of this engine may be cached, such as "openvino-cpu-float32"."""
         return f"{self.name}-{self.device}-{self.precision}"
 
+    @property
+    def variant(self) -> str:
+        """Which of the bundle's graphs are run: `Bundle.graph`'s precision."""
+        return VARIANTS.get((self.name, self.device, self.precision), self.precision)
+
 
 # Engine name -> (module to import, precisions it offers on a CPU). The first one is the default, except that OpenVINO
 # runs in bfloat16 on CPUs with AMX.
 CPU_ENGINES = {
     "openvino": ("openvino", ("float32", "bfloat16")),
-    "onnxruntime": ("onnxruntime", ("float32",)),
+    "onnxruntime": ("onnxruntime", ("float32", "float16")),
+}
+
+# Where an engine in a precision does not run the graphs of that name. OpenVINO takes float32 graphs to bfloat16 itself;
+# ONNX Runtime has no FP16 arithmetic on x86, and checks in float32, with rounding, what FP16 graphs compute on a GPU.
+VARIANTS = {
+    ("openvino", "cpu", "bfloat16"): "float32",
+    ("onnxruntime", "cpu", "float16"): "float16-rounded",
 }
 
 
@@ -114,10 +126,11 @@ def choose(
 class Engine:
     """One graph on one engine, opened when it is first run. Calls from several threads run one after the other."""
 
-    def __init__(self, path: str | Path, choice: Choice):
+    def __init__(self, path: str | Path, choice: Choice, digest: str | None = None):
+        """`digest` tells apart graphs of one bundle and precision that compute different values: it joins the key."""
         self.path = Path(path)
         self.choice = choice
-        self.key = choice.key
+        self.key = choice.key if digest is None else f"{choice.key}-{digest[:16]}"
         self._lock = threading.Lock()
         self._runnable: Runnable | None = None
 

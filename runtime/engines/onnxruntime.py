@@ -7,9 +7,14 @@ import numpy as np
 
 from vocabseg.runtime.errors import EngineError
 
+_HALF = "tensor(float16)"
+
 
 class OnnxRuntimeGraph:
-    """One ONNX graph in a session of the CPU execution provider."""
+    """One ONNX graph in a session of the CPU execution provider. Inputs take the graph's type, outputs are float32.
+
+    FP16 graphs (their rounding form, `export/half_rounding.py`) are for checking: they are no faster than float32 ones.
+    """
 
     def __init__(self, path: Path, threads: int):
         import onnxruntime
@@ -24,14 +29,19 @@ class OnnxRuntimeGraph:
         except Exception as error:  # its exceptions derive from Exception alone
             raise EngineError(f"ONNX Runtime cannot open {path}: {_first_line(error)}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._half = [argument.name for argument in self._session.get_inputs() if argument.type == _HALF]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feed = {name: array.astype(np.float16) if name in self._half else array for name, array in inputs.items()}
         try:
-            results = self._session.run(self._outputs, dict(inputs))
+            results = self._session.run(self._outputs, feed)
         except Exception as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
             raise EngineError(f"ONNX Runtime cannot run on {shapes}: {_first_line(error)}") from error
-        return dict(zip(self._outputs, results, strict=True))
+        return {
+            name: result.astype(np.float32) if result.dtype == np.float16 else result
+            for name, result in zip(self._outputs, results, strict=True)
+        }
 
 
 def _first_line(error: Exception) -> str:

@@ -59,7 +59,9 @@ def evaluate(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the engine's own.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", help="Measure this checkpoint in plain PyTorch instead of a bundle.")
     ] = None,

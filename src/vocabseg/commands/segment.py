@@ -60,7 +60,9 @@ def segment(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: the engine's own.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     from vocabseg.runtime.segmenter import Segmenter
