@@ -67,6 +67,9 @@ class _Recording:
         self.fed: list[dict[str, np.ndarray]] = []
         self._engine = engine
 
+    def opened(self, graph: str) -> "_Recording":
+        return self
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         self.fed.append(dict(inputs))
         return self._engine.run(inputs)
@@ -78,7 +81,7 @@ def text_feeds(segmenter: Segmenter, vocabulary: Vocabulary, most: int = 64) -> 
     found = {}
     for prompt in (prompts.query, prompts.region):
         recording = _Recording(segmenter.engine(prompt.graph))
-        embedder = TextEmbedder(segmenter.bundle, lambda _, recording=recording: recording, cache_dir="")
+        embedder = TextEmbedder(segmenter.bundle, recording.opened, cache_dir="")
         embedder.embed(vocabulary.names[:most], prompt, vocabulary.templates)
         found[prompt.graph] = recording.fed[0]
     return found

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,13 @@ from vocabseg.runtime.images import load_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST, MOST = 32, 512
+# Further images, on which schemes are compared.
+HELD = 8
 # Of the procedural world: never "test", on which the demo model is judged.
 WORLD_SPLIT = "val"
+
+# Of the scenes that precisions are tried on; above every seed that people choose.
+TRIAL_SEED = 1_000_003
 
 Notify = Callable[[str], None]
 
@@ -29,15 +35,54 @@ class Chosen:
     read: Callable[[], np.ndarray]
 
 
-def choose_images(folder: str | Path | None, count: int, seed: int, notify: Notify) -> list[Chosen]:
-    """`count` images for a calibration, the same ones for the same folder, count and seed.
+def choose_images(
+    folder: str | Path | None, count: int, seed: int, notify: Notify
+) -> tuple[list[Chosen], list[Chosen]]:
+    """`count` images for the ranges and HELD others to compare on; the same ones for the same folder, count and seed.
 
     Without a folder they are scenes of the procedural world. Images that cannot be read are told through `notify` and
-    others take their place. Raises CalibrationError for a count out of range, and where there are too few images.
+    others take their place. Where a folder has too few, what is compared on is part of the first ones. Raises
+    CalibrationError for a count out of range, and where there are fewer than FEWEST images.
     """
     if not FEWEST <= count <= MOST:
         raise CalibrationError(f"{count} images are asked for: a calibration takes {FEWEST} to {MOST}")
-    return list(_scenes(count, seed)) if folder is None else _from_folder(Path(folder), count, seed, notify)
+    if folder is None:
+        found = list(_scenes(count + HELD, seed))
+        return found[:count], found[count:]
+    found = _from_folder(Path(folder), count + HELD, seed, notify)
+    images = found[: max(FEWEST, min(count, len(found) - HELD))]
+    held = found[len(images) :][:HELD]
+    if len(images) < count:
+        notify(f"{folder} holds {len(found)} images, {count + HELD} are wanted: ranges come from {len(images)} of them")
+    return images, held or images[-HELD:]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images below a folder that can be read, by name."""
+    found = []
+    for path in sorted(_files(folder)):
+        if path.suffix.lower() in SUFFIXES:
+            try:
+                load_image(path)
+            except ImageError:
+                continue
+            found.append(path)
+    return found
+
+
+def trial_scenes(folder: Path, count: int, notify: Notify) -> Path:
+    """The folder of labelled scenes to try precisions on, rendered below `folder` when it is not there yet.
+
+    They are of the split that ranges come from too, but of another seed: no scene is among both.
+    """
+    from vocabseg.benchmarks.datasets.world import WORLD_VERSION
+    from vocabseg.benchmarks.datasets.world_files import write_world
+
+    target = folder / f"scenes-{WORLD_VERSION}-{count}"
+    if not (target / "classes.json").is_file() or len(list((target / "images" / WORLD_SPLIT).glob("*"))) < count:
+        notify(f"Rendering {count} scenes to {target}")
+        write_world(target, WORLD_SPLIT, count, TRIAL_SEED)
+    return target
 
 
 def identity(images: list[Chosen]) -> str:
@@ -46,15 +91,15 @@ def identity(images: list[Chosen]) -> str:
 
 
 def _scenes(count: int, seed: int) -> Iterator[Chosen]:
+    for index in range(count):
+        read = partial(_scene, seed, index)
+        yield Chosen(f"world-{WORLD_SPLIT}-{seed}-{index:06d}", hashlib.sha256(read().tobytes()).hexdigest(), read)
+
+
+def _scene(seed: int, index: int) -> np.ndarray:
     from vocabseg.benchmarks.datasets.world import render_scene
 
-    for index in range(count):
-
-        def read(index: int = index) -> np.ndarray:
-            return render_scene(seed, WORLD_SPLIT, index).image
-
-        pixels = read()
-        yield Chosen(f"world-{WORLD_SPLIT}-{seed}-{index:06d}", hashlib.sha256(pixels.tobytes()).hexdigest(), read)
+    return render_scene(seed, WORLD_SPLIT, index).image
 
 
 def _from_folder(folder: Path, count: int, seed: int, notify: Notify) -> list[Chosen]:
@@ -76,15 +121,13 @@ def _from_folder(folder: Path, count: int, seed: int, notify: Notify) -> list[Ch
             broken.append(str(error))
             notify(f"left out: {error}")
             continue
-        chosen.append(Chosen(str(path.relative_to(folder)), _sha256(path), lambda path=path: load_image(path)))
+        chosen.append(Chosen(str(path.relative_to(folder)), _sha256(path), partial(load_image, path)))
     if len(chosen) < FEWEST:
         left_out = f", and {len(broken)} that cannot be read" if broken else ""
         raise CalibrationError(
             f"--images {folder} holds {len(chosen)} image{'s' if len(chosen) != 1 else ''}{left_out}: a calibration "
             f"needs at least {FEWEST}, or its ranges would be those of a few pictures"
         )
-    if len(chosen) < count:
-        notify(f"{folder} holds {len(chosen)} images, {count} were asked for: going on with all of them")
     return chosen
 
 

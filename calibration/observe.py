@@ -86,7 +86,6 @@ def instrumented(path: str | Path, names: Sequence[str], shapes: bool = False) -
     The changed graph is never written; the weights are read from where they are.
     """
     import onnx
-    import onnxruntime
 
     path = Path(path)
     model = onnx.load(path, load_external_data=False)
@@ -99,16 +98,21 @@ def instrumented(path: str | Path, names: Sequence[str], shapes: bool = False) -
     return open_session(model.SerializeToString(), path.parent)
 
 
-def open_session(model: bytes | str | Path, weights: Path | None = None, optimise: bool = True) -> Any:
-    """An ONNX Runtime session on the CPU; a serialised model's external weights lie in the folder `weights`."""
+def open_session(model: bytes | str | Path, weights: Path | None = None, literal: bool = False) -> Any:
+    """An ONNX Runtime session on the CPU; a serialised model's external weights lie in the folder `weights`.
+
+    With `literal` pairs of QuantizeLinear and DequantizeLinear are computed as they stand, in float32: the extended
+    optimisations of ONNX Runtime 1.32 turn a graph with E4M3 in it into nonsense.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # it would keep the largest run's memory for ever
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if literal:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     given = model if isinstance(model, bytes) else str(model)

@@ -41,9 +41,7 @@ def write_quantised(
     return save_graph(model, Path(target), model.opset_imports[""], dtype=scheme.kind, **fields)
 
 
-def quantise(
-    model: Any, found: list[Target], scheme: Scheme, statistics: Mapping[str, Statistics]
-) -> list[Target]:
+def quantise(model: Any, found: list[Target], scheme: Scheme, statistics: Mapping[str, Statistics]) -> list[Target]:
     """Change a model; returns the targets that are quantised now."""
     scales = activation_scales(found, statistics, scheme)
     chosen = [target for target in found if target.layer not in scheme.high and target.activation in scales]

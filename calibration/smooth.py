@@ -91,5 +91,3 @@ def _rescaled(seen: Statistics, factors: np.ndarray) -> Statistics:
     fresh = Statistics()
     fresh.update(seen.channels / factors, channels=True)
     return fresh
-
-

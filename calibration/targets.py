@@ -1,4 +1,4 @@
-"""Which nodes of a graph may compute in eight bits: the products with constant weights, named as the model names them."""
+"""Which nodes of a graph may compute in eight bits: products with constant weights, named as the model names them."""
 
 import re
 from collections.abc import Iterable
@@ -103,6 +103,31 @@ def blocks(found: Iterable[Target]) -> dict[str, list[Target]]:
     for target in found:
         grouped.setdefault(target.block, []).append(target)
     return grouped
+
+
+def ends(model: Any) -> tuple[str, ...]:
+    """The layers next to a graph's inputs and outputs: the patch embedding or first Conv, and the last projections."""
+    found = targets(model)
+    nodes = {node.name: node for node in model.graph}
+    inputs = {value.name for value in model.graph.inputs}
+    products = {target.node for target in found}
+    last = [target for target in found if _reaches_output(nodes[target.node], products)]
+    first = [target for target in found if target.activation in inputs]
+    return tuple(dict.fromkeys(target.layer for target in (*first, *last)))
+
+
+def _reaches_output(node: Any, products: set[str]) -> bool:
+    """Whether what a node gives comes to a graph's output without another product of constant weights on the way."""
+    waiting, seen = [node], {node.name}
+    while waiting:
+        for output in waiting.pop().outputs:
+            if output.is_graph_output():
+                return True
+            for user in (use.node for use in output.uses()):
+                if user.name not in seen and user.name not in products:
+                    seen.add(user.name)
+                    waiting.append(user)
+    return False
 
 
 def _output_axis(node: Any) -> int:

@@ -34,9 +34,10 @@ def entropy(statistics: Statistics) -> float:
     The method of TensorRT's former calibrator (S. Migacz, "8-bit inference with TensorRT", GTC 2017): the clipped
     distribution, with what is clipped added to its last bin, against the same distribution in 128 levels.
     """
-    counts = _used(statistics)
+    counts = _used(statistics).copy()
+    counts[0] = counts[1:2].sum()  # zeros are exact in any case, and after a ReLU there would be nothing else
     best, found = np.inf, statistics.largest
-    total = counts.sum()
+    total = max(int(counts.sum()), 1)
     for end in _ends(len(counts)):
         reference = counts[:end].astype(np.float64)
         reference[-1] += counts[end:].sum()

@@ -5,6 +5,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from vocabseg.runtime import engines
@@ -47,6 +48,7 @@ class Segmenter:
     ):
         self.bundle = bundle
         self.choice = engines.choose(engine, device, precision, bundle.manifest.graph_bytes)
+        bundle.graph("image_encoder", self.choice.variant)  # a bundle without this precision is told at once
         self.kernels = load_kernels(kernels)
         self._engines: dict[str, engines.Engine] = {}
         self.text = TextEmbedder(bundle, self.engine)
@@ -55,8 +57,12 @@ class Segmenter:
         """The engine of one of the bundle's graphs; it opens when first run."""
         if graph not in self._engines:
             record = self.bundle.graph(graph, self.choice.variant)
-            digest = None if self.choice.variant == "float32" else record.digest()
-            self._engines[graph] = engines.Engine(self.bundle.path(record.file), self.choice, digest)
+            digest = None if record.file == self.bundle.graph(graph).file else record.digest()
+            choice = self.choice
+            if choice.precision in engines.QUANTISED and record.dtype == "float32":
+                # A quantised bundle's text encoder is not quantised: it runs once per name.
+                choice = msgspec.structs.replace(choice, precision="float32")
+            self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest)
         return self._engines[graph]
 
     def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:

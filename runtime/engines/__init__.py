@@ -46,8 +46,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 # Engine name -> (module to import, precisions it offers on a CPU). The first one is the default, except that OpenVINO
 # runs in bfloat16 on CPUs with AMX.
 CPU_ENGINES = {
-    "openvino": ("openvino", ("float32", "bfloat16")),
-    "onnxruntime": ("onnxruntime", ("float32", "float16")),
+    "openvino": ("openvino", ("float32", "bfloat16", "int8")),
+    "onnxruntime": ("onnxruntime", ("float32", "float16", "int8", "fp8")),
 }
 
 # Where an engine in a precision does not run the graphs of that name. OpenVINO takes float32 graphs to bfloat16 itself;
@@ -56,6 +56,9 @@ VARIANTS = {
     ("openvino", "cpu", "bfloat16"): "float32",
     ("onnxruntime", "cpu", "float16"): "float16-rounded",
 }
+
+# Precisions in which products have eight-bit operands and all else stays float; calibration writes their graphs.
+QUANTISED = ("int8", "fp8")
 
 
 def installed(name: str) -> bool:
@@ -108,7 +111,7 @@ def choose(
     name = found[0]
     offered = CPU_ENGINES[name][1]
     if precision is not None and precision not in offered:
-        raise EngineError(f"the engine {name} has no precision {precision!r} on a CPU: use {' or '.join(offered)}")
+        raise EngineError(f"the engine {name} has no precision {precision!r} on a CPU: use {', '.join(offered)}")
     used = precision or ("bfloat16" if name == "openvino" and has_amx() else offered[0])
     if engine:
         reason = "it was asked for"
@@ -161,4 +164,4 @@ def _open(path: Path, choice: Choice) -> Runnable:
         return OpenVinoGraph(path, choice.precision, thread_count())
     from vocabseg.runtime.engines.onnxruntime import OnnxRuntimeGraph
 
-    return OnnxRuntimeGraph(path, thread_count())
+    return OnnxRuntimeGraph(path, thread_count(), literal=choice.precision == "fp8")
