@@ -102,6 +102,12 @@ def load_typed(path: Path) -> tuple[Any, str]:
         raise ExportError(f"{path} is no ONNX graph: {(str(error).splitlines() or ['unreadable'])[0]}") from error
     onnx_ir.external_data.set_base_dir(model.graph, path.parent)
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
+    for value in model.graph.initializers.values():
+        tensor: Any = value.const_value
+        try:
+            tensor.numpy()  # opens the file of weights, and refuses links
+        except (ValueError, OSError) as error:
+            raise ExportError(f"cannot read the weights of {path}: {str(error).splitlines()[0]}") from error
     infer_types(model)
     return model, _digest(path, proto)
 

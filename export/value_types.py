@@ -70,6 +70,4 @@ def _type(node: Any, parameter: str, known: dict[str, Any], constraints: dict[st
         return onnx_ir.DataType.FLOAT if given is None else given.as_tensor().dtype
     if node.op_type in ("LayerNormalization", "RMSNormalization"):  # stash_type where it is not written
         return onnx_ir.DataType.FLOAT
-    raise ExportError(
-        f"the type of what {node.op_type} gives ({node.name}) is not known: such graphs are not rewritten"
-    )
+    raise ExportError(f"the type of what {node.op_type} gives ({node.name}) is not known: use standard operations")

@@ -21,6 +21,10 @@ class EngineError(VocabsegError):
     """An engine that is not installed, or does not support what was asked of it."""
 
 
+class DeviceMemoryError(EngineError):
+    """A GPU without enough free memory for what was asked of it."""
+
+
 class CheckpointError(VocabsegError):
     """Weights that cannot be loaded: missing, extra or misshapen keys, or a file that holds code."""
 

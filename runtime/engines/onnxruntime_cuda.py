@@ -1,0 +1,258 @@
+"""Graphs on an NVIDIA GPU through ONNX Runtime's CUDA provider: device pointers in and out, our stream, CUDA graphs.
+
+Nothing is copied through the host and nothing runs on the CPU but arithmetic on sizes: where ONNX Runtime would fall
+back silently, opening the graph fails and says what to install.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.cuda import Device
+from vocabseg.runtime.cuda_arrays import DeviceArray
+from vocabseg.runtime.cuda_streams import Stream
+from vocabseg.runtime.engines.onnxruntime_libraries import preload_libraries, why_no_provider
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError
+
+CUDA = "CUDAExecutionProvider"
+
+# The names below stand in the binaries of onnxruntime-gpu 1.31.1 (libonnxruntime_providers_cuda.so for those of the
+# provider, libonnxruntime.so for the others); a misspelt one would be an error for the provider, and without effect
+# for a session or a run.
+PROVIDER_OPTIONS = {
+    "use_tf32": "0",  # float32 islands are there for their precision
+    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search tries every shape for seconds, with much memory
+    "cudnn_conv_use_max_workspace": "1",
+    "arena_extend_strategy": "kSameAsRequested",  # doubling would take twice what the largest batch needs
+    "do_copy_in_default_stream": "1",
+    "prefer_nhwc": "1",  # how tensor cores want convolutions
+    "enable_skip_layer_norm_strict_mode": "1",  # sums of a normalisation in float32
+}
+SESSION_OPTIONS = {
+    "session.disable_cpu_ep_fallback": "1",
+    "session.use_device_allocator_for_initializers": "1",  # weights stay out of the arena, which grows in steps
+}
+RUN_OPTIONS = {"disable_synchronize_execution_providers": "1"}
+GRAPH_ID = "gpu_graph_id"
+NO_GRAPH = "-1"
+ASSIGNMENTS = "session.record_ep_graph_assignment_info"
+
+# A captured graph cannot be dropped from a session: further shapes and addresses run without one.
+MOST_GRAPHS = 64
+MOST_BINDINGS = 256
+
+# What a graph may compute on the CPU: sizes, and positions out of sizes.
+SIZE_ARITHMETIC = frozenset((
+    "Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Add", "Sub", "Mul", "Div",
+    "Range", "Constant", "ConstantOfShape", "Min", "Max", "Equal", "Where", "Sin", "Cos", "Expand", "Transpose",
+))  # fmt: skip
+
+_DTYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
+}  # fmt: skip
+
+
+class OnnxRuntimeCudaGraph:
+    """One ONNX graph in a session of the CUDA provider; a `DeviceGraph`.
+
+    `stream` is where the session puts its work, which cannot be changed later; without one it gets its own, and runs
+    on another stream are chained to it by events. `cuda_graphs` replays what was run twice with the same shapes and
+    addresses. ONNX Runtime may wait for such a replay on the host. Calls from several threads run one after the other.
+
+    Raises EngineError where the provider, a library that it needs, or a precision is missing.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        path: str | Path,
+        precision: str = "float16",
+        stream: Stream | None = None,
+        cuda_graphs: bool = True,
+    ):
+        if precision not in ("float32", "float16"):
+            raise EngineError(f"ONNX Runtime runs no {precision} graphs on a GPU here: use float32 or float16")
+        self.path = Path(path)
+        self.device = device
+        self.stream = stream or device.stream()
+        with device.activate():
+            session = open_session(self.path, device.ordinal, self.stream.handle, cuda_graphs)
+        self._session: BoundSession | None = BoundSession(session, "cuda", device.ordinal, cuda_graphs)
+        self.input_dtypes = self._session.input_dtypes
+        self.output_dtypes = self._session.output_dtypes
+
+    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: Stream) -> None:
+        """Start the graph on `stream`; inputs and outputs stay as they are until it is done.
+
+        Raises EngineError for names, types or shapes that the graph does not take, DeviceMemoryError without memory.
+        """
+        if self._session is None:
+            raise EngineError(f"the graph {self.path} is closed: open it again")
+        with self.device.activate():
+            other = stream.handle != self.stream.handle
+            if other:
+                self.stream.wait(stream.record())
+            self._session.run(inputs, outputs)
+            if other:
+                stream.wait(self.stream.record())
+
+    def close(self) -> None:
+        """Free the graph's memory."""
+        self._session = None
+
+
+class BoundSession:
+    """A session that reads and writes memory at given addresses; of the CPU provider just as well, for tests."""
+
+    def __init__(self, session: Any, device_name: str, ordinal: int, cuda_graphs: bool):
+        self.session = session
+        self.input_dtypes = _dtypes(session.get_inputs())
+        self.output_dtypes = _dtypes(session.get_outputs())
+        self._where = (device_name, ordinal)
+        self._cuda_graphs = cuda_graphs
+        self._lock = threading.Lock()
+        self._bindings: dict[tuple[Any, ...], Any] = {}
+        self._graph_ids: dict[tuple[Any, ...], str] = {}
+
+    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Run on arrays with `shape`, `dtype` and `pointer`, without waiting for the result."""
+        _check("input", inputs, self.input_dtypes)
+        _check("output", outputs, self.output_dtypes)
+        key = tuple(
+            (name, array.shape, array.pointer) for arrays in (inputs, outputs) for name, array in arrays.items()
+        )
+        with self._lock:
+            seen = key in self._bindings
+            binding = self._bind(key, inputs, outputs)
+            try:
+                self.session.run_with_iobinding(binding, self._options(key, seen))
+            except Exception as error:  # its exceptions derive from Exception alone
+                self._bindings.pop(key, None)
+                raise _run_error(error, inputs) from error
+
+    def _bind(self, key: Any, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Any:
+        if key in self._bindings:
+            return self._bindings[key]
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, *self._where, array.dtype, array.shape, array.pointer)
+        for name, array in outputs.items():
+            binding.bind_output(name, *self._where, array.dtype, array.shape, array.pointer)
+        while len(self._bindings) >= MOST_BINDINGS:
+            del self._bindings[next(iter(self._bindings))]
+        self._bindings[key] = binding
+        return binding
+
+    def _options(self, key: Any, seen: bool) -> Any:
+        """The first run with a key is plain and warms the session up for its shapes; later ones may be captured."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        for name, value in RUN_OPTIONS.items():
+            options.add_run_config_entry(name, value)
+        if self._cuda_graphs:
+            if seen and key not in self._graph_ids and len(self._graph_ids) < MOST_GRAPHS:
+                self._graph_ids[key] = str(len(self._graph_ids) + 1)
+            options.add_run_config_entry(GRAPH_ID, self._graph_ids.get(key, NO_GRAPH))
+        return options
+
+
+def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> Any:
+    """A session of the CUDA provider that works on the stream with this handle; EngineError where there is none."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"ONNX Runtime cannot be imported ({error}): pip install 'vocabseg[gpu]'") from None
+    if CUDA not in onnxruntime.get_available_providers():
+        raise EngineError(
+            "the installed ONNX Runtime knows no GPU: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
+        )
+    preload_libraries(onnxruntime)
+    provider = provider_options(ordinal, stream, cuda_graphs)
+    try:
+        session = _session(onnxruntime, path, provider, SESSION_OPTIONS)
+    except EngineError as error:
+        if "CPU EP" not in str(error):
+            raise
+        session = _session(onnxruntime, path, provider, {**_without_fallback_rule(), ASSIGNMENTS: "1"})
+        check_assignments(path, session.get_provider_graph_assignment_info())
+    if CUDA not in session.get_providers():
+        raise EngineError(f"ONNX Runtime cannot use the GPU: {why_no_provider()}")
+    return session
+
+
+def provider_options(ordinal: int, stream: int, cuda_graphs: bool) -> dict[str, str]:
+    """The CUDA provider's options; all are text."""
+    return {
+        **PROVIDER_OPTIONS,
+        "device_id": str(ordinal),
+        "user_compute_stream": str(stream),
+        "enable_cuda_graph": "1" if cuda_graphs else "0",
+    }
+
+
+def check_assignments(path: Path, assigned: Iterable[Any]) -> None:
+    """Raise EngineError where anything but arithmetic on sizes was left to the CPU."""
+    left = sorted({
+        node.op_type
+        for part in assigned
+        if part.ep_name != CUDA
+        for node in part.get_nodes()
+        if node.op_type not in SIZE_ARITHMETIC
+    })  # fmt: skip
+    if left:
+        raise EngineError(
+            f"ONNX Runtime would run {', '.join(left)} of {path} on the CPU: build the graphs for it "
+            "(vocabseg build BUNDLE --precision fp16)"
+        )
+
+
+def _without_fallback_rule() -> dict[str, str]:
+    return {name: value for name, value in SESSION_OPTIONS.items() if name != "session.disable_cpu_ep_fallback"}
+
+
+def _session(onnxruntime: Any, path: Path, provider: Mapping[str, str], settings: Mapping[str, str]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for name, value in settings.items():
+        options.add_session_config_entry(name, value)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[(CUDA, dict(provider))])
+    except Exception as error:
+        raise _error(f"ONNX Runtime cannot open {path} on the GPU", error) from error
+
+
+def _run_error(error: Exception, inputs: Mapping[str, DeviceArray]) -> EngineError:
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+    return _error(f"ONNX Runtime cannot run on {shapes}", error)
+
+
+def _error(what: str, error: Exception) -> EngineError:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    lower = str(error).lower()
+    if "out of memory" in lower or "failed to allocate memory" in lower or "available memory" in lower:
+        return DeviceMemoryError(f"{what}: the GPU's memory is full ({line}); use smaller batches or free some")
+    return EngineError(f"{what}: {line}")
+
+
+def _dtypes(arguments: Iterable[Any]) -> dict[str, np.dtype]:
+    found = {}
+    for argument in arguments:
+        if argument.type not in _DTYPES:
+            raise EngineError(
+                f"the graph's {argument.name} is a {argument.type}, which cannot be bound: export it again"
+            )
+        found[argument.name] = np.dtype(_DTYPES[argument.type])
+    return found
+
+
+def _check(kind: str, arrays: Mapping[str, DeviceArray], dtypes: Mapping[str, np.dtype]) -> None:
+    if arrays.keys() != dtypes.keys():
+        raise EngineError(f"the graph has the {kind}s {', '.join(dtypes)}; given were {', '.join(arrays) or 'none'}")
+    for name, array in arrays.items():
+        if array.dtype != dtypes[name]:
+            raise EngineError(f"the graph's {kind} {name} is {dtypes[name]}, and {array.dtype} was given")
