@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from vocabseg.calibration.feeds import FeedMaker
+from vocabseg.calibration.feeds import FeedMaker, ImageFeeds
 from vocabseg.calibration.fidelity import Judge, figures
+from vocabseg.calibration.half_recipe import half_recipe
 from vocabseg.calibration.images import Chosen
 from vocabseg.calibration.images import identity as images_identity
 from vocabseg.calibration.notebook import Notebook
@@ -17,8 +18,11 @@ from vocabseg.calibration.quantize import write_quantised
 from vocabseg.calibration.ranges import GRAPHS, Ranges, filled, observe
 from vocabseg.calibration.search import BlockLoss, Search, Tried
 from vocabseg.calibration.targets import load_graph, targets
+from vocabseg.export.half import add_half_graphs
+from vocabseg.export.recipe import write_recipe
 from vocabseg.runtime.bundle import Bundle, open_bundle
 from vocabseg.runtime.variants import new_variants
+from vocabseg.runtime.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 Notify = Callable[[str], None]
@@ -49,6 +53,7 @@ class Calibration:
         self.notebook = Notebook(output / "search.json", self.identity)
         self._searches: dict[tuple[str, str], Search] = {}
         self._judges: dict[str, Judge] = {}
+        self._feeds: list[ImageFeeds] = []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -65,13 +70,18 @@ class Calibration:
         """The schemes of a graph; its judge is made when first needed."""
         if (graph, kind) not in self._searches:
             path = self.bundle.graph_path(graph)
-            if graph not in self._judges:
-                feeds = list(FeedMaker(self.bundle, self.seed).feeds(enumerate(self.held, start=len(self.images))))
-                self._judges = {one: Judge(self.bundle.graph_path(one), filled(feeds, one)) for one in GRAPHS}
             self._searches[graph, kind] = Search(
-                graph, path, self.ranges[graph], self._judges[graph], kind, self.progress
+                graph, path, self.ranges[graph], self.judge(graph), kind, self.progress
             )
         return self._searches[graph, kind]
+
+    def judge(self, graph: str) -> Judge:
+        """What compares forms of a graph, on the images held back; made when first needed."""
+        if not self._feeds:
+            self._feeds = list(FeedMaker(self.bundle, self.seed).feeds(enumerate(self.held, start=len(self.images))))
+        if graph not in self._judges:
+            self._judges[graph] = Judge(self.bundle.graph_path(graph), filled(self._feeds, graph))
+        return self._judges[graph]
 
     def plan(self, graph: str, kind: str, high: Sequence[str] = ()) -> GraphPlan:
         """The best scheme of a graph, with `high` layers left as they are."""
@@ -107,13 +117,16 @@ class Calibration:
         self.bundle = open_bundle(self.bundle.folder, verify=False)
         return self.bundle
 
-    def write_half(self) -> list[str]:
-        """Put FP16 graphs into the bundle, by the package's recipe; returns what was decided, in words."""
-        from vocabseg.export.half import add_half_graphs
-
-        add_half_graphs(self.bundle.folder, None, self.progress)
+    def write_half(self, vocabulary: Vocabulary) -> list[str]:
+        """Put FP16 graphs into the bundle, and their recipe into the report; returns what it keeps, in words."""
+        recipe, notes = half_recipe(
+            self.bundle, self.ranges, self.judge, vocabulary, self.notebook.recall, self.progress
+        )
+        path = self.output / "recipe-float16.toml"
+        write_recipe(recipe, path)
+        add_half_graphs(self.bundle.folder, recipe, self.progress)
         self.bundle = open_bundle(self.bundle.folder, verify=False)
-        return []
+        return [*notes, f"float16: the recipe is {path} (vocabseg build {self.bundle.folder} --recipe {path})"]
 
     def _all_high(self, graph: str, plan: GraphPlan) -> bool:
         found = targets(load_graph(self.bundle.graph_path(graph)))

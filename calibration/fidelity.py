@@ -13,12 +13,14 @@ class Fidelity(msgspec.Struct, frozen=True):
     """Attributes:
     cosine, worst: mean and least cosine of the output vectors (embeddings, query embeddings) with the original's.
     masks: mean difference of the mask probabilities; 0 for a graph without masks.
+    relative: mean length of the vectors' differences over the original's, which sees a wrong length too.
     finite: whether every output was a number.
     """
 
     cosine: float
     worst: float
     masks: float = 0.0
+    relative: float = 0.0
     finite: bool = True
 
     @property
@@ -50,17 +52,23 @@ class Judge:
 
 def compare(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.ndarray]]) -> Fidelity:
     """Outputs of several runs against those they should be: maps have four axes, vectors fewer."""
-    cosines, masks = [], []
+    cosines, masks, relatives = [], [], []
     for right, given in zip(wanted, found, strict=True):
         for one, other in zip(right, given, strict=True):
             if not np.isfinite(other).all():
-                return Fidelity(-1.0, -1.0, 1.0, finite=False)
+                return Fidelity(-1.0, -1.0, 1.0, float("inf"), finite=False)
             if one.ndim == 4:
                 masks.append(float(np.abs(_sigmoid(one) - _sigmoid(other)).mean()))
             else:
                 cosines.append(cosine(one, other))
+                relatives.append(_relative(one, other))
     together = np.concatenate(cosines) if cosines else np.ones(1)
-    return Fidelity(float(together.mean()), float(together.min()), float(np.mean(masks)) if masks else 0.0)
+    return Fidelity(
+        float(together.mean()),
+        float(together.min()),
+        float(np.mean(masks)) if masks else 0.0,
+        float(np.mean(relatives)) if relatives else 0.0,
+    )
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -70,6 +78,12 @@ def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     same = (np.linalg.norm(a, axis=1) == 0) & (np.linalg.norm(b, axis=1) == 0)
     return np.where(same, 1.0, (a * b).sum(1) / np.where(lengths > 0, lengths, 1))
+
+
+def _relative(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1)
+    return float((np.linalg.norm(a - b, axis=-1) / np.where(lengths > 0, lengths, 1)).mean())
 
 
 def figures(fidelity: Fidelity) -> Mapping[str, float]:

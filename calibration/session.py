@@ -43,7 +43,7 @@ def calibrate_bundle(
     notes: list[str] = []
     for kind in kinds:
         if kind == "float16":
-            notes += run.write_half()
+            notes += run.write_half(trial_set.vocabulary)
             continue
         high = {graph: ends(load_graph(run.bundle.graph_path(graph))) for graph in GRAPHS} if kind == "fp8" else {}
         plans[kind], said = quantise_within(run, kind, budget, trial_set, high, fast)
