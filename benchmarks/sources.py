@@ -48,13 +48,13 @@ class BundleSource:
         from vocabseg.runtime.engines import choose
 
         bundle = self._bundle(verify=False)
-        choice = choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes)
+        choice = choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle)
         return _bundle_identity(bundle, choice.key)
 
     def open(self) -> Segment:
-        from vocabseg.runtime.segmenter import Segmenter
+        from vocabseg.runtime.segmenter import open_segmenter
 
-        return Segmenter(self._bundle(verify=True), self.device, self.engine, self.precision)
+        return open_segmenter(self._bundle(verify=True), self.device, self.engine, self.precision)
 
     def _bundle(self, verify: bool) -> Bundle:
         return open_adjusted(self.folder, self.settings, verify)

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +34,7 @@ from vocabseg.runtime.bundle import (
     write_manifest,
 )
 from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.tokenizer import Tokenizer
 from vocabseg.runtime.vocabulary import Vocabulary
 
@@ -74,7 +73,7 @@ def export_bundle(
         **msgspec.structs.asdict(configuration.region), mean=model.region_clip.mean, std=model.region_clip.std
     )
     tower = model.region_clip.make_image_tower(region.crop_size)
-    with _whole_folder(target, overwrite) as folder:
+    with whole_folder(target, "the bundle", lambda: _check_target(target, overwrite)) as folder:
         writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(plan.graphs))
         writer.proposal(model, photo)
         writer.image_encoder(model, tower, photo, region)
@@ -195,31 +194,6 @@ def _check_target(target: Path, overwrite: bool) -> Path:
                 f"there is a bundle at {target} already: choose another name, or replace it (--overwrite)"
             )
     return target
-
-
-@contextlib.contextmanager
-def _whole_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name when the block ends well, and vanishes otherwise."""
-    mark = secrets.token_hex(8)
-    temporary, old = (target.parent / f".vocabseg-{mark}.{kind}" for kind in ("part", "old"))
-    try:
-        temporary.mkdir()
-        yield temporary
-        _check_target(target, overwrite)
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
-            raise
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"cannot write the bundle {target}: {reason}; nothing was changed") from error
-    finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_tensors(folder: Path, model: Model) -> None:

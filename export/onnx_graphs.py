@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vocabseg.export.attention import use_fused_attention
 from vocabseg.export.graph_files import ExportError, save_graph
+from vocabseg.export.tensorrt_operators import check_operators
 from vocabseg.runtime.bundle import GraphRecord
 
 OPSET = 21  # the first with GroupNormalization as one operation that TensorRT parses
@@ -39,7 +40,8 @@ def export_graph(
     `sample` holds an input per argument, by name and in order, with a batch of at least two. `dimensions` names the
     sizes of every input and output in order: a number is fixed, a word is dynamic; "height" and "width" are multiples
     of 32. `fused_attention` writes one Attention operation per layer and raises the opset to 23.
-    Exporting the same module twice gives the same bytes. Raises ExportError where the graph is not valid.
+    Exporting the same module twice gives the same bytes. Raises ExportError where the graph is not valid, or has
+    something that TensorRT's parser does not take.
     """
     path = Path(path)
     opset = max(opset, FUSED_OPSET) if fused_attention else opset
@@ -61,7 +63,11 @@ def export_graph(
         raise ExportError(f"the exporter gave no graph for {path.name}: try another version of torch")
     model = program.model
     _tidy(model, dimensions)
-    return save_graph(model, path, opset)
+    record = save_graph(model, path, opset)
+    problems = check_operators(path)
+    if problems:
+        raise ExportError(f"TensorRT cannot parse {problems[0]}: change the module, or export without this operation")
+    return record
 
 
 def operators(path: str | Path) -> Counter[str]:

@@ -6,9 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import msgspec
-
 from vocabseg.runtime import engines
+from vocabseg.runtime.doctor_gpu import Finding, gpu_findings
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.threads import thread_count
 
@@ -24,14 +23,6 @@ PACKAGES = {
     "onnxscript": "export: pip install 'vocabseg[export]'",
     "supervision": "optional: Result.to_detections(): pip install supervision",
 }
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the report: what was looked for, whether it is fine, and what was found or is missing."""
-
-    what: str
-    fine: bool
-    text: str
 
 
 def examine() -> list[Finding]:
@@ -50,6 +41,7 @@ def examine() -> list[Finding]:
         except PackageNotFoundError:
             findings.append(Finding(package, False, f"not installed ({purpose})"))
     findings += [_engine(name) for name in engines.CPU_ENGINES]
+    findings += gpu_findings()
     try:
         choice = engines.choose()
         text = f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"

@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import contextlib
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +54,41 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, what: str, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its name when the block ends well, and vanishes otherwise.
+
+    A folder that has the name by then is replaced, unless `check`, called just before, raises. `what` names the folder
+    in errors. Raises OutputError for any failure of the file system.
+    """
+    mark = secrets.token_hex(8)
+    temporary, old = (target.parent / f".vocabseg-{mark}.{kind}" for kind in ("part", "old"))
+    try:
+        _check_folder(target, what)
+        temporary.mkdir()
+        yield temporary
+        _check_folder(target, what)
+        check()
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write {what} {target}: {_reason(error)}; nothing was changed") from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_folder(target: Path, what: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"cannot write {what} {target}: a file has that name; nothing was changed")
 
 
 def _reason(error: Exception) -> str:

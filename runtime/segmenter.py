@@ -11,7 +11,7 @@ import numpy as np
 from vocabseg.runtime import engines
 from vocabseg.runtime.bundle import Bundle, open_bundle
 from vocabseg.runtime.crops import cut_crops
-from vocabseg.runtime.errors import ImageError, VocabularyError
+from vocabseg.runtime.errors import EngineError, ImageError, VocabularyError
 from vocabseg.runtime.geometry import padded_size, resized_size
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
@@ -47,7 +47,11 @@ class Segmenter:
         kernels: str | None = None,
     ):
         self.bundle = bundle
-        self.choice = engines.choose(engine, device, precision, bundle.manifest.graph_bytes)
+        # On a GPU it is a CudaSegmenter that runs; `open_segmenter` takes the one that is due.
+        cpu = "cpu" if device == "auto" else device
+        self.choice = engines.choose(engine, cpu, precision, bundle.manifest.graph_bytes)
+        if self.choice.device != "cpu":
+            raise EngineError(f"a Segmenter does not run on {device}: open it with vocabseg.load")
         bundle.graph("image_encoder", self.choice.variant)  # a bundle without this precision is told at once
         self.kernels = load_kernels(kernels)
         self._engines: dict[str, engines.Engine] = {}
@@ -217,14 +221,27 @@ def load(
 
     Args:
         bundle: the bundle's folder, as `vocabseg export` wrote it; None takes the built-in demo model.
-        device: "auto" or "cpu".
-        engine: "openvino" or "onnxruntime"; None takes the fastest that is installed.
+        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" is the first GPU, where there is one that can be used.
+        engine: "openvino" or "onnxruntime", on a GPU "tensorrt" or "onnxruntime"; None takes the fastest installed.
         precision: "float32", "bfloat16" with OpenVINO, or "float16" with ONNX Runtime, which on a CPU serves to check
             what FP16 graphs compute on a GPU and is no faster than float32; None takes the engine's default.
 
     Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
     """
-    return Segmenter(open_bundle(bundle), device, engine, precision)
+    return open_segmenter(open_bundle(bundle), device, engine, precision)
+
+
+def open_segmenter(
+    bundle: Bundle, device: str = "auto", engine: str | None = None, precision: str | None = None
+) -> Segmenter:
+    """`load` for a bundle that is open already."""
+    choice = engines.choose(engine, device, precision, bundle.manifest.graph_bytes, bundle)
+    if choice.device == "cpu":
+        return Segmenter(bundle, "cpu", engine, precision)
+    from vocabseg.runtime.cuda import open_device, parse_device
+    from vocabseg.runtime.cuda_segmenter import CudaSegmenter
+
+    return CudaSegmenter(bundle, choice, open_device(parse_device(choice.device)))
 
 
 def _ahead(pool: Executor, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:

@@ -30,6 +30,16 @@ def float32_by_default_on_every_machine() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def a_gpu_is_used_only_by_tests_that_say_so() -> Iterator[None]:
+    """With device "auto", tests run on the CPU on every machine."""
+    from vocabseg.runtime import engines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "gpu_present", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
 
-from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.errors import BundleError, EngineError
 from vocabseg.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.bundle import Bundle
 
 Arrays = dict[str, np.ndarray]
 
@@ -86,19 +89,37 @@ SMALL_MODEL_BYTES = 32_000_000
 
 
 def choose(
-    engine: str | None = None, device: str = "auto", precision: str | None = None, model_bytes: int | None = None
+    engine: str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    model_bytes: int | None = None,
+    bundle: "Bundle | None" = None,
 ) -> Choice:
-    """Pick the engine for this machine: the one asked for, else the first installed of OpenVINO and ONNX Runtime.
+    """Pick the engine for this machine: the one asked for, else the fastest that is installed.
 
-    `model_bytes`, the size of a bundle's graphs where known, lets small models prefer ONNX Runtime. Without
-    `precision` OpenVINO runs in bfloat16 where the CPU has AMX, else in float32.
+    "auto" takes the first GPU if there is one; where it cannot be used, that is told once, and why. On a CPU the first
+    installed of OpenVINO and ONNX Runtime is taken. `model_bytes`, the size of a bundle's graphs where known, lets
+    small models prefer ONNX Runtime. Without `precision` OpenVINO runs in bfloat16 where the CPU has AMX, else in
+    float32. `bundle` tells which engines and precisions it has on a GPU.
 
     Raises EngineError for an unknown or missing engine, an unknown device, or a precision the engine does not have.
     """
+    from vocabseg.runtime.engines import cuda_choice
+
+    known = dict.fromkeys((*CPU_ENGINES, *cuda_choice.GPU_ENGINES))
+    if engine is not None and engine not in known:
+        raise EngineError(f"unknown engine {engine!r}: use one of {', '.join(known)}")
     if device not in ("auto", "cpu"):
-        raise EngineError(f"device {device!r} is not supported: use 'cpu' or 'auto'")
+        return cuda_choice.choose_gpu(engine, device, precision, bundle)
+    if device == "auto" and engine != "openvino" and gpu_present():
+        try:
+            return cuda_choice.choose_gpu(engine, "cuda", precision, bundle)
+        except (EngineError, BundleError) as error:
+            if engine == "tensorrt":
+                raise
+            cuda_choice.tell_fallback(str(error))
     if engine is not None and engine not in CPU_ENGINES:
-        raise EngineError(f"unknown engine {engine!r}: use one of {', '.join(CPU_ENGINES)}")
+        raise EngineError(f"the engine {engine} needs an NVIDIA GPU: use one of {', '.join(CPU_ENGINES)}")
     small = model_bytes is not None and model_bytes <= SMALL_MODEL_BYTES and precision in (None, "float32")
     preferred = ["onnxruntime", "openvino"] if small else ["openvino", "onnxruntime"]
     candidates = [engine] if engine else preferred
@@ -124,6 +145,13 @@ def choose(
     if precision is None and used == "bfloat16":
         reason += "; in bfloat16, since this CPU has AMX"
     return Choice(name=name, device="cpu", precision=used, reason=reason)
+
+
+def gpu_present() -> bool:
+    """Whether this machine seems to have an NVIDIA GPU that this process may use."""
+    from vocabseg.runtime.engines import cuda_choice
+
+    return cuda_choice.gpu_present()
 
 
 class Engine:

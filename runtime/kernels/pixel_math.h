@@ -165,6 +165,32 @@ VOCABSEG_HD float exponential(float x) {
 
 VOCABSEG_HD float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
+// --- Boxes ----------------------------------------------------------------------------------------------------------
+
+struct Box {
+    int left, top, right, bottom;  // right and bottom lie one pixel beyond
+};
+
+// One side of geometry.expand_boxes: [first, last) scaled about its centre, truncated, and clipped to [0, size); where
+// nothing would be left, one pixel at the centre.
+VOCABSEG_HD void expand_side(int& first, int& last, float ratio, int size) {
+    const float low = static_cast<float>(first), high = static_cast<float>(last);
+    const float centre = 0.5f * (low + high), reach = 0.5f * ((high - low) * ratio);
+    first = static_cast<int>(centre - reach);
+    last = static_cast<int>(centre + reach);
+    first = first < 0 ? 0 : first;
+    last = last > size ? size : last;
+    if (last > first) return;
+    first = clamp_index(static_cast<int>(centre), size);
+    last = first + 1;
+}
+
+VOCABSEG_HD Box expand_box(Box box, float ratio, int height, int width) {
+    expand_side(box.left, box.right, ratio, width);
+    expand_side(box.top, box.bottom, ratio, height);
+    return box;
+}
+
 // --- Crops ----------------------------------------------------------------------------------------------------------
 
 VOCABSEG_HD float blend(float value, float coverage, float fill) {
@@ -188,18 +214,33 @@ VOCABSEG_HD float cubic_far(float distance) {  // 1 < |distance| <= 2
     return ((a * distance - 5.0f * a) * distance + 8.0f * a) * distance - 4.0f * a;
 }
 
-VOCABSEG_HD CubicTap cubic_tap(int in_size, int out_size, int out_index) {
+// The weights of the source pixels base - 1 to base + 2, not clamped to the border.
+struct CubicWeights {
+    int base;
+    float weight[4];
+};
+
+VOCABSEG_HD CubicWeights cubic_weights(int in_size, int out_size, int out_index) {
     const float x = source_position(in_size, out_size, out_index);
-    int base = static_cast<int>(floorf(x));
-    if (base > in_size - 1) base = in_size - 1;
-    float t = x - static_cast<float>(base);
+    CubicWeights out;
+    out.base = static_cast<int>(floorf(x));
+    if (out.base > in_size - 1) out.base = in_size - 1;
+    float t = x - static_cast<float>(out.base);
     t = t < 0.0f ? 0.0f : (t > 1.0f ? 1.0f : t);
+    out.weight[0] = cubic_far(t + 1.0f);
+    out.weight[1] = cubic_near(t);
+    out.weight[2] = cubic_near(1.0f - t);
+    out.weight[3] = cubic_far((1.0f - t) + 1.0f);
+    return out;
+}
+
+VOCABSEG_HD CubicTap cubic_tap(int in_size, int out_size, int out_index) {
+    const CubicWeights from = cubic_weights(in_size, out_size, out_index);
     CubicTap tap;
-    for (int k = 0; k < 4; ++k) tap.index[k] = clamp_index(base - 1 + k, in_size);
-    tap.weight[0] = cubic_far(t + 1.0f);
-    tap.weight[1] = cubic_near(t);
-    tap.weight[2] = cubic_near(1.0f - t);
-    tap.weight[3] = cubic_far((1.0f - t) + 1.0f);
+    for (int k = 0; k < 4; ++k) {
+        tap.index[k] = clamp_index(from.base - 1 + k, in_size);
+        tap.weight[k] = from.weight[k];
+    }
     return tap;
 }
 

@@ -1,11 +1,11 @@
-"""The command line: one verb each for exporting a model, segmenting with it, measuring it, examining the machine."""
+"""The command line: one verb each for exporting and building a model, using it, measuring it, examining the machine."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from vocabseg.commands import bench, calibrate, doctor, evaluate, export, segment
+from vocabseg.commands import bench, build, calibrate, doctor, evaluate, export, segment
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("segment", help=segment.HELP, epilog=segment.EXAMPLE)(segment.segment)
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
+app.command("build", help=build.HELP, epilog=build.EXAMPLE)(build.build)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
 app.command("calibrate", help=calibrate.HELP, epilog=calibrate.EXAMPLE)(calibrate.calibrate)

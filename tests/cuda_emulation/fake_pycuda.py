@@ -429,6 +429,11 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
         assert not _stack(), "a context was pushed and not popped"
 
 
+def machine() -> Machine:
+    """The machine in use."""
+    return _machine
+
+
 def settings() -> dict[str, object]:
     """The settings of the emulation in use; they may be changed."""
     return _settings

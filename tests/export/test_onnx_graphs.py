@@ -8,22 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.export.small_models import CROP, EMBEDDING, QUERIES, small_clip, small_proposal
+from tests.export.small_graphs import (
+    PROPOSAL,
+    export_image,
+    export_proposal,
+    export_text,
+    taken_in_both_precisions,
+)
+from tests.export.small_models import CROP, small_proposal
 from vocabseg.export.onnx_graphs import ExportError, check_graph, export_graph, operators
 from vocabseg.runtime import engines
 
 onnx = pytest.importorskip("onnx", reason="graphs are ONNX")
-
-PROPOSAL = {
-    "image": ("batch", 3, "height", "width"),
-    "mask_logits": ("batch", QUERIES, "height/4", "width/4"),
-    "query_embeddings": ("batch", QUERIES, EMBEDDING),
-}
-TEXT = {"token_ids": ("batch", 77), "eot_index": ("batch",), "text_features": ("batch", EMBEDDING)}
-
-
-def image_dimensions(size):
-    return {"crops": ("batch", 3, size, size), "image_features": ("batch", EMBEDDING)}
 
 
 def noise(*shape):
@@ -37,25 +33,7 @@ def ids(batch):
 
 @pytest.fixture(scope="module")
 def proposal(tmp_path_factory):
-    module = small_proposal(deep_stem=True)
-    path = tmp_path_factory.mktemp("proposal") / "proposal.onnx"
-    return path, module, export_graph(module, {"image": torch.randn(2, 3, 64, 96)}, PROPOSAL, path)
-
-
-def export_image(folder, fused=False, **sizes):
-    clip = small_clip(**sizes)
-    size = clip.image_size
-    path = folder / "image_encoder.onnx"
-    sample = {"crops": torch.randn(2, 3, size, size)}
-    record = export_graph(clip.image_tower, sample, image_dimensions(size), path, fused_attention=fused)
-    return path, clip.image_tower, record
-
-
-def export_text(folder, fused=False):
-    tower = small_clip().make_text_tower(torch.ones(2, 64))
-    sample = {"token_ids": torch.ones(2, 77, dtype=torch.int64), "eot_index": torch.tensor([3, 4])}
-    path = folder / "text_encoder.onnx"
-    return path, tower, export_graph(tower, sample, TEXT, path, fused_attention=fused)
+    return export_proposal(tmp_path_factory.mktemp("proposal"))
 
 
 def test_proposal_graph_computes_its_module_at_any_size(proposal):
@@ -71,6 +49,10 @@ def test_proposal_graph_computes_its_module_at_any_size(proposal):
     shapes = {tensor.name: tuple(tensor.shape) for tensor in record.inputs + record.outputs}
     assert shapes == PROPOSAL
     assert {tensor.dtype for tensor in record.inputs + record.outputs} == {"float32"}
+
+
+def test_proposal_graph_is_taken_by_tensorrt_in_both_precisions(proposal, tmp_path):
+    taken_in_both_precisions(proposal[0], tmp_path / "half.onnx", "10.13.3.9")
 
 
 def test_proposal_graph_has_one_operation_per_normalisation(proposal):
@@ -207,3 +189,13 @@ def test_without_an_engine_nothing_is_checked_in_silence(proposal, monkeypatch):
     monkeypatch.setattr(engines, "installed", lambda name: False)
     with pytest.raises(ExportError, match=r"vocabseg\[cpu\]"):
         check_graph(proposal[0], proposal[1], [])
+
+
+def test_operations_that_tensorrt_cannot_parse_are_refused(tmp_path):
+    class Determinant(nn.Module):
+        def forward(self, x):
+            return torch.linalg.det(x)
+
+    dimensions = {"x": ("batch", 4, 4), "y": ("batch",)}
+    with pytest.raises(ExportError, match=r"TensorRT cannot parse .*Det is not supported"):
+        export_graph(Determinant(), {"x": torch.randn(2, 4, 4)}, dimensions, tmp_path / "det.onnx")

@@ -58,7 +58,7 @@ def evaluate(
         list[str] | None, typer.Option("--set", help="Override a setting, such as ensemble.weight=0.7.")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
     ] = None,

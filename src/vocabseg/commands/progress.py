@@ -1,10 +1,15 @@
-"""Progress of long work: a bar on a terminal, a line per stage elsewhere. Everything goes to standard error."""
+"""Progress of long work: a bar on a terminal, lines elsewhere. Everything goes to standard error."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Report = Callable[[str, int, int], None]
+
+# A total of so many parts or more is a share of the whole, not a number of things: it is shown in percent, and where
+# there is no bar, with a line for each tenth.
+SHARES = 1000
 
 
 @contextmanager
@@ -20,14 +25,18 @@ def progress(quiet: bool = False) -> Iterator[Report]:
 
 
 def _lines() -> Report:
-    """One line when a stage begins."""
-    current = ""
+    """One line when a stage begins, and for shares of a whole one per tenth, with the time left."""
+    current, began, tenth = "", 0.0, 0
 
     def report(what: str, done: int, total: int) -> None:
-        nonlocal current
+        nonlocal current, began, tenth
         if what != current:
-            current = what
+            current, began, tenth = what, time.monotonic(), 0
             print(f"  {what} ...", file=sys.stderr, flush=True)
+        if total >= SHARES and 10 * done // total > tenth:
+            tenth = 10 * done // total
+            left = (time.monotonic() - began) * (total - done) / done
+            print(f"  {what}: {10 * tenth} %, about {left:.0f} s left", file=sys.stderr, flush=True)
 
     return report
 
@@ -40,19 +49,30 @@ def _bar() -> Iterator[Report]:
         MofNCompleteColumn,
         Progress,
         SpinnerColumn,
+        Task,
         TaskID,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class AmountColumn(MofNCompleteColumn):
+        def render(self, task: Task) -> Text:
+            share = task.total is not None and task.total >= SHARES
+            return Text(f"{task.percentage:3.0f} %") if share else super().render(task)
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        AmountColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Steps of an engine's build can be minutes apart.
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

@@ -58,14 +58,16 @@ def segment(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    engine: Annotated[
+        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    from vocabseg.runtime.segmenter import Segmenter
+    from vocabseg.runtime.segmenter import open_segmenter
     from vocabseg.runtime.settings import open_adjusted
     from vocabseg.runtime.vocabulary import Vocabulary
 
@@ -74,7 +76,7 @@ def segment(
     _check_targets(targets)
     names = None if classes is None else Vocabulary.of(classes)
     opened = open_adjusted(bundle, settings or [])
-    segmenter = Segmenter(opened, device, engine, precision)
+    segmenter = open_segmenter(opened, device, engine, precision)
     vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
     if not quiet:
         what = images[0].name if len(images) == 1 else f"{len(images)} images"

@@ -1,0 +1,160 @@
+// The first half of compose: mask probabilities of a tile of the output, as halves for the tensor cores.
+//
+// A tile of 8 x 8 pixels reads at most 16 rows and 16 columns of the image, whatever the sizes. 16 lanes take these columns
+// for two masks and walk down the rows: a mask row is read when it is first needed, a row of the image is a mixture of two
+// mask rows, two sigmoids share a reciprocal, and two rows of the image give a row of the tile. The lanes then trade what
+// the tile's 8 columns mix. At 640 x 853 -> 480 x 640 that is 2.25 sigmoids for each pixel and mask, instead of 4.
+#pragma once
+
+#include "device_boxes.cuh"
+#include "device_mma.cuh"
+
+namespace vocabseg {
+
+constexpr int kTileSide = 8, kTilePixels = kTileSide * kTileSide, kTouched = 2 * kTileSide;
+// Powers of two that keep small probabilities out of the halves' denormals: masks up to 1, classes up to 15.
+constexpr float kMaskScale = 16384.0f, kClassScale = 4096.0f;
+
+// Where a pixel of the tile lies between the rows (or columns) of the image that the tile touches.
+struct TilePlace {
+    int low, high;  // among those touched
+    float fraction;
+};
+
+// An axis of a tile: from the mask over the image to the output.
+struct TileAxis {
+    int mask_size, padded_size, image_size, output_size;
+    int first;  // pixel of the output
+
+    __device__ __forceinline__ LinearTap tap(int k) const {
+        return linear_tap(image_size, output_size, min(first + k, output_size - 1));
+    }
+    // Whether the touched ones are neighbours; else every pixel has two of its own.
+    __device__ __forceinline__ bool dense() const { return tap(kTileSide - 1).high - tap(0).low < kTouched; }
+
+    __device__ __forceinline__ TilePlace place(int k) const {
+        const LinearTap own = tap(k);
+        if (!dense()) return {2 * k, 2 * k + 1, own.high_weight};
+        const int begin = tap(0).low;
+        return {own.low - begin, own.high - begin, own.high_weight};
+    }
+    // Where the touched row (or column) number k of the image lies in the mask.
+    __device__ __forceinline__ LinearTap touched(int k) const {
+        const LinearTap own = tap(k / 2);
+        const int sparse = k % 2 == 0 ? own.low : own.high;
+        return linear_tap(mask_size, padded_size, dense() ? min(tap(0).low + k, tap(kTileSide - 1).high) : sparse);
+    }
+};
+
+struct TileRows {
+    LinearTap touched[kTouched];
+    TilePlace place[kTileSide];
+};
+
+__device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& table) {
+    if (threadIdx.x < kTouched) table.touched[threadIdx.x] = rows.touched(threadIdx.x);
+    if (threadIdx.x < kTileSide) table.place[threadIdx.x] = rows.place(threadIdx.x);
+}
+
+// Two masks at one column of the image, walked down.
+template <class Logit> struct ColumnWalk {
+    const Logit *first, *second;
+    int mask_w;
+    LinearTap column;
+    int mask_h;
+    int above_row = -1, below_row = -1, ahead_row = -1;
+    float above[2], below[2], ahead[2][2];  // ahead: the next row of the mask, read while others are worked on
+
+    __device__ __forceinline__ void read_ahead(int row) {
+        const int64_t at = static_cast<int64_t>(row) * mask_w;
+        ahead[0][0] = get(first + at + column.low);
+        ahead[0][1] = get(first + at + column.high);
+        ahead[1][0] = get(second + at + column.low);
+        ahead[1][1] = get(second + at + column.high);
+        ahead_row = row;
+    }
+    // In powers of two, negated, as the sigmoid takes it; up to 2^62, so that a product of two stays finite.
+    __device__ __forceinline__ void take(int row, float (&out)[2]) {
+        if (row != ahead_row) read_ahead(row);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            out[k] = fminf(-1.44269504f * fmaf(column.high_weight, ahead[k][1] - ahead[k][0], ahead[k][0]), 62.0f);
+        }
+    }
+    // Probabilities, times kMaskScale; the row is the same for all lanes.
+    __device__ __forceinline__ void probabilities(const LinearTap& row, float (&out)[2]) {
+        if (row.low != above_row || row.high != below_row) {
+            if (row.low == below_row) {
+                above[0] = below[0];
+                above[1] = below[1];
+            } else {
+                take(row.low, above);
+            }
+            take(row.high, below);
+            above_row = row.low;
+            below_row = row.high;
+            read_ahead(min(row.high + 1, mask_h - 1));
+        }
+        float denominator[2];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            denominator[k] = 1.0f + fast_exp2(fmaf(row.high_weight, below[k] - above[k], above[k]));
+        }
+        const float reciprocal = kMaskScale * fast_reciprocal(denominator[0] * denominator[1]);
+        out[0] = reciprocal * denominator[1];
+        out[1] = reciprocal * denominator[0];
+    }
+};
+
+// Probabilities of the masks `first` to `first + chunk` (numbers in `order`, if there is one; those beyond `count` repeat
+// the last, and must be weighed by 0) at the tile's pixels, to high and low (kTilePixels, stride) halves.
+template <class Logit>
+__device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int* order, int count, const TileAxis& rows_axis,
+                                             const TileAxis& columns_axis, const TileRows& rows, int first, int chunk,
+                                             int stride, unsigned short* high, unsigned short* low) {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    const int pair = lane / 16;                              // which two of four masks the lane walks,
+    const int x = lane % kTileSide, which = lane / 8 % 2;    // and the column and which of the two it finishes
+    const TilePlace across = columns_axis.place(x);
+    const LinearTap column = columns_axis.touched(lane % kTouched);
+    const int64_t area = static_cast<int64_t>(rows_axis.mask_size) * columns_axis.mask_size;
+    for (int four = warp; four < chunk / 4; four += warps) {
+        const int own = 4 * four + 2 * pair;
+        const int near = min(first + own, count - 1), far = min(first + own + 1, count - 1);
+        ColumnWalk<Logit> walk{mask_logits + area * (order == nullptr ? near : __ldg(order + near)),
+                               mask_logits + area * (order == nullptr ? far : __ldg(order + far)),
+                               columns_axis.mask_size, column, rows_axis.mask_size};
+        float upper[2] = {0.0f, 0.0f}, lower[2] = {0.0f, 0.0f};
+        int upper_row = -1, lower_row = -1;
+        for (int y = 0; y < kTileSide; ++y) {
+            const TilePlace down = rows.place[y];
+            if (down.low != upper_row) {  // the same for all lanes, as everything about rows
+                if (down.low == lower_row) {
+                    upper[0] = lower[0];
+                    upper[1] = lower[1];
+                } else {
+                    walk.probabilities(rows.touched[down.low], upper);
+                }
+                upper_row = down.low;
+            }
+            if (down.high != lower_row) {
+                walk.probabilities(rows.touched[down.high], lower);
+                lower_row = down.high;
+            }
+            float left[2], right[2];
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                const float mixed = fmaf(down.fraction, lower[k] - upper[k], upper[k]);
+                left[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.low);
+                right[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.high);
+            }
+            const float from = which == 0 ? left[0] : left[1], to = which == 0 ? right[0] : right[1];
+            const HalfPair halves = split(fmaf(across.fraction, to - from, from));
+            const int at = (y * kTileSide + x) * stride + own + which;
+            high[at] = halves.high;
+            low[at] = halves.low;
+        }
+    }
+}
+
+}  // namespace vocabseg

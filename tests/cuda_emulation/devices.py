@@ -1,0 +1,104 @@
+"""The two devices that the kernels' tests run on: a GPU, and the emulation of one. Both through runtime/cuda.py."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cuda_emulation import fake_pycuda
+from tests.cuda_emulation.library import Emulation, compiler, emulation
+from tests.cuda_emulation.machine import Machine
+from vocabseg.runtime.cuda import Device, open_device
+from vocabseg.runtime.cuda_arrays import DeviceArray
+from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.kernels.cuda import CudaKernels
+
+DEVICES = ("emulated", pytest.param("gpu", marks=pytest.mark.gpu))
+
+
+class WatchedMachine(Machine):
+    """Tells the watch over memory what there is, and what the host has written (or looked at)."""
+
+    def __init__(self, kernels: Emulation):
+        super().__init__()
+        self._kernels = kernels
+
+    def allocate(self, size: int) -> int:
+        address = super().allocate(size)
+        self._kernels.allocated(address, size, known=False)
+        return address
+
+    def free(self, address: int) -> None:
+        super().free(address)
+        self._kernels.freed(address)
+
+    def poison(self, address: int) -> None:
+        super().poison(address)
+        self._kernels.written(address, len(self._blocks[address]), known=False)
+
+    def bytes(self, address: int, size: int) -> np.ndarray:
+        view = super().bytes(address, size)
+        # Kernels read whole words, whose last bytes may lie beyond an array's end.
+        self._kernels.written(address, -(-size // 4) * 4)
+        return view
+
+
+class Bench:
+    """A device with its kernels and one stream, and shorthands to get arrays there and back."""
+
+    def __init__(self, device: Device, kernels: CudaKernels):
+        self.device, self.kernels = device, kernels
+        self.stream = device.stream()
+        self._kept: list[object] = []
+
+    def up(self, array: np.ndarray) -> DeviceArray:
+        """A copy on the device."""
+        host = np.ascontiguousarray(array)
+        target = self.device.empty(host.shape, host.dtype)
+        if host.size:
+            self.stream.upload(target, host)
+        self._kept += [host, target]
+        return target
+
+    def new(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Memory that nobody has written to."""
+        return self.device.empty(shape, dtype)
+
+    def down(self, array: DeviceArray) -> np.ndarray:
+        """A copy on the host, when everything before is done."""
+        if 0 in array.shape:
+            self.stream.synchronize()
+            return np.empty(array.shape, array.dtype)
+        return array.to_host(self.stream)
+
+
+@contextlib.contextmanager
+def opened(name: str, seed: int = 0, watched: bool = False) -> Iterator[Bench]:
+    """The device "emulated" or "gpu"; skips, with the reason, where it cannot be had.
+
+    Emulated, blocks and threads run in an order drawn from `seed` (0: as numbered), and `watched` has every access to
+    memory checked.
+    """
+    if name == "gpu":
+        try:
+            device = open_device(0)
+        except EngineError as error:
+            pytest.skip(f"no GPU: {error}")
+        yield Bench(device, CudaKernels(device))
+        return
+    if compiler() is None:
+        pytest.skip("no g++ to build the emulated kernels with")
+    kernels = emulation(watched)
+    kernels.seed(seed)
+
+    def launch(name: str, grid: Any, block: Any, shared_bytes: int, data: bytes) -> None:
+        kernels.launch_packed(name, grid, block, data, shared_bytes)
+
+    machine = WatchedMachine(kernels) if watched else Machine()
+    with fake_pycuda.installed(machine, launch):
+        device = open_device(0)
+        yield Bench(device, CudaKernels(device, b"emulated"))
+    for address in list(machine._blocks):
+        machine.free(address)
