@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from vocabseg.benchmarks.bench_results import (
 )
 from vocabseg.benchmarks.bench_roofline import Work, rooflines, stage_work, workload
 from vocabseg.benchmarks.bench_scenes import scene_accuracy, scene_check
-from vocabseg.benchmarks.bench_variants import Run, Spec
+from vocabseg.benchmarks.bench_variants import Run, Spec, stage_precision
 from vocabseg.runtime.geometry import resized_size
 
 
@@ -122,7 +123,7 @@ def _result(
         peak_host_bytes=entry.memory,
         cold_start=entry.cold,
         text=_text(plan, entry),
-        roof=rooflines(work, stages, peaks, spec.precision),
+        roof=rooflines(work, stages, peaks, partial(stage_precision, spec)),
         parity=parity,
     )
 

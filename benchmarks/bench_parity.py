@@ -49,6 +49,7 @@ class Limits:
 LIMITS = {
     "float32": Limits(1e-5, 1e-3, 0.99999, 1e-4, 0.99999, 0.99999, 1e-3, 0.9999, 0.9999, None, 0.01),
     "bfloat16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
+    "float16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
 }
 
 

@@ -6,17 +6,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vocabseg.benchmarks.bench_results import VariantResult
-from vocabseg.benchmarks.bench_torch import PRECISIONS, TorchSpec, Weights, unavailable
+from vocabseg.benchmarks.bench_torch import PRECISIONS as TORCH_PRECISIONS
+from vocabseg.benchmarks.bench_torch import TorchSpec, Weights, unavailable
 from vocabseg.benchmarks.bench_variants import EngineSpec, Spec
 from vocabseg.runtime.bundle import Bundle
 from vocabseg.runtime.engines import choose
-from vocabseg.runtime.errors import ConfigurationError, EngineError
+from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
 from vocabseg.runtime.segmenter import Segmenter
 from vocabseg.runtime.vocabulary import Vocabulary
 
 TORCH = ("torch-eager", "torch-compile")
 ENGINES = ("onnxruntime", "openvino", "tensorrt")
 NAMES = (*TORCH, *ENGINES)
+PRECISIONS = (*TORCH_PRECISIONS, "float16")
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,18 @@ def _spec(
         reason = unavailable(name == "torch-compile")
         if reason is not None:
             return reason
+        if precision not in TORCH_PRECISIONS:
+            return f"the reference runs in {' or '.join(TORCH_PRECISIONS)} on a CPU"
         if isinstance(weights, str):
             return weights
         return TorchSpec(weights, precision, vocabulary, name == "torch-compile")
     if name == "tensorrt" and find_spec("tensorrt") is None:
         return "the package tensorrt is not installed (pip install 'vocabseg[gpu]', with an NVIDIA GPU)"
     try:
-        choose(name, "auto", precision)
-    except EngineError as error:
+        variant = choose(name, "auto", precision).variant
+        for graph in bundle.manifest.graphs:
+            bundle.graph(graph, variant)
+    except (EngineError, BundleError) as error:
         return str(error)
     return EngineSpec(bundle.folder, name, precision, vocabulary, settings)
 

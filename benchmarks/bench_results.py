@@ -20,6 +20,8 @@ STAGES = (
     "classify",
     "compose",
 )
+# Those in which a network runs, by their graphs' names.
+GRAPH_STAGES = ("proposal", "image_encoder")
 BOXES_AND_CROPS = "region_boxes + crop_regions"
 CLASSIFY_AND_COMPOSE = "classify + compose"
 TOTAL = "end to end"

@@ -5,7 +5,7 @@ multiply-add. Bytes are the ones no implementation can avoid: each input read on
 read once; what lies between two steps of a stage may stay in a cache.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,13 +91,19 @@ def stage_work(bundle: Bundle, load: Workload) -> dict[str, Work]:
 
 
 def rooflines(
-    work: Sequence[Mapping[str, Work]], stages: Mapping[str, Timing], peaks: Peaks, precision: str
+    work: Sequence[Mapping[str, Work]],
+    stages: Mapping[str, Timing],
+    peaks: Peaks,
+    precision: Callable[[str], str],
 ) -> list[StageRoof]:
-    """A line per stage, averaged over the images: `work[i]` is that of image i, whose runs the timings mark with i."""
-    product = peaks.products.get(precision, peaks.products["float32"])
+    """A line per stage, averaged over the images: `work[i]` is that of image i, whose runs the timings mark with i.
+
+    `precision` tells in which one a stage runs.
+    """
     lines = []
     for stage, measured in stages.items():
         parts = _parts(stage)
+        product = peaks.products.get(precision(stage), peaks.products["float32"])
         if not all(part in one for part in parts for one in work):
             continue
         floors, seconds = 0.0, 0.0

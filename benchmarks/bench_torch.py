@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vocabseg.export.config import Configuration
     from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")  # of the reference on a CPU, where PyTorch has no use for FP16
 
 
 @dataclass(frozen=True)

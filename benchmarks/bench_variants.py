@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vocabseg.benchmarks.bench_results import GRAPH_STAGES
 from vocabseg.benchmarks.bench_stages import ObservedSegmenter
+from vocabseg.runtime.engines import graph_precision
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.settings import open_adjusted
 from vocabseg.runtime.text_embedder import TextEmbedder
@@ -119,6 +121,13 @@ class EngineSpec:
     def open(self) -> "EngineVariant":
         """Open the bundle on the engine; raises BundleError or EngineError."""
         return EngineVariant(self)
+
+
+def stage_precision(spec: Spec, stage: str) -> str:
+    """The precision in which a stage runs: a network in that of the variant or of its graph, kernels in float32."""
+    if stage not in GRAPH_STAGES:
+        return "float32"
+    return graph_precision(stage, spec.precision) if isinstance(spec, EngineSpec) else spec.precision
 
 
 class EngineVariant:

@@ -43,7 +43,7 @@ def check_graph_file(path: Path, model: Any, domains: Sequence[str] = ()) -> Non
         raise ExportError(f"{path.name} is no valid graph: {str(error).splitlines()[0]}") from error
     names = [value.name for value in (*model.graph.inputs, *model.graph.initializers.values())]
     for node in model.graph:
-        names += [value.name for value in node.outputs]
+        names += [value.name for value in node.outputs if value.name]  # those left out have none
         if (node.domain and node.domain not in domains) or node.overload:
             raise ExportError(f"{path.name} uses {node.domain}.{node.op_type}, which is no standard operation")
         if node.op_type == "Resize" and "antialias" in node.attributes and node.attributes["antialias"].as_int():

@@ -1,5 +1,10 @@
 """A float32 ONNX graph -> the same in FP16, with the precision in the graph itself, as TensorRT 11 and ONNX Runtime
 want it: weights, inputs and outputs in FP16, islands in float32 behind casts where a recipe asks for them.
+
+Own code, because no library does that on these graphs. onnxconverter-common 1.16 also converts the scales of Resize and
+keeps the float32 target of a Cast (the checker refuses both), turns the infinities of a mask into -10000 and raises
+tiny weights to 1e-7; onnxruntime.transformers.float16 writes nodes out of order and names twice; NVIDIA's autocast
+(modelopt) writes valid graphs, but decides on islands itself, tells no reason, and installs with 6 GB of packages.
 """
 
 import hashlib
@@ -11,18 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from vocabseg.export.fuse_onnxruntime import fuse
+from vocabseg.export.graph_edit import MICROSOFT
 from vocabseg.export.graph_files import ExportError, save_graph
-from vocabseg.export.half_plan import (
-    ANY_INPUT,
-    SMALLEST_NORMAL,
-    Plan,
-    gives_half,
-    is_float_value,
-    plan_nodes,
-    takes_half,
-)
+from vocabseg.export.half_plan import ANY_INPUT, SMALLEST_NORMAL, Plan, is_float_value, plan_nodes
 from vocabseg.export.recipe import Recipe, default_recipe
-from vocabseg.export.value_types import infer_types
+from vocabseg.export.value_types import gives_half, infer_types, takes_half
 from vocabseg.runtime.bundle import MANIFEST, GraphRecord, Manifest, open_bundle, read_manifest
 from vocabseg.runtime.variants import new_variants
 
@@ -31,10 +30,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def add_half_graphs(bundle: str | Path, recipe: Recipe | None = None, progress: Progress | None = None) -> Manifest:
-    """Add every graph of a bundle in FP16: "float16" for TensorRT, "float16-rounded" to check it on a CPU.
+    """Add every graph of a bundle in FP16.
 
-    Without a recipe it is the one that comes with the package. Returns the bundle's new manifest. Raises BundleError,
-    ConfigurationError (a recipe for other graphs), ExportError and OutputError; the bundle is then what it was.
+    Three variants: "float16" for TensorRT, "float16-rounded" to check it on a CPU, "float16-onnxruntime" for ONNX
+    Runtime on a GPU. Without a recipe it is the one that comes with the package. Returns the bundle's new manifest.
+    Raises BundleError, ConfigurationError (a recipe for other graphs), ExportError and OutputError; the bundle is then
+    what it was.
     """
     from vocabseg.export.half_rounding import write_rounded
 
@@ -50,13 +51,19 @@ def add_half_graphs(bundle: str | Path, recipe: Recipe | None = None, progress: 
             variants.add("float16", name, write_half(opened.folder / record.file, half, recipe, name))
             rounded = write_rounded(half, place / f"{name}.rounded.onnx")
             variants.add("float16-rounded", name, rounded, place="float16")
+            fused = variants.place("float16-onnxruntime") / f"{name}.onnx"
+            own = write_half(opened.folder / record.file, fused, recipe, name, onnxruntime=True)
+            variants.add("float16-onnxruntime", name, own)
         report("done", len(graphs), len(graphs))
     return read_manifest(opened.folder / MANIFEST)
 
 
-def write_half(source: str | Path, target: str | Path, keep: Recipe, graph: str | None = None) -> GraphRecord:
+def write_half(
+    source: str | Path, target: str | Path, keep: Recipe, graph: str | None = None, onnxruntime: bool = False
+) -> GraphRecord:
     """Write the float32 graph at `source` in FP16 at `target`; `graph` is its name in the recipe, else the file's.
 
+    With `onnxruntime`, parts are fused into ONNX Runtime's own operations where the recipe keeps none of their nodes.
     The record's provenance says what stays in float32 and why, and how many weights FP16 blurs: "zero" of them vanish,
     "subnormal" ones have fewer than eleven bits. Raises ExportError where the graph cannot be rewritten or the result
     is not valid, and ConfigurationError for a recipe that was made for another graph.
@@ -72,6 +79,11 @@ def write_half(source: str | Path, target: str | Path, keep: Recipe, graph: str 
         unknown = sorted(set(wanted) - {value.name for value in values})
         if unknown:
             raise ExportError(f"{source.name} has no {unknown[0]!r}, which the recipe keeps in float32")
+    fused = {}
+    if onnxruntime:
+        fused = fuse(model, {node.name for node in plan.kept})
+        infer_types(model)
+        plan = plan_nodes(model, part, source.name, strict=False)
     rewriting = _Rewriting(model, plan)
     rewriting.run(set(part.float32_inputs), set(part.float32_outputs))
     forget_types(model)
@@ -83,14 +95,19 @@ def write_half(source: str | Path, target: str | Path, keep: Recipe, graph: str 
         "float32": [{"reason": reason, "nodes": nodes} for reason, nodes in reasons.items()],
         "nodes": {"float16": len(plan.low), "float32": len(plan.kept), "casts": rewriting.casts},
         "weights": rewriting.weights,
+        **({"fused": fused} if onnxruntime else {}),
         "versions": {package: version(package) for package in ("onnx", "onnx-ir")},
     }
     opset = model.graph.opset_imports[""]
-    return save_graph(model, target, opset, dtype="float16", provenance=provenance)
+    domains = (MICROSOFT,) if onnxruntime else ()
+    return save_graph(model, target, opset, domains, dtype="float16", provenance=provenance)
 
 
-def load_typed(path: Path) -> tuple[Any, str]:
-    """An onnx_ir model in which every value has its type, constants are initializers, and its digest (GraphRecord)."""
+def load_typed(path: Path, map_weights: bool = True) -> tuple[Any, str]:
+    """An onnx_ir model in which every value has its type, constants are initializers, and its digest (GraphRecord).
+
+    Without `map_weights` those in files of their own stay references, which are written again as such.
+    """
     import onnx
     import onnx_ir
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
@@ -103,11 +120,8 @@ def load_typed(path: Path) -> tuple[Any, str]:
     onnx_ir.external_data.set_base_dir(model.graph, path.parent)
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     for value in model.graph.initializers.values():
-        tensor: Any = value.const_value
-        try:
-            tensor.numpy()  # opens the file of weights, and refuses links
-        except (ValueError, OSError) as error:
-            raise ExportError(f"cannot read the weights of {path}: {str(error).splitlines()[0]}") from error
+        if map_weights and isinstance(value.const_value, onnx_ir.ExternalTensor):
+            value.const_value = _mapped(path, value.const_value)
     infer_types(model)
     return model, _digest(path, proto)
 
@@ -118,6 +132,21 @@ def forget_types(model: Any) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None
+
+
+def _mapped(path: Path, tensor: Any) -> Any:
+    """Weights from the file beside the graph. onnx_ir would refuse files that several bundles share by hard links."""
+    import onnx_ir
+
+    file = path.parent / tensor.location
+    if not file.resolve().is_relative_to(path.parent.resolve()):
+        raise ExportError(f"{path} names weights outside its folder ({tensor.location}): do not use this graph")
+    shape = tuple(int(size) for size in tensor.shape)
+    try:
+        content = np.memmap(file, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot read the weights of {path}: {str(error).splitlines()[0]}") from error
+    return onnx_ir.tensor(content, name=tensor.name)
 
 
 def _digest(path: Path, proto: Any) -> str:

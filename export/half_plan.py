@@ -10,7 +10,7 @@ import numpy as np
 
 from vocabseg.export.graph_files import ExportError
 from vocabseg.export.recipe import GraphRecipe, Keep
-from vocabseg.export.value_types import formal, half_form, schema_of
+from vocabseg.export.value_types import gives_half, takes_half
 
 LARGEST = 65504.0  # in FP16; from 65520 a number is rounded to infinity
 OVERFLOW = 65520.0
@@ -29,23 +29,24 @@ class Plan:
     kept: dict[Any, str] = field(default_factory=dict)
 
 
-def plan_nodes(model: Any, recipe: GraphRecipe, digest_name: str) -> Plan:
+def plan_nodes(model: Any, recipe: GraphRecipe, what: str, strict: bool = True) -> Plan:
     """Sort the nodes of an onnx_ir model with types by the recipe; raises ExportError for what cannot be rewritten.
 
-    `digest_name` is what errors call the graph. Beside what the recipe names, a node stays in float32 where its
-    operation has no FP16 form, where a weight is too large for FP16, and where a constant of its formula would vanish.
+    `what` is how errors call the graph; where not `strict`, nodes that the recipe names may be missing. Beside what the
+    recipe names, a node stays in float32 where its operation has no FP16 form, where a weight is too large for FP16,
+    and where a constant of its formula would vanish.
     """
     plan = Plan()
     for entry in recipe.keep:
         found = [node for node in model.graph if entry.covers(node.op_type, node.name or "")]
-        if not found and entry.node is not None and not _is_pattern(entry):
-            raise ExportError(f"{digest_name} has no node {entry.node!r}, which the recipe keeps in float32")
+        if strict and not found and entry.node is not None and not _is_pattern(entry):
+            raise ExportError(f"{what} has no node {entry.node!r}, which the recipe keeps in float32")
         for node in _with_sources(found) if entry.feeding else found:
             if is_float(node):
                 plan.kept.setdefault(node, entry.reason)
     for node in model.graph:
         if any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()):
-            raise ExportError(f"{digest_name} has branches or loops ({node.op_type}): only plain graphs are rewritten")
+            raise ExportError(f"{what} has branches or loops ({node.op_type}): only plain graphs are rewritten")
         if node in plan.kept or not is_float(node):
             continue
         reason = _must_stay(node, model)
@@ -65,16 +66,6 @@ def is_float_value(value: Any) -> bool:
     return value.dtype is not None and value.dtype.name == "FLOAT"
 
 
-def takes_half(node: Any, index: int, version: int) -> bool:
-    """Whether an input of a node can be FP16; "scales" of Resize, for one, are always float32."""
-    return half_form(node, formal(schema_of(node, version).inputs, index), version)
-
-
-def gives_half(node: Any, index: int, version: int) -> bool:
-    """Whether an output of a node can be FP16; "Mean" of LayerNormalization, for one, is always float32."""
-    return half_form(node, formal(schema_of(node, version).outputs, index), version)
-
-
 def _is_pattern(entry: Keep) -> bool:
     return any(mark in (entry.node or "") for mark in "*?[")
 
@@ -87,6 +78,8 @@ def _with_sources(nodes: list[Any]) -> Iterator[Any]:
         if node not in met:
             met.add(node)
             yield node
+            if node.op_type == "Cast" and is_float_value(node.inputs[0]):
+                continue  # its input may have any type
             waiting += [value.producer() for value in node.inputs if value is not None and value.producer() is not None]
 
 

@@ -30,7 +30,7 @@ def write_rounded(source: str | Path, target: str | Path) -> GraphRecord:
     source, target = Path(source), Path(target)
     if source.parent.resolve() != target.parent.resolve():
         raise ExportError(f"{target} must stand beside {source.name}: they share their weights")
-    model, digest = load_typed(source)
+    model, digest = load_typed(source, map_weights=False)
     graph = model.graph
     half, full = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
     names = {value.name for node in graph for value in node.outputs}

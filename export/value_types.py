@@ -5,6 +5,7 @@ ONNX's shape inference stops at GroupNormalization, which is defined as a functi
 
 from typing import Any
 
+from vocabseg.export.graph_edit import MICROSOFT
 from vocabseg.export.graph_files import ExportError
 
 
@@ -16,8 +17,10 @@ def infer_types(model: Any) -> None:
     for value in model.graph.initializers.values():
         value.type = onnx_ir.TensorType(value.const_value.dtype)
     for node in model.graph:
-        if node.domain:
-            raise ExportError(f"{node.domain}.{node.op_type} is no standard operation: its types are not known")
+        if node.domain == MICROSOFT:
+            for value in node.outputs:
+                value.type = onnx_ir.TensorType(node.inputs[0].dtype)
+            continue
         schema = schema_of(node, version)
         known = {
             formal(schema.inputs, index).type_str: value.dtype
@@ -29,7 +32,23 @@ def infer_types(model: Any) -> None:
             value.type = onnx_ir.TensorType(_type(node, parameter, known, _constraints(node, version)))
 
 
-def half_form(node: Any, parameter: Any, version: int) -> bool:
+# Inputs that ONNX Runtime's own operations take in float32 only; all others have the type of the first.
+MICROSOFT_FLOAT32 = {"GroupNorm": (1, 2)}
+
+
+def takes_half(node: Any, index: int, version: int) -> bool:
+    """Whether an input of a node can be FP16; "scales" of Resize, for one, are always float32."""
+    if node.domain == MICROSOFT:
+        return index not in MICROSOFT_FLOAT32.get(node.op_type, ())
+    return _half_form(node, formal(schema_of(node, version).inputs, index), version)
+
+
+def gives_half(node: Any, index: int, version: int) -> bool:
+    """Whether an output of a node can be FP16; "Mean" of LayerNormalization, for one, is always float32."""
+    return node.domain == MICROSOFT or _half_form(node, formal(schema_of(node, version).outputs, index), version)
+
+
+def _half_form(node: Any, parameter: Any, version: int) -> bool:
     """Whether an input or output of a node, by its formal parameter, can be FP16."""
     allowed = _constraints(node, version).get(parameter.type_str, [parameter.type_str])
     return "tensor(float16)" in allowed
@@ -42,7 +61,8 @@ def schema_of(node: Any, version: int) -> Any:
     try:
         return onnx.defs.get_schema(node.op_type, version, node.domain)
     except onnx.defs.SchemaError:
-        raise ExportError(f"opset {version} has no operation {node.op_type}") from None
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        raise ExportError(f"opset {version} has no operation {name}: its types are not known") from None
 
 
 def formal(parameters: Any, index: int) -> Any:

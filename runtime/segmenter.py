@@ -62,9 +62,9 @@ class Segmenter:
         if graph not in self._engines:
             record = self.bundle.graph(graph, self.choice.variant)
             digest = None if record.file == self.bundle.graph(graph).file else record.digest()
-            choice = self.choice
+            choice = self.choice.for_graph(graph)
             if choice.precision in engines.QUANTISED and record.dtype == "float32":
-                # A quantised bundle's text encoder is not quantised: it runs once per name.
+                # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
                 choice = msgspec.structs.replace(choice, precision="float32")
             self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest)
         return self._engines[graph]

@@ -122,14 +122,15 @@ def test_floors_and_shares() -> None:
     ]
     peaks = Peaks(products={"float32": 1e9, "bfloat16": 4e9}, copy=1e10, threads=1, how="")
     stages = {"proposal": timing([4.0, 8.0, 6.0, 8.0], [0, 1, 0, 1]), "decode": timing([2.0, 2.0], [0, 1])}
-    proposal, decode = rooflines(work, stages, peaks, "float32")
+    proposal, decode = rooflines(work, stages, peaks, lambda stage: "float32")
     assert (proposal.floor, proposal.seconds, proposal.bound) == (3.0, 6.5, "compute")
     assert proposal.share == pytest.approx(6 / 13)
     assert (decode.floor, decode.share, decode.bound) == (1.0, 0.5, "memory")
-    assert rooflines(work, stages, peaks, "bfloat16")[0].floor == 0.75
+    half = {"proposal": "bfloat16", "decode": "float32"}
+    assert [line.floor for line in rooflines(work, stages, peaks, half.__getitem__)] == [0.75, 1.0]
     together = {"classify + compose": timing([4.0], [0])}
     parts = [{"classify": Work(1e9, 0), "compose": Work(0, 2e10)}]
-    assert rooflines(parts, together, peaks, "float32")[0].floor == 3.0
+    assert rooflines(parts, together, peaks, lambda stage: "float32")[0].floor == 3.0
 
 
 def test_scene_accuracy_is_the_evaluators_and_its_interval_holds_the_difference() -> None:

@@ -10,7 +10,7 @@ import pytest
 import vocabseg
 from vocabseg.benchmarks.accuracy import evaluate
 from vocabseg.benchmarks.datasets.registry import get_dataset
-from vocabseg.benchmarks.datasets.world import CLASSES, SEEN
+from vocabseg.benchmarks.datasets.world import CLASSES, SEEN, render_scene
 from vocabseg.benchmarks.datasets.world_files import SCENES, rendered_world
 from vocabseg.benchmarks.metrics import SetMetrics
 from vocabseg.benchmarks.sources import BundleSource, ReferenceSource
@@ -104,3 +104,20 @@ def test_load_without_a_bundle_is_the_demo_model() -> None:
     assert own.names == CLASSES
     assert own.seen is not None
     np.testing.assert_array_equal(own.seen, SEEN)
+
+
+def test_bfloat16_keeps_the_parity_contract_on_every_scene() -> None:
+    """The FP16 / BF16 column: the proposals are float32's, and so are the boxes; the rest within its limits."""
+    exact, half = (vocabseg.load(engine="openvino", precision=name) for name in ("float32", "bfloat16"))
+    cosines = []
+    for index in range(6):
+        image = render_scene(0, "test", index).image
+        wanted, found = exact.propose(image), half.propose(image)
+        np.testing.assert_array_equal(found.mask_logits, wanted.mask_logits)
+        np.testing.assert_array_equal(found.boxes, wanted.boxes)
+        cosines.append((found.embeddings * wanted.embeddings).sum(axis=1))
+        agreement = (found.classify(exact.vocabulary()).labels == wanted.classify(exact.vocabulary()).labels).mean()
+        assert agreement >= 0.995, f"scene {index}: {agreement:.4f}"
+    together = np.concatenate(cosines)
+    assert together.mean() >= 0.9995
+    assert together.min() >= 0.998

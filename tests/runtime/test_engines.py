@@ -32,6 +32,8 @@ def test_bfloat16_is_the_default_on_a_cpu_with_amx(monkeypatch):
     assert "AMX" in choice.reason
     assert engines.choose(precision="float32").precision == "float32"
     assert engines.choose("onnxruntime").precision == "float32"
+    assert choice.for_graph("image_encoder") == choice
+    assert choice.for_graph("proposal").key == choice.for_graph("text_encoder").key == "openvino-cpu-float32"
 
 
 def test_a_small_model_opens_fastest_in_onnxruntime(monkeypatch):
@@ -155,3 +157,17 @@ def test_doctor_without_a_gpu():
     found = {finding.what: finding for finding in examine()}
     assert "no NVIDIA GPU was found" in found["GPU"].text
     assert "cpu" in found["engine used here"].text
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "variant"),
+    [
+        ("openvino", "cpu", "bfloat16", "float32"),
+        ("onnxruntime", "cpu", "float16", "float16-rounded"),
+        ("onnxruntime", "cuda:1", "float16", "float16-onnxruntime"),
+        ("tensorrt", "cuda", "float16", "float16"),
+        ("onnxruntime", "cpu", "float32", "float32"),
+    ],
+)
+def test_each_engine_runs_the_graphs_made_for_it(name, device, precision, variant):
+    assert engines.Choice(name=name, device=device, precision=precision, reason="").variant == variant

@@ -41,7 +41,7 @@ def bench(
     precision: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16 or both, separated by a comma. Default: what `segment` uses, and float32."
+            help="Some of float32, bfloat16, float16, separated by commas. Default: what `segment` uses, and float32."
         ),
     ] = "",
     engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
