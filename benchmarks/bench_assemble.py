@@ -43,6 +43,7 @@ class Entry:
     batches: dict[int, list[float]] = field(default_factory=dict)
     text: list[float] = field(default_factory=list)
     memory: int | None = None
+    device_memory: int | None = None
     cold: ColdStart | None = None
     figures: list[Figures] = field(default_factory=list)
     scenes: list[np.ndarray] = field(default_factory=list)
@@ -121,6 +122,7 @@ def _result(
         total=timing([run.total for _, run in entry.runs], images),
         batches=[_batch(infos, count, seconds) for count, seconds in sorted(entry.batches.items())],
         peak_host_bytes=entry.memory,
+        peak_device_bytes=entry.device_memory,
         cold_start=entry.cold,
         text=_text(plan, entry),
         roof=rooflines(work, stages, peaks, partial(stage_precision, spec)),

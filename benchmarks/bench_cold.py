@@ -21,7 +21,14 @@ STEPS = ("start Python, import", "open the bundle", "encode the names", "first i
 
 
 def cold_start(
-    folder: Path, engine: str, precision: str, settings: Sequence[str], names: Sequence[str], image: Path, repeat: int
+    folder: Path,
+    engine: str,
+    precision: str,
+    settings: Sequence[str],
+    names: Sequence[str],
+    image: Path,
+    repeat: int,
+    device: str = "cpu",
 ) -> ColdStart:
     """Start `repeat` processes one after the other; raises EngineError where one fails."""
     seconds: list[float] = []
@@ -33,6 +40,7 @@ def cold_start(
         "settings": list(settings),
         "names": list(names),
         "image": str(image),
+        "device": device,
     }
     for _ in range(repeat):
         begin = time.monotonic()
@@ -58,7 +66,9 @@ def _main() -> None:
 
     request = json.loads(sys.stdin.read())
     times = [time.monotonic()]
-    source = BundleSource(Path(request["folder"]), request["settings"], request["engine"], "auto", request["precision"])
+    source = BundleSource(
+        Path(request["folder"]), request["settings"], request["engine"], request["device"], request["precision"]
+    )
     segmenter = source.open()
     if not isinstance(segmenter, Segmenter):
         raise TypeError("a bundle opens as a Segmenter")

@@ -27,10 +27,15 @@ class PeakSpec:
 
     name: str = "the peak measurement"
     precision: str = ""
+    device: str = "cpu"
 
     def open(self) -> Any:
         """Ready to measure."""
-        return PeakMeter()
+        if self.device == "cpu":
+            return PeakMeter()
+        from vocabseg.benchmarks.bench_cuda import DevicePeakMeter
+
+        return DevicePeakMeter(self.device)
 
 
 class PeakMeter:

@@ -6,19 +6,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vocabseg.benchmarks.bench_results import VariantResult
-from vocabseg.benchmarks.bench_torch import PRECISIONS as TORCH_PRECISIONS
-from vocabseg.benchmarks.bench_torch import TorchSpec, Weights, unavailable
+from vocabseg.benchmarks.bench_torch import PRECISIONS, TorchSpec, Weights, unavailable
 from vocabseg.benchmarks.bench_variants import EngineSpec, Spec
 from vocabseg.runtime.bundle import Bundle
 from vocabseg.runtime.engines import choose
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
-from vocabseg.runtime.segmenter import Segmenter
 from vocabseg.runtime.vocabulary import Vocabulary
 
 TORCH = ("torch-eager", "torch-compile")
 ENGINES = ("onnxruntime", "openvino", "tensorrt")
 NAMES = (*TORCH, *ENGINES)
-PRECISIONS = (*TORCH_PRECISIONS, "float16")
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Plan:
     oracle: Spec | None
     oracle_reason: str
     budget: Budget
+    device: str = "cpu"
 
 
 def make_plan(
@@ -61,6 +59,7 @@ def make_plan(
     precisions: Sequence[str] = (),
     settings: Sequence[str] = (),
     budget: Budget | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """The engine that `vocabseg.load` takes first, then those of `against`, each in every precision that it has.
 
@@ -74,49 +73,54 @@ def make_plan(
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ConfigurationError(f"--precision {precision!r}: give some of {', '.join(PRECISIONS)}")
-    own = Segmenter(bundle, "auto", engine).choice
+    own = choose(engine, device, None, bundle.manifest.graph_bytes, bundle)
+    device = own.device
     wanted = dict.fromkeys((name, precision) for precision in precisions for name in (own.name, *against))
     if not precisions:
         wanted = dict.fromkeys([(own.name, own.precision), *((name, "float32") for name in (own.name, *against))])
     found: list[Spec] = []
     missing: list[VariantResult] = []
     for name, precision in wanted:
-        spec = _spec(name, precision, bundle, vocabulary, weights, tuple(settings))
+        spec = _spec(name, precision, bundle, vocabulary, weights, tuple(settings), device)
         if isinstance(spec, str):
             missing.append(VariantResult(name=_named(name, precision), precision=precision, reason=spec))
         else:
             found.append(spec)
     if not found:
         raise EngineError(f"nothing can run here: {missing[0].reason}")
-    oracle, reason = _oracle(bundle, vocabulary, weights, tuple(settings), found)
+    oracle, reason = _oracle(bundle, vocabulary, weights, tuple(settings), found, device)
     return Plan(
         bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing), oracle, reason,
-        budget or Budget(),
+        budget or Budget(), device,
     )  # fmt: skip
 
 
 def _spec(
-    name: str, precision: str, bundle: Bundle, vocabulary: Vocabulary, weights: Weights | str, settings: tuple[str, ...]
+    name: str,
+    precision: str,
+    bundle: Bundle,
+    vocabulary: Vocabulary,
+    weights: Weights | str,
+    settings: tuple[str, ...],
+    device: str,
 ) -> Spec | str:
     """The variant, or why it is not available."""
     if name in TORCH:
-        reason = unavailable(name == "torch-compile")
+        reason = unavailable(name == "torch-compile", device, precision)
         if reason is not None:
             return reason
-        if precision not in TORCH_PRECISIONS:
-            return f"the reference runs in {' or '.join(TORCH_PRECISIONS)} on a CPU"
         if isinstance(weights, str):
             return weights
-        return TorchSpec(weights, precision, vocabulary, name == "torch-compile")
-    if name == "tensorrt" and find_spec("tensorrt") is None:
+        return TorchSpec(weights, precision, vocabulary, name == "torch-compile", device)
+    if name == "tensorrt" and device == "cpu" and find_spec("tensorrt") is None:
         return "the package tensorrt is not installed (pip install 'vocabseg[gpu]', with an NVIDIA GPU)"
     try:
-        variant = choose(name, "auto", precision).variant
-        for graph in bundle.manifest.graphs:
-            bundle.graph(graph, variant)
-    except (EngineError, BundleError) as error:
+        choice = choose(name, device, precision, None, bundle)
+        for graph in bundle.manifest.graphs if choice.device == "cpu" else ():
+            bundle.graph(graph, choice.variant)
+    except (BundleError, EngineError) as error:
         return str(error)
-    return EngineSpec(bundle.folder, name, precision, vocabulary, settings)
+    return EngineSpec(bundle.folder, name, precision, vocabulary, settings, device)
 
 
 def _oracle(
@@ -125,15 +129,16 @@ def _oracle(
     weights: Weights | str,
     settings: tuple[str, ...],
     found: Sequence[Spec],
+    device: str,
 ) -> tuple[Spec | None, str]:
     """What parity is measured against, and in words what and why."""
     if isinstance(weights, Weights):
-        reference = _spec("torch-eager", "float32", bundle, vocabulary, weights, settings)
+        reference = _spec("torch-eager", "float32", bundle, vocabulary, weights, settings, device)
         if not isinstance(reference, str):
             whose = "the bundle's random weights" if weights.checkpoint is None else weights.checkpoint.name
             return reference, f"the PyTorch reference (export/reference.py) in float32 with {whose}"
     why = weights if isinstance(weights, str) else "PyTorch cannot run"
-    engine = _spec("onnxruntime", "float32", bundle, vocabulary, weights, settings)
+    engine = _spec("onnxruntime", "float32", bundle, vocabulary, weights, settings, device)
     if isinstance(engine, str):
         return None, f"nothing: {why}, and {engine}"
     if all(spec.name == engine.name for spec in found):

@@ -89,6 +89,8 @@ class _Bench:
         self._batches()
         for entry in self.alive:
             entry.memory = self._ask(entry, "memory")
+            if self.plan.device != "cpu":
+                entry.device_memory = self._ask(entry, "device_memory")
         self._text()
         self._cold_starts()
         self._compare()
@@ -107,7 +109,7 @@ class _Bench:
     def _peaks(self, what: str) -> Peaks:
         self.progress(what, 0, 1)
         with numerical_threads(thread_count()):
-            worker = self._start(PeakSpec())
+            worker = self._start(PeakSpec(device=self.plan.device))
         try:
             worker.ready()
             return worker.call("measure")
@@ -202,7 +204,7 @@ class _Bench:
             if isinstance(spec, EngineSpec):
                 entry.cold = cold_start(
                     spec.folder, spec.engine, spec.precision, plan.settings, plan.vocabulary.names, plan.images[0],
-                    budget.cold,
+                    budget.cold, spec.device,
                 )  # fmt: skip
 
     def _compare(self) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from vocabseg.benchmarks.bench_results import BOXES_AND_CROPS, CLASSIFY_AND_COMP
 from vocabseg.benchmarks.bench_stages import Stopwatch
 from vocabseg.benchmarks.bench_variants import Capture, Run, lead
 from vocabseg.runtime.bundle import Bundle, sha256_file
+from vocabseg.runtime.engines import QUANTISED
 from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.settings import apply_settings
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vocabseg.export.config import Configuration
     from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
 
-PRECISIONS = ("float32", "bfloat16")  # of the reference on a CPU, where PyTorch has no use for FP16
+PRECISIONS = ("float32", "bfloat16", "float16", *QUANTISED)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,18 @@ def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
         )
 
 
-def unavailable(compiled: bool) -> str | None:
-    """Why PyTorch, compiled or not, cannot run here; None where it can."""
+def unavailable(compiled: bool, device: str = "cpu", precision: str = "float32") -> str | None:
+    """Why PyTorch, compiled or not, cannot run on that device in that precision; None where it can."""
     if not _installed():
         return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    if precision in QUANTISED:
+        return f"the reference has no {precision} form: it is made of a bundle's graphs (vocabseg calibrate)"
+    if device == "cpu" and precision == "float16":
+        return "PyTorch's float16 is measured on a GPU only: CPUs compute it slowly"
+    if device != "cpu":
+        import torch
+
+        return None if torch.cuda.is_available() else "the installed PyTorch sees no GPU: install it with CUDA"
     if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         return "torch.compile needs a C++ compiler: install g++"
     return None
@@ -110,6 +119,7 @@ class TorchSpec:
     precision: str
     vocabulary: Vocabulary
     compiled: bool = False
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -133,6 +143,8 @@ class TorchVariant:
         self._no_gradients = torch.no_grad
         self.watch = Stopwatch()
         self.reference = spec.weights.load()
+        if spec.device != "cpu":
+            self._move(torch)
         self._proposal = self._network(self.reference.model.proposal)
         tower = self._network(self.reference.image_tower)
         self.reference.image_tower = partial(self._encode, tower)
@@ -140,20 +152,45 @@ class TorchVariant:
             self._text = self.reference.text_embeddings(spec.vocabulary.names)
         self._encoding = (0.0, 0.0)
 
+    def _move(self, torch: Any) -> None:
+        """The model to the GPU, and all that the reference makes from now on, in true float32."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        device = torch.device(self.spec.device)
+        torch.cuda.set_device(device)
+        model = self.reference.model
+        model.proposal.to(device)
+        for clip in {id(clip): clip for clip in (model.query_clip, model.region_clip)}.values():
+            clip.module.to(device)
+        self.reference.image_tower.to(device)
+        prompts = [
+            prompt and replace(prompt, prefix=prompt.prefix.to(device), suffix=prompt.suffix.to(device))
+            for prompt in (model.query_prompt, model.region_prompt)
+        ]
+        self.reference.model = replace(
+            model,
+            query_prompt=prompts[0],
+            region_prompt=prompts[1],
+            non_object_embedding=model.non_object_embedding.to(device),
+        )
+        torch.set_default_device(device)
+        self.watch.synchronise = torch.cuda.synchronize
+
     def _network(self, module: Any) -> Callable[[Any], Any]:
         import torch
 
         run: Any = module
+        on_gpu = self.spec.device != "cpu"
         if self.spec.compiled:
             import torch._inductor.config as inductor
 
             inductor.freezing = True
-            run = torch.compile(module)
-        half = self.spec.precision == "bfloat16"
+            run = torch.compile(module, mode="max-autotune") if on_gpu else torch.compile(module)
+        half, dtype = self.spec.precision != "float32", getattr(torch, self.spec.precision)
 
         def network(inputs: Any) -> Any:
             # Freezing needs no_grad; tensors made under inference_mode would be compiled for apart.
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            kind = "cuda" if on_gpu else "cpu"
+            with torch.no_grad(), torch.autocast(kind, dtype if half else torch.bfloat16, enabled=half):
                 outputs = run(inputs)
             return tuple(part.float() for part in outputs) if isinstance(outputs, tuple) else outputs.float()
 
@@ -174,6 +211,12 @@ class TorchVariant:
             output, _, _ = self._segment(image)
         return Run(dict(watch.seconds), watch.now() - begin, len(output.boxes))
 
+    def device_memory(self) -> int:
+        """The most bytes of the GPU that PyTorch held."""
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+
     def many(self, images: Sequence[Path]) -> float:
         """Seconds of the images one by one: in the published padded batch their results would change."""
         begin = self.watch.now()
@@ -184,7 +227,7 @@ class TorchVariant:
     def labels(self, image: Path) -> np.ndarray:
         """The label map (H, W) int32."""
         with self._no_gradients():
-            return self._segment(image)[0].labels.numpy().astype(np.int32)
+            return _host(self._segment(image)[0].labels).astype(np.int32)
 
     def text(self, names: Sequence[str]) -> float:
         """Seconds for both sides' prompts."""
@@ -204,9 +247,9 @@ class TorchVariant:
 
         with self._no_gradients():
             pixels, _, network_input = self._input(image)
-            masks, queries = self._proposal(torch.from_numpy(given.network_input))
+            masks, queries = self._proposal(torch.tensor(given.network_input))
             output = self._classify(
-                pixels, given.resized, torch.from_numpy(given.mask_logits), torch.from_numpy(given.query_embeddings)
+                pixels, given.resized, torch.tensor(given.mask_logits), torch.tensor(given.query_embeddings)
             )
             return self._captured(output, network_input, masks[0], queries[0])
 
@@ -239,19 +282,23 @@ class TorchVariant:
         return self.reference.classify(pixels, resized, masks, queries, self._text, flags)
 
     def _captured(self, output: "ReferenceOutput", network_input: Any, masks: Any, queries: Any) -> Capture:
-        valid = output.valid.numpy()
+        valid = _host(output.valid)
         everyone = len(output.class_probabilities) == len(valid)
         return Capture(
             resized=output.resized,
-            network_input=network_input.numpy(),
-            mask_logits=masks.numpy(),
-            query_embeddings=queries.numpy(),
+            network_input=_host(network_input),
+            mask_logits=_host(masks),
+            query_embeddings=_host(queries),
             valid=valid,
-            boxes=output.boxes.numpy().astype(np.int32),
-            crops=None if output.crops is None else output.crops.numpy(),
-            embeddings=None if output.region_embeddings is None else output.region_embeddings.numpy(),
-            probabilities=output.class_probabilities.numpy(),
+            boxes=_host(output.boxes).astype(np.int32),
+            crops=None if output.crops is None else _host(output.crops),
+            embeddings=None if output.region_embeddings is None else _host(output.region_embeddings),
+            probabilities=_host(output.class_probabilities),
             voters=np.arange(len(valid)) if everyone else np.flatnonzero(valid),
-            labels=output.labels.numpy().astype(np.int32),
-            margin=lead(output.class_scores.numpy()),
+            labels=_host(output.labels).astype(np.int32),
+            margin=lead(_host(output.class_scores)),
         )
+
+
+def _host(tensor: Any) -> np.ndarray:
+    return tensor.cpu().numpy()

@@ -112,15 +112,20 @@ class EngineSpec:
     precision: str
     vocabulary: Vocabulary
     settings: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
         """The engine, with its precision where that is not the usual one."""
         return self.engine if self.precision == "float32" else f"{self.engine} {self.precision}"
 
-    def open(self) -> "EngineVariant":
+    def open(self) -> Variant:
         """Open the bundle on the engine; raises BundleError or EngineError."""
-        return EngineVariant(self)
+        if self.device == "cpu":
+            return EngineVariant(self)
+        from vocabseg.benchmarks.bench_cuda import DeviceVariant
+
+        return DeviceVariant(self)
 
 
 def stage_precision(spec: Spec, stage: str) -> str:
@@ -136,7 +141,7 @@ class EngineVariant:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         bundle = open_adjusted(spec.folder, spec.settings)
-        self.segmenter = ObservedSegmenter(bundle, "auto", spec.engine, spec.precision)
+        self.segmenter = ObservedSegmenter(bundle, "cpu", spec.engine, spec.precision)
         self.segmenter.embed_names(spec.vocabulary)
 
     def run(self, image: Path) -> Run:

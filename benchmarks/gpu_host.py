@@ -1,15 +1,15 @@
 """Everything that is to be proven on a GPU, in one go, on a bare offline GPU host.
 
-    python benchmarks/gpu_host.py --wheels FOLDER [--results FOLDER] [--bundle FOLDER] [--quick] [--only STEP,...] [--dry-run]
+    python benchmarks/gpu_host.py --wheels FOLDER [--results FOLDER] [--bundle FOLDER] [--quick] [--only STEP,...]
 
 Run it in a checkout of the repository. The host has Python 3.11 or newer with torch for CUDA, and nvcc; FOLDER is what
 benchmarks/gpu_wheels.sh fetched on a machine with a network. Standard library only: nothing has to be installed first.
 
 A virtual environment that sees the host's packages is made in the results folder; the wheels and this repository are
-installed there, PyCUDA is built from its source, and then come the tests marked gpu, compute-sanitizer over the kernels'
-tests, the kernels' times, `vocabseg build`, `vocabseg bench` on the device, and a loop of 10,000 images that watches
-memory. Every step has its own time limit and log; one that fails does not stop the others. A table ends it, which stands
-in the results folder as summary.json and summary.md too, with the reports of the benchmarks beside it.
+installed there, PyCUDA is built from its source, and then come the tests marked gpu, compute-sanitizer over those of
+the kernels, the kernels' times, `vocabseg build`, `vocabseg bench` on the device, and a loop of 10,000 images that
+watches memory. Every step has its own time limit and log; one that fails does not stop the others. A table ends it,
+which stands in the results folder as summary.json and summary.md too, with the reports of the benchmarks beside it.
 """
 
 import argparse
@@ -141,11 +141,10 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
         command = [sanitizer or "compute-sanitizer", "--tool", tool, *SANITIZER, *pytest, *chosen, TESTS[0]]
         steps.append(Step(tool, command, 1800, skip="" if sanitizer else "compute-sanitizer is not installed"))
     no_tensorrt = "" if has_tensorrt else "TensorRT is not installed"
-    kernels = [python, "-m", "vocabseg.benchmarks.cuda_kernel_bench", "--json", str(results / "kernels.json")]
-    there = (REPOSITORY / "benchmarks" / "cuda_kernel_bench.py").is_file()
+    kernels = [python, "-m", "vocabseg.benchmarks.kernel_bench_cuda", "--json", str(results / "kernels.json")]
     random = [vocabseg, "export", "--config", "zsseg-r101c-vitb16-single", "--random", "--output", bundle]
     steps += [
-        Step("kernel-times", kernels, 900, skip="" if there else "benchmarks/cuda_kernel_bench.py is not there"),
+        Step("kernel-times", kernels, 900),
         Step("bundle", random, 1800, skip=f"{bundle} is given" if options.bundle else ""),
         # Without TensorRT it writes the FP16 graphs alone, which ONNX Runtime runs.
         Step("build", [vocabseg, "build", bundle, "--precision", "fp16"], 3600),

@@ -3,6 +3,7 @@
 #
 #     benchmarks/gpu_wheels.sh FOLDER        # needs pip and the network; no torch, no NVIDIA libraries
 #
+# torchvision, which open_clip needs, must be the one made for the host's torch: if the host lacks it, add that wheel.
 # Files above 60 MB are cut into parts NAME.part00, NAME.part01, ..., which gpu_host.py joins again.
 set -euo pipefail
 folder=${1:?give the folder for the wheels}
@@ -18,7 +19,8 @@ pip download "${common[@]}" "${target[@]}" \
     markdown-it-py mdurl pygments matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six scipy \
     pytest pytest-xdist execnet iniconfig pluggy packaging hypothesis sortedcontainers tokenizers supervision \
     nanobind scikit-build-core pathspec cmake ninja cuda-bindings cuda-pathfinder pytools mako markupsafe \
-    typing_extensions setuptools wheel
+    typing_extensions setuptools wheel annotated-doc defusedxml anyio certifi charset-normalizer filelock fsspec h11 \
+    attrs truststore hf-xet httpcore2 httpx2 idna pyyaml requests urllib3 pydantic pydantic-core annotated-types typing-inspection
 pip download "${common[@]}" --no-binary pycuda --no-build-isolation pycuda
 for wheel in "$folder"/*.whl; do
     if [ "$(stat -c %s "$wheel")" -gt 60000000 ]; then

@@ -140,7 +140,7 @@ class ReferenceSegmenter:
         """Crops (V, 3, S, S), embeddings (V, D) of length 1 and logits (V, K) of the valid masks."""
         region, clip = self.configuration.region, self.model.region_clip
         cut = masks[valid] if region.matting else binary[valid].float()
-        picture = torch.from_numpy(resized.copy()).permute(2, 0, 1).float()
+        picture = torch.tensor(resized).permute(2, 0, 1).float()
         size = (region.crop_size, region.crop_size)
         crops = [
             functional.interpolate(crop[None], size=size, mode="bicubic", align_corners=False)
@@ -179,7 +179,7 @@ def normalise_and_pad(images: Sequence[np.ndarray], settings: InputSection) -> T
     std = torch.tensor(settings.std).view(3, 1, 1)
     batch = torch.zeros(len(images), 3, height, width)
     for padded, image in zip(batch, images, strict=True):
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+        pixels = torch.tensor(image).permute(2, 0, 1).float()
         padded[:, : image.shape[0], : image.shape[1]] = (pixels - mean) / std
     return batch
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_buffers import Kept
-from vocabseg.runtime.cuda_stages import Found, Stages, Table
+from vocabseg.runtime.cuda_found import Found, Table
+from vocabseg.runtime.cuda_stages import Stages
 from vocabseg.runtime.cuda_streams import Event
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import load_kernels

@@ -12,8 +12,9 @@ import numpy as np
 from vocabseg.runtime.bundle import Bundle
 from vocabseg.runtime.cuda import Device
 from vocabseg.runtime.cuda_arrays import DeviceArray
+from vocabseg.runtime.cuda_found import Found, Part
 from vocabseg.runtime.cuda_regions import CudaRegions, Pending, TextMatrices
-from vocabseg.runtime.cuda_stages import Found, Part, Stages
+from vocabseg.runtime.cuda_stages import Stages
 from vocabseg.runtime.cuda_streams import Stream
 from vocabseg.runtime.engines import Choice, Engine, choose
 from vocabseg.runtime.engines.cuda_choice import VISION, can_open

@@ -5,9 +5,10 @@
 // then a mixture of two registers, a comparison and a ballot. Where no lane's two values reach the threshold, neither does
 // a mixture, and the rows between are passed over. Words gather in shared memory and leave in whole rows.
 //
-// 100 masks 160 x 216 over 640 x 864, float32: 13.8 MB read and 6.9 MB of bits written: 4.3 us at 4.8 TB/s. Where nothing
-// is passed over, a pixel takes 9 instructions of a lane: 0.50 G, or 15 us at 33.5 T/s (132 x 128 lanes at 1.98 GHz): the
-// floor of masks that are high everywhere; that of masks that are low in most places is some 6 us.
+// 100 masks 160 x 216 over 640 x 864, float32: 13.8 MB read and 6.9 MB of bits written: 4.3 us at 4.8 TB/s. 32 pixels of a
+// row that is not passed over take some 12 instructions of a warp, and every fourth row 25 more: 1.7 M x 18 = 31 M, or 30 us
+// at 1.05 T/s (132 x 4 warps at 1.98 GHz): the floor of masks that are high everywhere. Of masks that are low in most places
+// it is some 12 us.
 #pragma once
 
 #include "device_platform.cuh"
@@ -19,12 +20,6 @@ constexpr int kBandRows = kWarp, kGroupWords = 64, kBoxWarps = 8;
 // Masks cover the padded image, of which the image is the upper left part.
 struct MaskShape {
     int mask_h, mask_w, padded_h, padded_w, h, w;
-};
-
-struct BoxMemory {
-    uint32_t words[kBandRows][kGroupWords + 1];  // one more, so that lanes write to different banks
-    LinearTap rows[kBandRows];
-    int found[kBoxWarps][5];
 };
 
 // What the pixels found so far reach to: each the higher the more, 0 for nothing found.
@@ -63,33 +58,57 @@ __device__ __forceinline__ bool may_exceed(float above, float below, float limit
     return higher + 2e-6f * fabsf(higher) >= limit;
 }
 
+// The rows of a band, and for each the first of those behind it that lies between other mask rows.
+struct BandRows {
+    SharedTap taps[kBandRows];
+    int past[kBandRows];
+};
+
+// By the first warp of the block.
+__device__ __forceinline__ void prepare_band(const MaskShape& shape, int top, int count, int lane, BandRows& rows) {
+    const LinearTap own = linear_tap(shape.mask_h, shape.padded_h, min(top + lane, shape.h - 1));
+    rows.taps[lane].tap = own;
+    const int below = __shfl_down_sync(kAllLanes, own.low, 1), below_high = __shfl_down_sync(kAllLanes, own.high, 1);
+    const bool last = lane + 1 >= count || below != own.low || below_high != own.high;
+    const uint32_t ends = __ballot_sync(kAllLanes, last) >> lane;  // this lane's run ends with the first of them
+    rows.past[lane] = lane + __ffs(static_cast<int>(ends));
+}
+
 // Bits of the 32 columns from `left` on, a row of the band for each lane.
 template <class Logit>
-__device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape& shape, const LinearTap* rows, int count,
+__device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape& shape, const BandRows& rows, int count,
                                               int left, int lane, float limit) {
     const int x = left + lane;
     const LinearTap column = linear_tap(shape.mask_w, shape.padded_w, min(x, shape.w - 1));
     const bool inside_image = x < shape.w;
-    int low = -1, high = -1;
-    float above = 0, below = 0;
-    bool reaches = false;
+    int high = -1;
+    float below = 0;
     uint32_t own = 0;
-    for (int k = 0; k < count; ++k) {
-        const LinearTap row = rows[k];
-        if (row.low != low || row.high != high) {  // the same for all lanes
-            above = row.low == high ? below : widened(mask, shape.mask_w, row.low, column);
-            below = widened(mask, shape.mask_w, row.high, column);
-            low = row.low;
-            high = row.high;
-            reaches = __any_sync(kAllLanes, inside_image && may_exceed(above, below, limit)) != 0;
+    for (int k = 0; k < count;) {  // k is the same for all lanes
+        const LinearTap row = read_tap(rows.taps[k]);
+        const float above = row.low == high ? below : widened(mask, shape.mask_w, row.low, column);
+        below = widened(mask, shape.mask_w, row.high, column);
+        high = row.high;
+        const int past = rows.past[k];
+        if (__any_sync(kAllLanes, inside_image && may_exceed(above, below, limit)) == 0) {
+            k = past;
+            continue;
         }
-        if (!reaches) continue;
-        const float logit = linear_mix(above, below, row.low_weight, row.high_weight);
-        const uint32_t word = __ballot_sync(kAllLanes, inside_image && is_inside(logit, limit));
-        if (lane == k) own = word;
+        for (; k < past; ++k) {
+            const LinearTap weights = read_tap(rows.taps[k]);
+            const float logit = linear_mix(above, below, weights.low_weight, weights.high_weight);
+            const uint32_t word = __ballot_sync(kAllLanes, inside_image && is_inside(logit, limit));
+            if (lane == k) own = word;
+        }
     }
     return own;
 }
+
+struct BoxMemory {
+    uint32_t words[kBandRows][kGroupWords + 1];  // one more, so that lanes write to different banks
+    BandRows rows;
+    int found[kBoxWarps][5];
+};
 
 template <class Logit>
 __device__ __forceinline__ void region_boxes(const Logit* mask_logits, const MaskShape& shape, float limit, int* boxes,
@@ -98,9 +117,7 @@ __device__ __forceinline__ void region_boxes(const Logit* mask_logits, const Mas
     const int mask_index = blockIdx.z, top = blockIdx.y * kBandRows, first_word = blockIdx.x * kGroupWords;
     const int all_words = (shape.w + kWarp - 1) / kWarp;
     const int count = min(kBandRows, shape.h - top), words = min(kGroupWords, all_words - first_word);
-    if (threadIdx.x < kBandRows) {
-        memory.rows[threadIdx.x] = linear_tap(shape.mask_h, shape.padded_h, min(top + lane, shape.h - 1));
-    }
+    if (warp == 0) prepare_band(shape, top, count, lane, memory.rows);
     __syncthreads();
 
     const Logit* mask = mask_logits + static_cast<int64_t>(mask_index) * shape.mask_h * shape.mask_w;

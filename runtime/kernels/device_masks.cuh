@@ -47,13 +47,14 @@ struct TileAxis {
 };
 
 struct TileRows {
-    LinearTap touched[kTouched];
-    TilePlace place[kTileSide];
+    SharedTap touched[kTouched], place[kTileSide];  // place: low and high are among those touched
 };
 
 __device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& table) {
-    if (threadIdx.x < kTouched) table.touched[threadIdx.x] = rows.touched(threadIdx.x);
-    if (threadIdx.x < kTileSide) table.place[threadIdx.x] = rows.place(threadIdx.x);
+    if (threadIdx.x < kTouched) table.touched[threadIdx.x].tap = rows.touched(threadIdx.x);
+    if (threadIdx.x >= kTileSide) return;
+    const TilePlace place = rows.place(threadIdx.x);
+    table.place[threadIdx.x].tap = {place.low, place.high, 1.0f - place.fraction, place.fraction};
 }
 
 // Two masks at one column of the image, walked down.
@@ -127,24 +128,24 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
         float upper[2] = {0.0f, 0.0f}, lower[2] = {0.0f, 0.0f};
         int upper_row = -1, lower_row = -1;
         for (int y = 0; y < kTileSide; ++y) {
-            const TilePlace down = rows.place[y];
+            const LinearTap down = read_tap(rows.place[y]);
             if (down.low != upper_row) {  // the same for all lanes, as everything about rows
                 if (down.low == lower_row) {
                     upper[0] = lower[0];
                     upper[1] = lower[1];
                 } else {
-                    walk.probabilities(rows.touched[down.low], upper);
+                    walk.probabilities(read_tap(rows.touched[down.low]), upper);
                 }
                 upper_row = down.low;
             }
             if (down.high != lower_row) {
-                walk.probabilities(rows.touched[down.high], lower);
+                walk.probabilities(read_tap(rows.touched[down.high]), lower);
                 lower_row = down.high;
             }
             float left[2], right[2];
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const float mixed = fmaf(down.fraction, lower[k] - upper[k], upper[k]);
+                const float mixed = fmaf(down.high_weight, lower[k] - upper[k], upper[k]);
                 left[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.low);
                 right[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.high);
             }

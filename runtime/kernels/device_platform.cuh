@@ -24,6 +24,16 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 #endif
 }
 
+// A tap in shared memory that lanes read as one 16-byte word.
+struct alignas(16) SharedTap {
+    LinearTap tap;
+};
+
+__device__ __forceinline__ LinearTap read_tap(const SharedTap& from) {
+    const int4 words = *reinterpret_cast<const int4*>(&from);
+    return {words.x, words.y, __int_as_float(words.z), __int_as_float(words.w)};
+}
+
 // Outputs are written, and inputs read, as float or half.
 __device__ __forceinline__ void put(float* target, float value) { *target = value; }
 __device__ __forceinline__ void put(__half* target, float value) { *target = __float2half_rn(value); }

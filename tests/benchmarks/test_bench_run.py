@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -192,7 +191,7 @@ def test_without_a_precision_it_is_what_a_user_gets_and_float32(
     bundle: Bundle, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice = Choice(name="openvino", device="cpu", precision="bfloat16", reason="")
-    monkeypatch.setattr(bench_plan, "Segmenter", lambda *_: SimpleNamespace(choice=choice))
+    monkeypatch.setattr(bench_plan, "choose", lambda *_: choice)
     plan = make_plan(bundle, VOCABULARY, images, "", against=["onnxruntime"])
     assert [spec.name for spec in plan.variants] == ["openvino bfloat16", "openvino", "onnxruntime"]
     assert plan.oracle is not None

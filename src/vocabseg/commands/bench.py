@@ -44,7 +44,10 @@ def bench(
             help="Some of float32, bfloat16, float16, separated by commas. Default: what `segment` uses, and float32."
         ),
     ] = "",
-    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="The bundle's PyTorch weights, for parity with the reference.")
     ] = None,
@@ -80,7 +83,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
         plan = _plan(
             bundle, images, limit, classes, engine, _list(against), _list(precision), checkpoint, config,
-            clip, settings or [], budget, Path(scratch),
+            clip, settings or [], budget, Path(scratch), device,
         )  # fmt: skip
         check_folder(output)
         if not quiet:
@@ -114,6 +117,7 @@ def _plan(
     settings: list[str],
     budget: "Budget",
     scratch: Path,
+    device: str,
 ) -> "Plan":
     """Everything is looked at before anything is measured."""
     from vocabseg.benchmarks.bench_inputs import default_images, default_vocabulary, images_in
@@ -130,7 +134,7 @@ def _plan(
     vocabulary = default_vocabulary(opened) if classes is None else Vocabulary.of(classes)
     pictures = default_images(scratch) if images is None else images_in(images, limit)
     weights = find_weights(opened, checkpoint, config, clip, settings)
-    return make_plan(opened, vocabulary, pictures, weights, engine, against, precisions, settings, budget)
+    return make_plan(opened, vocabulary, pictures, weights, engine, against, precisions, settings, budget, device)
 
 
 def _announce(plan: "Plan", output: Path) -> None:
