@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 Notify = Callable[[str], None]
 
 # Of their feeds, how many each block is tried on alone.
-SENSITIVITY_FEEDS = 4
+SENSITIVITY_FEEDS = 2
 
 
 class Calibration:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vocabseg.calibration.errors import CalibrationError
+from vocabseg.export.half import mapped_weight
 
 # Products of two activations (attention) are left alone: both sides would need an activation's scale, and their share
 # of the operations is small.
@@ -41,9 +42,15 @@ class Target:
 
 def load_graph(path: str | Path) -> Any:
     """The onnx_ir model at `path`; raises CalibrationError where it is quantised already."""
+    import onnx
     import onnx_ir
 
-    model = onnx_ir.load(path)
+    path = Path(path)
+    model = onnx_ir.from_proto(onnx.load(path, load_external_data=False))
+    onnx_ir.external_data.set_base_dir(model.graph, path.parent)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, onnx_ir.ExternalTensor):
+            value.const_value = mapped_weight(path, value.const_value)
     for node in model.graph:
         if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
             raise CalibrationError(
