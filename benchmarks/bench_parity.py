@@ -37,8 +37,8 @@ class Limits:
     mask_logits: float | None
     queries: float | None
     crops: float
-    cosine_mean: float
-    cosine_worst: float
+    cosine_mean: float | None
+    cosine_worst: float | None
     probabilities: float | None
     labels_same: float | None
     labels_clear: float | None
@@ -50,6 +50,8 @@ LIMITS = {
     "float32": Limits(1e-5, 1e-3, 0.99999, 1e-4, 0.99999, 0.99999, 1e-3, 0.9999, 0.9999, None, 0.01),
     "bfloat16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
     "float16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
+    "int8": Limits(1e-5, None, None, 1e-4, None, None, None, None, None, None, 0.5),
+    "fp8": Limits(1e-5, None, None, 1e-4, None, None, None, None, None, None, 0.5),
 }
 
 

@@ -15,6 +15,7 @@ from vocabseg.benchmarks.bench_results import BOXES_AND_CROPS, CLASSIFY_AND_COMP
 from vocabseg.benchmarks.bench_stages import Stopwatch
 from vocabseg.benchmarks.bench_variants import Capture, Run, lead
 from vocabseg.runtime.bundle import Bundle, sha256_file
+from vocabseg.runtime.engines import QUANTISED
 from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.settings import apply_settings
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vocabseg.export.config import Configuration
     from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", *QUANTISED)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def unavailable(compiled: bool, device: str = "cpu", precision: str = "float32")
     """Why PyTorch, compiled or not, cannot run on that device in that precision; None where it can."""
     if not _installed():
         return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    if precision in QUANTISED:
+        return f"the reference has no {precision} form: it is made of a bundle's graphs (vocabseg calibrate)"
     if device == "cpu" and precision == "float16":
         return "PyTorch's float16 is measured on a GPU only: CPUs compute it slowly"
     if device != "cpu":

@@ -121,7 +121,7 @@ def load_typed(path: Path, map_weights: bool = True) -> tuple[Any, str]:
     model = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).model
     for value in model.graph.initializers.values():
         if map_weights and isinstance(value.const_value, onnx_ir.ExternalTensor):
-            value.const_value = _mapped(path, value.const_value)
+            value.const_value = mapped_weight(path, value.const_value)
     infer_types(model)
     return model, _digest(path, proto)
 
@@ -134,7 +134,7 @@ def forget_types(model: Any) -> None:
                 value.shape = value.type = None
 
 
-def _mapped(path: Path, tensor: Any) -> Any:
+def mapped_weight(path: Path, tensor: Any) -> Any:
     """Weights from the file beside the graph. onnx_ir would refuse files that several bundles share by hard links."""
     import onnx_ir
 

@@ -5,6 +5,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from vocabseg.runtime import engines
@@ -51,6 +52,7 @@ class Segmenter:
         self.choice = engines.choose(engine, cpu, precision, bundle.manifest.graph_bytes)
         if self.choice.device != "cpu":
             raise EngineError(f"a Segmenter does not run on {device}: open it with vocabseg.load")
+        bundle.graph("image_encoder", self.choice.variant)  # a bundle without this precision is told at once
         self.kernels = load_kernels(kernels)
         self._engines: dict[str, engines.Engine] = {}
         self.text = TextEmbedder(bundle, self.engine)
@@ -59,8 +61,11 @@ class Segmenter:
         """The engine of one of the bundle's graphs; it opens when first run."""
         if graph not in self._engines:
             record = self.bundle.graph(graph, self.choice.variant)
-            digest = None if self.choice.variant == "float32" else record.digest()
+            digest = None if record.file == self.bundle.graph(graph).file else record.digest()
             choice = self.choice.for_graph(graph)
+            if choice.precision in engines.QUANTISED and record.dtype == "float32":
+                # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
+                choice = msgspec.structs.replace(choice, precision="float32")
             self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest)
         return self._engines[graph]
 

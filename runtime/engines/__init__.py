@@ -53,8 +53,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 # Engine name -> (module to import, precisions it offers on a CPU). The first one is the default, except that OpenVINO
 # runs in bfloat16 on CPUs with AMX.
 CPU_ENGINES = {
-    "openvino": ("openvino", ("float32", "bfloat16")),
-    "onnxruntime": ("onnxruntime", ("float32", "float16")),
+    "openvino": ("openvino", ("float32", "bfloat16", "int8")),
+    "onnxruntime": ("onnxruntime", ("float32", "float16", "int8", "fp8")),
 }
 
 # Where an engine in a precision does not run the graphs of that name. OpenVINO takes float32 graphs to bfloat16 itself;
@@ -65,6 +65,9 @@ VARIANTS = {
     ("onnxruntime", "cpu", "float16"): "float16-rounded",
     ("onnxruntime", "cuda", "float16"): "float16-onnxruntime",
 }
+
+# Precisions in which products have eight-bit operands and all else stays float; calibration writes their graphs.
+QUANTISED = ("int8", "fp8")
 
 # What bfloat16 is for; other graphs stay in float32. Mask logits decide single pixels, and text is encoded once: in
 # bfloat16 the demo model's proposals change 0.3 % of all labels (2.5 % of the worst scene's), its embeddings 0.05 %.
@@ -144,7 +147,7 @@ def choose(
     name = found[0]
     offered = CPU_ENGINES[name][1]
     if precision is not None and precision not in offered:
-        raise EngineError(f"the engine {name} has no precision {precision!r} on a CPU: use {' or '.join(offered)}")
+        raise EngineError(f"the engine {name} has no precision {precision!r} on a CPU: use {', '.join(offered)}")
     used = precision or ("bfloat16" if name == "openvino" and has_amx() else offered[0])
     if engine:
         reason = "it was asked for"
@@ -204,4 +207,4 @@ def _open(path: Path, choice: Choice) -> Runnable:
         return OpenVinoGraph(path, choice.precision, thread_count())
     from vocabseg.runtime.engines.onnxruntime import OnnxRuntimeGraph
 
-    return OnnxRuntimeGraph(path, thread_count())
+    return OnnxRuntimeGraph(path, thread_count(), literal=choice.precision == "fp8")

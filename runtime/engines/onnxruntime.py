@@ -14,9 +14,11 @@ class OnnxRuntimeGraph:
     """One ONNX graph in a session of the CPU execution provider. Inputs take the graph's type, outputs are float32.
 
     FP16 graphs (their rounding form, `export/half_rounding.py`) are for checking: they are no faster than float32 ones.
+    Nor are those with E4M3, which are run `literal`: rounded where they say so, computed in float32. (The extended
+    optimisations of ONNX Runtime 1.32 turn such a graph into nonsense.)
     """
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, literal: bool = False):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -24,6 +26,9 @@ class OnnxRuntimeGraph:
         options.log_severity_level = 3
         # The arena keeps the largest batch it has seen for ever; crops come in chunks of one size, so little is lost.
         options.enable_cpu_mem_arena = False
+        if literal:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions derive from Exception alone

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class OpenVinoGraph:
                 core.read_model(path),
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+                    "INFERENCE_PRECISION_HINT": _hint(core, precision),
                     "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_NUM_THREADS": threads,
                 },
@@ -40,6 +41,13 @@ class OpenVinoGraph:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
             raise EngineError(f"OpenVINO cannot run on {shapes}: {_first_line(error)}") from error
         return {name: results[index] for index, name in enumerate(self._outputs)}
+
+
+def _hint(core: Any, precision: str) -> str:
+    """What a graph computes in; the float parts of a quantised one take what is fastest on this CPU."""
+    if precision != "int8":
+        return _PRECISIONS[precision]
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def _first_line(error: Exception) -> str:

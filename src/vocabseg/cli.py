@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vocabseg.commands import bench, build, doctor, evaluate, export, segment
+from vocabseg.commands import bench, build, calibrate, doctor, evaluate, export, segment
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
 app.command("build", help=build.HELP, epilog=build.EXAMPLE)(build.build)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
+app.command("calibrate", help=calibrate.HELP, epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.doctor)
 
 

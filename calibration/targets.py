@@ -1,0 +1,158 @@
+"""Which nodes of a graph may compute in eight bits: products with constant weights, named as the model names them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vocabseg.calibration.errors import CalibrationError
+from vocabseg.export.half import mapped_weight
+
+# Products of two activations (attention) are left alone: both sides would need an activation's scale, and their share
+# of the operations is small.
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+# Below this many weights a node's time and size are nothing, and its error may be large.
+SMALLEST = 64
+
+
+@dataclass(frozen=True)
+class Target:
+    """A product with constant weights.
+
+    Attributes:
+        node: the node's name, unique in its graph.
+        layer: the module that it was, such as "blocks.3.mlp.c_fc".
+        block: the part of the model it belongs to, such as "blocks.3"; sensitivity is measured by block.
+        activation: the tensor that is multiplied.
+        weight: the initializer with the weights.
+        axis: the weights' axis of output channels.
+        operations: weights, as a measure of the work; a Conv does it at every pixel.
+    """
+
+    node: str
+    layer: str
+    block: str
+    activation: str
+    weight: str
+    axis: int
+    operations: int
+
+
+def load_graph(path: str | Path) -> Any:
+    """The onnx_ir model at `path`; raises CalibrationError where it is quantised already."""
+    import onnx
+    import onnx_ir
+
+    path = Path(path)
+    model = onnx_ir.from_proto(onnx.load(path, load_external_data=False))
+    onnx_ir.external_data.set_base_dir(model.graph, path.parent)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, onnx_ir.ExternalTensor):
+            value.const_value = mapped_weight(path, value.const_value)
+    for node in model.graph:
+        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+            raise CalibrationError(
+                f"{path} is quantised already ({node.op_type} at {node.name}): calibrate the float32 graph instead"
+            )
+    return model
+
+
+def targets(model: Any) -> list[Target]:
+    """The products of a graph that may be quantised, in the graph's order."""
+    found = []
+    for node in model.graph:
+        if node.domain or node.op_type not in PRODUCTS:
+            continue
+        weight = node.inputs[1]
+        if not is_constant(weight) or weight.const_value.size < SMALLEST or not is_float32(node.inputs[1]):
+            continue
+        layer = _layer(node)
+        found.append(
+            Target(
+                node=node.name,
+                layer=layer,
+                block=block_of(layer),
+                activation=node.inputs[0].name,
+                weight=weight.name,
+                axis=_output_axis(node),
+                operations=int(weight.const_value.size),
+            )
+        )
+    return found
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is an initializer whose content is known."""
+    return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def is_float32(value: Any) -> bool:
+    """Whether an initializer holds float32."""
+    import onnx_ir
+
+    return bool(value.const_value.dtype == onnx_ir.DataType.FLOAT)
+
+
+def block_of(layer: str) -> str:
+    """The part of the model a layer belongs to: up to the last number of its name, or else its first three words.
+
+    "blocks.3.mlp.c_fc" -> "blocks.3"; "backbone.res4.2.conv1" -> "backbone.res4.2".
+    """
+    match = re.match(r"(.*?\D\.\d+(?:\.\d+)?)\.", layer)
+    return match.group(1) if match else ".".join(layer.split(".")[:3])
+
+
+def blocks(found: Iterable[Target]) -> dict[str, list[Target]]:
+    """Targets by block, in the graph's order."""
+    grouped: dict[str, list[Target]] = {}
+    for target in found:
+        grouped.setdefault(target.block, []).append(target)
+    return grouped
+
+
+def ends(model: Any) -> tuple[str, ...]:
+    """The layers next to a graph's inputs and outputs: the patch embedding or first Conv, and the last projections."""
+    found = targets(model)
+    nodes = {node.name: node for node in model.graph}
+    inputs = {value.name for value in model.graph.inputs}
+    products = {target.node for target in found}
+    last = [target for target in found if _reaches_output(nodes[target.node], products)]
+    first = [target for target in found if target.activation in inputs]
+    return tuple(dict.fromkeys(target.layer for target in (*first, *last)))
+
+
+def _reaches_output(node: Any, products: set[str]) -> bool:
+    """Whether what a node gives comes to a graph's output without another product of constant weights on the way."""
+    waiting, seen = [node], {node.name}
+    while waiting:
+        for output in waiting.pop().outputs:
+            if output.is_graph_output():
+                return True
+            for user in (use.node for use in output.uses()):
+                if user.name not in seen and user.name not in products:
+                    seen.add(user.name)
+                    waiting.append(user)
+    return False
+
+
+def _output_axis(node: Any) -> int:
+    if node.op_type == "Conv":
+        return 0
+    transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    return 0 if transposed else node.inputs[1].const_value.shape.rank() - 1
+
+
+def _layer(node: Any) -> str:
+    """The exporter keeps a module's name in its parameters; a linear layer's weight is transposed and loses it."""
+    names = [value.name for value in node.inputs[1:] if is_constant(value)]
+    for output in node.outputs:
+        for user in (use.node for use in output.uses()):
+            if user.op_type == "Add":
+                names += [value.name for value in user.inputs if is_constant(value)]
+    for name in names:
+        stem = re.sub(r"(\.weight|\.bias|_bias|\.weight_bias)$", "", name)
+        if not re.fullmatch(r"val_\d+", stem):
+            return stem
+    return str(node.name)

@@ -1,0 +1,147 @@
+"""`vocabseg calibrate`: a bundle and images in; graphs in lower precision, and what each costs, out."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vocabseg.commands.packages import require
+from vocabseg.commands.progress import progress
+from vocabseg.runtime.errors import ConfigurationError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vocabseg.calibration.trials import TrialSet
+
+    Say = Callable[[str], None]
+
+HELP = "Make low-precision graphs of a bundle from its ranges on real images, and show what each precision costs."
+EXAMPLE = (
+    "Example: vocabseg calibrate my-bundle --images ~/photos --budget disagreement=2\n\n"
+    "With labels: vocabseg calibrate my-bundle --images ~/photos --dataset ade20k-150 --data-dir ~/datasets\n\n"
+    "The built-in demo model, on rendered scenes: vocabseg calibrate\n\n"
+    "A stopped calibration goes on when the same command is given again."
+)
+KINDS = ("float16", "int8", "fp8")
+DEMO = Path("vocabseg-demo")
+
+
+def calibrate(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The bundle, which gets the graphs; default: a copy of the demo model, vocabseg-demo.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="A folder of images. Default: scenes of the demo model's world.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Images that ranges come from, 32 to 512.")] = 64,
+    precision: Annotated[str, typer.Option(help="What to make, separated by commas: float16, int8, fp8.")] = ",".join(
+        KINDS
+    ),
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="miou=POINTS lost at most (0.5 with labels), or disagreement=PERCENT of the pixels (else 2)."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", "-d", help="A labelled data set to try the precisions on.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="The folder that holds the data sets.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="val (the default) or train.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Images to try the precisions on.")] = 100,
+    classes: Annotated[
+        str | None, typer.Option("--classes", "-c", help="Names, or @FILE, without labels. Default: the bundle's own.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which images and regions are taken.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The report's folder. Default: calibration-NAME.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    require(("onnx", "onnx_ir", "onnxruntime", "matplotlib"), "calibrating", "calibration")
+    from vocabseg.calibration.decide import parse_budget
+    from vocabseg.calibration.images import choose_images
+    from vocabseg.calibration.report import lines, write_report
+    from vocabseg.calibration.session import calibrate_bundle
+    from vocabseg.runtime.bundle import open_bundle
+
+    say = _silent if quiet else _say
+    kinds = _kinds(precision)
+    allowed = parse_budget(budget, labelled=dataset is not None or images is None)
+    chosen, held = choose_images(images, count, seed, say)
+    folder = bundle or _demo_copy(say)
+    name = open_bundle(folder, verify=False).manifest.name
+    report_folder = output or Path(f"calibration-{name}")
+    try:
+        report_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {report_folder}: {(error.strerror or str(error)).lower()}") from None
+    trial_set = _trial_set(folder, images, dataset, data_dir, split, limit, classes, report_folder, say)
+    what = f"{len(chosen)} images" if images is not None else f"{len(chosen)} rendered scenes"
+    say(f"Calibrating {name} for {', '.join(kinds)} on {what}: graphs go into {folder}, the report to {report_folder}")
+    with progress(quiet) as tick:
+        report = calibrate_bundle(folder, chosen, held, kinds, allowed, trial_set, seed, report_folder, what, tick, say)
+        files = write_report(report, report_folder)
+    for line in lines(report):
+        say(line)
+    for path in files:
+        print(path)
+    print(folder)
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigurationError(f"--precision {text!r}: give some of {', '.join(KINDS)}")
+    return [kind for kind in KINDS if kind in kinds]
+
+
+def _demo_copy(say: "Say") -> Path:
+    """The demo model where it can be written to: the package's own folder is left alone."""
+    from vocabseg.runtime.bundle import MANIFEST, demo_folder
+
+    if not (DEMO / MANIFEST).is_file():
+        say(f"Copying the demo model to {DEMO}")
+        try:
+            shutil.copytree(demo_folder(), DEMO)
+        except OSError as error:
+            raise OutputError(f"cannot copy the demo model to {DEMO}: {error}") from None
+    return DEMO
+
+
+def _trial_set(
+    folder: Path, images: Path | None, dataset: str | None, data_dir: Path | None, split: str | None, limit: int,
+    classes: str | None, scratch: Path, say: "Say",
+) -> "TrialSet":  # fmt: skip
+    """What the precisions are tried on: a data set, or the images themselves, or rendered scenes."""
+    from vocabseg.benchmarks.bench_inputs import default_vocabulary
+    from vocabseg.benchmarks.datasets.registry import get_dataset
+    from vocabseg.calibration.images import image_files, trial_scenes
+    from vocabseg.calibration.trials import TrialSet
+    from vocabseg.runtime.bundle import open_bundle
+    from vocabseg.runtime.vocabulary import Vocabulary
+
+    if dataset is not None:
+        if data_dir is None:
+            raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
+        return TrialSet(get_dataset(dataset, data_dir, split), limit)
+    if images is None:
+        return TrialSet(get_dataset("world", trial_scenes(scratch, limit, say)), limit)
+    vocabulary = default_vocabulary(open_bundle(folder)) if classes is None else Vocabulary.of(classes)
+    return TrialSet(files=image_files(images), limit=limit, vocabulary=vocabulary)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _silent(line: str) -> None:
+    pass

@@ -1,0 +1,116 @@
+"""`vocabseg calibrate` from images to a bundle that runs in int8."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vocabseg import cli
+from vocabseg.calibration.images import choose_images
+from vocabseg.calibration.quantize import write_quantised
+from vocabseg.calibration.scales import Scheme
+from vocabseg.calibration.statistics import Statistics
+from vocabseg.calibration.targets import load_graph, targets
+from vocabseg.runtime.bundle import demo_folder, file_record, open_bundle
+from vocabseg.runtime.errors import BundleError
+from vocabseg.runtime.segmenter import Segmenter
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["calibrate", *map(str, arguments)])
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle with int8 graphs, and the report's folder."""
+    folder = tmp_path_factory.mktemp("calibration")
+    bundle, report = folder / "bundle", folder / "report"
+    shutil.copytree(demo_folder(), bundle)
+    assert run(bundle, "--count", 32, "--precision", "int8", "--limit", 4, "--output", report, "--quiet") == 0
+    return bundle, report
+
+
+def test_the_bundle_runs_in_int8(calibrated: tuple[Path, Path]) -> None:
+    bundle = open_bundle(calibrated[0])
+    graphs = bundle.manifest.variants["int8"]
+    assert graphs["text_encoder"] == bundle.manifest.graphs["text_encoder"]
+    for name in ("image_encoder", "proposal"):
+        record = graphs[name]
+        assert record.file == f"graphs/int8/{name}.onnx"
+        assert record.total_bytes < 0.31 * bundle.graph(name).total_bytes
+        assert record.provenance["source"] == bundle.graph(name).digest()
+        assert record.provenance["images"]["count"] == 32
+        assert record.provenance["versions"]["onnxruntime"]
+    image = choose_images(None, 32, 0, print)[0][0].read()
+    vocabulary = Segmenter(bundle).vocabulary()
+    exact = Segmenter(bundle, "cpu", "onnxruntime", "float32")(image, vocabulary).labels
+    for engine in ("onnxruntime", "openvino"):
+        segmenter = Segmenter(bundle, "cpu", engine, "int8")
+        assert (segmenter(image, vocabulary).labels == exact).mean() > 0.97, engine
+        assert segmenter.engine("text_encoder").key.endswith("float32")
+
+
+def test_the_report(calibrated: tuple[Path, Path]) -> None:
+    report = calibrated[1]
+    data = json.loads((report / "calibration.json").read_text())
+    assert [trial["precision"] for trial in data["trials"]] == ["float32", "bfloat16", "int8"]
+    assert data["chosen"] in data["trials"]
+    assert data["trials"][0]["agreement"] == 100
+    plan = data["plans"]["int8"]["proposal"]
+    assert len(plan["tried"]) > 3
+    losses = [block["loss"] for block in plan["blocks"]]
+    assert losses == sorted(losses, reverse=True)
+    page = (report / "calibration.md").read_text()
+    assert "| int8 | openvino |" in page
+    assert (report / "calibration.png").stat().st_size > 20_000
+
+
+def test_a_precision_that_is_not_there_names_the_command() -> None:
+    with pytest.raises(BundleError, match="vocabseg calibrate"):
+        Segmenter(open_bundle(None), "cpu", "onnxruntime", "int8")
+
+
+def test_a_quantised_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(demo_folder(), bundle)
+    path = bundle / "image_encoder.onnx"
+    seen: dict[str, Statistics] = {}
+    for target in targets(load_graph(path)):
+        seen[target.activation] = Statistics()
+        seen[target.activation].update(np.ones((2, 2), np.float32))
+    record = write_quantised(path, tmp_path / "image_encoder.onnx", Scheme(), seen)
+    for file in tmp_path.glob("image_encoder.onnx*"):
+        shutil.copy(file, bundle / file.name)
+    text = json.loads((bundle / "manifest.json").read_text())
+    fresh = file_record(bundle, "image_encoder.onnx")
+    text["graphs"]["image_encoder"] |= {"bytes": fresh.bytes, "sha256": fresh.sha256}
+    external = [file_record(bundle, one.file) for one in record.external]
+    text["graphs"]["image_encoder"]["external"] = [
+        {"file": one.file, "bytes": one.bytes, "sha256": one.sha256} for one in external
+    ]
+    (bundle / "manifest.json").write_text(json.dumps(text))
+    assert run(bundle, "--count", 32, "--precision", "int8", "--limit", 2, "--output", tmp_path / "report") == 2
+    assert "quantised already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--precision", "int4"], "give some of float16, int8, fp8"),
+        (["--budget", "miou=none"], "is no number"),
+        (["--count", "5"], "32 to 512"),
+        (["--images", "/nowhere"], "no such folder"),
+        (["--dataset", "voc-20"], "--data-dir is missing"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(demo_folder(), *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
