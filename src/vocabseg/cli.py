@@ -1,11 +1,11 @@
-"""The command line: one verb each for exporting a model, segmenting with it, measuring it, examining the machine."""
+"""The command line: one verb each for exporting a model, segmenting with it, serving it, measuring it and so on."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from vocabseg.commands import bench, doctor, evaluate, export, segment
+from vocabseg.commands import bench, doctor, evaluate, export, segment, serve, triton
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app.command("segment", help=segment.HELP, epilog=segment.EXAMPLE)(segment.segmen
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
+app.command("serve", help=serve.HELP, epilog=serve.EXAMPLE)(serve.serve)
+app.command("triton", help=triton.HELP, epilog=triton.EXAMPLE)(triton.triton)
 app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
