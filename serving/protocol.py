@@ -68,7 +68,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a request. Lists travel as JSON, since Triton's parameters are plain text and numbers."""
 
     vocabulary: str | None = None
-    seen: list[str] | list[bool] | None = None
+    seen: list[str | bool] | None = None
     templates: list[str] | None = None
     things: list[str | int] | None = None
     object_mask_threshold: float = 0.8

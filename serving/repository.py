@@ -1,4 +1,4 @@
-"""A bundle -> a model repository of Triton's: configuration, model file, the bundle itself, and what one needs to run it."""
+"""A bundle -> a model repository of Triton's: configuration, model file, the bundle itself, and how it is run."""
 
 import json
 import os
