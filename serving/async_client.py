@@ -17,7 +17,7 @@ from vocabseg.serving.client import RESULT, is_timeout, panoptic_call, transport
 class AsyncClient:
     """What `Client` is, with methods to await; to be used by one event loop."""
 
-    def __init__(self, url: str, model: str = protocol.MODEL, timeout: float = 60.0, retries: int = 6):
+    def __init__(self, url: str, model: str = protocol.MODEL, timeout: float = 60.0, retries: int = 8):
         self.url = url
         self.model = model
         self.timeout = timeout

@@ -26,7 +26,7 @@ class Client:
     model process that is being restarted) is tried again up to `retries` times, after pauses that double.
     """
 
-    def __init__(self, url: str, model: str = protocol.MODEL, timeout: float = 60.0, retries: int = 6):
+    def __init__(self, url: str, model: str = protocol.MODEL, timeout: float = 60.0, retries: int = 8):
         self.url = url
         self.model = model
         self.timeout = timeout

@@ -28,20 +28,37 @@ COUNTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
 }
 
+RUNNING = "vocabseg_running"
+
+
+def under_way(text: str) -> float:
+    """How many requests wait or run, by the text that the server's metrics page shows."""
+    total = 0.0
+    for line in text.splitlines():
+        if line.startswith((f"{RUNNING}{{", "nv_inference_pending_request_count{")):
+            total += float(line.rpartition(" ")[2])
+    return total
+
 
 class Metrics:
-    """Counters of one model instance. `make_family(name, description)` makes Triton's family of that name."""
+    """Figures of one model instance. `make_family(name, description, gauge)` makes Triton's family of that name."""
 
-    def __init__(self, make_family: Callable[[str, str], Any], labels: dict[str, str]):
+    def __init__(self, make_family: Callable[[str, str, bool], Any], labels: dict[str, str]):
         self._counters: dict[tuple[str, str], Any] = {}
         self._shown: dict[tuple[str, str], float] = {}
         self._families = []  # a family that is collected takes its metrics with it
         for name, (description, label, values) in COUNTERS.items():
-            family = make_family(name, description)
+            family = make_family(name, description, False)
             self._families.append(family)
             for value in values or ("",):
                 own = {**labels, label: value} if label else labels
                 self._counters[name, value] = family.Metric(labels=own)
+        self._families.append(make_family(RUNNING, "Requests that are being answered", True))
+        self._running = self._families[-1].Metric(labels=labels)
+
+    def running(self, count: int) -> None:
+        """So many requests are being answered."""
+        self._running.set(count)
 
     def show(self, batch: Batch, batches: int) -> None:
         """Raise every counter to what was done so far."""

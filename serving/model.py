@@ -5,6 +5,7 @@ https://github.com/triton-inference-server/python_backend describes what the bac
 
 import json
 import os
+import subprocess
 import traceback
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vocabseg.serving.answers import stack
 from vocabseg.serving.batch import Batch, is_users
 from vocabseg.serving.metrics import Metrics
 from vocabseg.serving.protocol import EVIDENCE, INPUTS, OUTPUTS, Limits, NamedVocabulary
+from vocabseg.serving.repository import SUPERVISED
 from vocabseg.serving.requests import Ask, Reader
 
 BUNDLE = "bundle"
@@ -46,11 +48,19 @@ class TritonPythonModel:
         self._reader = Reader(limits, named)
         self._batches = 0
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
-        self._metrics = Metrics(_counter_family, labels)
+        self._metrics = Metrics(_family, labels)
+        self._watcher = None if os.environ.get(SUPERVISED) else _watch()
         triton.Logger.log_info(f"{labels['instance']}: {segmenter.bundle.manifest.name} on {segmenter.choice.key}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests, each on its own terms."""
+        self._metrics.running(len(requests))
+        try:
+            return self._execute(requests)
+        finally:
+            self._metrics.running(0)
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
         asks: list[Ask] = []
         owners: list[int] = []
         errors: dict[int, Exception] = {}
@@ -81,6 +91,19 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Called when the server unloads the model, after the last answer."""
         self._batch.close()
+        if self._watcher is not None and self._watcher.stdin is not None:
+            self._watcher.stdin.write(b"ended well\n")
+            self._watcher.stdin.close()
+            self._watcher.wait()
+
+
+def _watch() -> "subprocess.Popen[bytes]":
+    """A process that ends the server when this one dies; whoever started the server starts it again.
+
+    Triton 2.51 leaves a model process that has died as it is: the server stays ready, and its requests fail.
+    """
+    script = 'read word || { echo "a model process has died: ending the server" >&2; kill -TERM "$0"; }'
+    return subprocess.Popen(["/bin/sh", "-c", script, str(os.getppid())], stdin=subprocess.PIPE, start_new_session=True)
 
 
 class Cancelled(Exception):
@@ -120,5 +143,6 @@ def _refusal(message: str, code: Any) -> Any:
     return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(line, code))
 
 
-def _counter_family(name: str, description: str) -> Any:
-    return triton.MetricFamily(name=name, description=description, kind=triton.MetricFamily.COUNTER)
+def _family(name: str, description: str, gauge: bool) -> Any:
+    kind = triton.MetricFamily.GAUGE if gauge else triton.MetricFamily.COUNTER
+    return triton.MetricFamily(name=name, description=description, kind=kind)

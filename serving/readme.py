@@ -23,12 +23,13 @@ docker build -t vocabseg-triton .
 Then, with this folder as $PWD:
 
 ```
-docker run --rm{gpus} --shm-size=1g --stop-timeout 40 -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro \\
+docker run --restart unless-stopped{gpus} --shm-size=1g --stop-timeout 40 -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro \\
   -v vocabseg-cache:/cache -e VOCABSEG_CACHE_DIR=/cache vocabseg-triton \\
   tritonserver --model-repository=/models --exit-timeout-secs=30
 ```
 
-The volume keeps text embeddings over restarts; tensors pass through shared memory, hence `--shm-size`. Without a
+The volume keeps text embeddings over restarts; tensors pass through shared memory, hence `--shm-size`. When a
+model process dies, the server ends and the container starts again; clients try again meanwhile. Without a
 container: `vocabseg serve BUNDLE`. Triton has no access control: put it behind a proxy that has before it leaves 127.0.0.1.
 
 ## Ask

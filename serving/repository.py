@@ -20,6 +20,8 @@ from vocabseg.serving.readme import readme
 
 # The folder that holds the package, where it is not installed in the model's environment.
 PACKAGE_PATH = "VOCABSEG_PACKAGE_PATH"
+# Set where somebody watches over the model processes and starts the server again when one has died.
+SUPERVISED = "VOCABSEG_SUPERVISED"
 
 MODEL_FILE = f'''"""The model that Triton's Python backend runs; all of it is in the package vocabseg."""
 

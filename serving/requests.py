@@ -127,7 +127,8 @@ def adjust(vocabulary: Vocabulary, options: Options) -> Vocabulary:
     if options.seen is None and options.templates is None:
         return vocabulary
     seen: Any = vocabulary.seen if options.seen is None else options.seen
-    return Vocabulary(vocabulary.names, seen, options.templates or vocabulary.templates)
+    templates = vocabulary.templates if options.templates is None else options.templates
+    return Vocabulary(vocabulary.names, seen, templates)
 
 
 def read_options(parameters: Mapping[str, Any]) -> Options:

@@ -9,20 +9,25 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from vocabseg.runtime.errors import EngineError
+from vocabseg.serving import metrics, processes
 from vocabseg.serving.environment import check_platform, server_binary, site_packages, write_backends
-from vocabseg.serving.repository import PACKAGE_PATH
+from vocabseg.serving.repository import PACKAGE_PATH, SUPERVISED
 
 # Seconds that requests may still take once the server is told to stop.
 DRAIN = 30
+# Looks at a tenth of a second each that must find nothing under way before a server that was told to end is ended.
+IDLE_LOOKS = 10
 PR_SET_PDEATHSIG = 1
+SHARED_MEMORY = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -36,8 +41,12 @@ class Ports(msgspec.Struct, frozen=True):
 class Server:
     """A running tritonserver; `stop` ends it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, host: str, ports: Ports, model: str):
+    def __init__(
+        self, process: subprocess.Popen[bytes], folder: Path, host: str, ports: Ports, model: str, prefix: str
+    ):
         self.process = process
+        self.prefix = prefix
+        self._models: list[int] | None = None
         self.folder = folder
         self.host = host
         self.ports = ports
@@ -50,7 +59,14 @@ class Server:
 
     def urls(self) -> dict[str, str]:
         """The addresses by what they are for."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self._urls(self.host)
+
+    def local_url(self, what: str) -> str:
+        """The address for this machine's own use, where the server listens on all of them."""
+        return self._urls({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))[what]
+
+    def _urls(self, host: str) -> dict[str, str]:
+        host = f"[{host}]" if ":" in host else host
         return {
             "http": f"http://{host}:{self.ports.http}",
             "grpc": f"grpc://{host}:{self.ports.grpc}",
@@ -59,12 +75,12 @@ class Server:
 
     def ready(self) -> bool:
         """Whether the server and the model take requests."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        connection = http.client.HTTPConnection(host, self.ports.http, timeout=5)
-        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-            connection.request("GET", f"/v2/models/{self.model}/ready")
-            return connection.getresponse().status == 200
-        return False
+        url = f"{self.local_url('http')}/v2/models/{self.model}/ready"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, http.client.HTTPException):
+            return False
 
     def wait_until_ready(self, seconds: float) -> None:
         """Raises EngineError when the server ends, or is not ready after so many seconds."""
@@ -84,48 +100,69 @@ class Server:
         errors = [error for error in errors if "CudaDriverHelper" not in error]  # told on every machine without a GPU
         return errors[-1] if errors else "it told no error; see --verbose"
 
-    def terminate(self) -> None:
-        """Let it answer what it has taken, take nothing more, and end; returns at once."""
+    def healthy(self) -> bool:
+        """Whether the server and all its model processes live.
+
+        Triton 2.51 does not replace a model process that has died: its requests fail from then on, and unloading the
+        model waits for it without end. The whole server must be started again.
+        """
+        if self._models is None:
+            self._models = processes.children(self.process.pid, STUB)
+        return self.process.poll() is None and all(processes.alive(pid) for pid in self._models)
+
+    def stop(self) -> None:
+        """Let the server answer what it has taken, end it, and remove its files.
+
+        Told to end, tritonserver takes no new connections, but waits for those that clients keep open, idle or not, for
+        as long as it may. So it is ended as soon as nothing is under way.
+        """
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + DRAIN
+        idle = 0
+        while self.process.poll() is None and time.monotonic() < end and idle < IDLE_LOOKS:
+            time.sleep(0.1)
+            idle = 0 if self.busy() else idle + 1
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):  # those of a process that was killed stay
+            region.unlink(missing_ok=True)
 
-    def stop(self, seconds: float = DRAIN + 10) -> int:
-        """Stop the server, by force if it takes longer than that, and remove its folder; returns its exit code."""
-        self.terminate()
+    def busy(self) -> bool:
+        """Whether a request waits or runs, or an answer is on its way."""
         try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return self.process.returncode
+            with urllib.request.urlopen(self.local_url("metrics"), timeout=2) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return False  # metrics are the last to go
+        return metrics.under_way(text) > 0 or processes.unsent(self.ports.http, self.ports.grpc)
 
 
 def start(
     environment: Path,
     repository: Path,
     model: str,
+    folder: Path,
     host: str = "127.0.0.1",
     ports: Ports | None = None,
     verbose: bool = False,
-    folder: Path | None = None,
 ) -> Server:
     """Start the server of `environment` with a model repository; it is not ready yet.
 
-    Ports of 0 take free ones. `folder` is for the server's own files; it is removed when the server stops. Raises
+    `folder`, which must exist, is for the server's own files and goes when it stops. Ports of 0 take free ones. Raises
     EngineError for a port in use, a host that is not this machine's, and a machine that cannot run the server.
     """
     libpython = check_platform()
     ports = _free(host, ports or Ports())
-    folder = folder or Path(tempfile.mkdtemp(prefix="vocabseg-serve-"))
     write_backends(environment, folder)
+    prefix = f"vocabseg-{os.getpid()}-{ports.http}-"
     command = [
         str(server_binary(environment)),
         f"--model-repository={repository}",
         f"--backend-directory={folder / 'backends'}",
-        f"--backend-config=python,shm-region-prefix-name=vocabseg-{os.getpid()}-{ports.http}-",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
         f"--http-address={host}",
         f"--http-port={ports.http}",
         f"--grpc-address={host}",
@@ -136,7 +173,7 @@ def start(
         "--disable-auto-complete-config",
     ]
     process = _spawn(command, _variables(environment, libpython, folder), folder / "server.log", verbose)
-    return Server(process, folder, host, ports, model)
+    return Server(process, folder, host, ports, model, prefix)
 
 
 def _variables(environment: Path, libpython: Path, folder: Path) -> dict[str, str]:
@@ -149,6 +186,7 @@ def _variables(environment: Path, libpython: Path, folder: Path) -> dict[str, st
         "LD_LIBRARY_PATH": ":".join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
         "VIRTUAL_ENV": str(environment),
         PACKAGE_PATH: str(folder / "package"),
+        SUPERVISED: "1",
     }
 
 

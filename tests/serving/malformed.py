@@ -116,7 +116,7 @@ def _all() -> Iterator[Bad]:
         yield Bad(f"PNG with damaged part {extra}", {"IMAGE": file(_damaged(scene, extra)), "CLASSES": good})
 
 
-DAMAGES = 13
+DAMAGES = 16
 
 
 def _jpeg() -> bytes:

@@ -1,9 +1,9 @@
 """`vocabseg serve`: a bundle in; a Triton Inference Server that answers for it, until it is told to stop."""
 
+import os
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,6 @@ import typer
 
 from vocabseg.commands.progress import progress
 from vocabseg.commands.triton import named_vocabularies, serving_of
-from vocabseg.runtime.errors import EngineError
 
 HELP = "Serve a bundle on this machine, by HTTP and gRPC, with NVIDIA's tritonserver; Ctrl-C stops it."
 EXAMPLE = (
@@ -57,8 +56,9 @@ def serve(
     from vocabseg.runtime import engines
     from vocabseg.runtime.settings import open_adjusted
     from vocabseg.serving.environment import check_platform, prepare
+    from vocabseg.serving.keeper import SCRATCH, Keeper, sweep
     from vocabseg.serving.repository import write_repository
-    from vocabseg.serving.server import Ports, start
+    from vocabseg.serving.server import Ports
 
     check_platform()
     named = named_vocabularies(vocabularies or [])
@@ -75,31 +75,25 @@ def serve(
     # Both from the outset: a signal that comes while the server starts must stop it, too.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
-    with tempfile.TemporaryDirectory(prefix="vocabseg-serve-") as scratch:
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
         folder = Path(scratch)
         write_repository(opened, folder / "models", serving, named)
-        (folder / "server").mkdir()
-        server = start(
-            environment, folder / "models", name, host, Ports(http_port, grpc_port, metrics_port), verbose,
-            folder / "server",
-        )  # fmt: skip
+        keeper = Keeper(environment, folder, name, host, Ports(http_port, grpc_port, metrics_port), verbose)
         try:
             with progress(quiet) as report:
                 report(f"starting {serving.instances} x {serving.threads} cores with {choice.key}", 0, 1)
-                server.wait_until_ready(start_seconds)
-            urls = server.urls()
+                urls = keeper.start(start_seconds).urls()
             print(f"Ready: {opened.manifest.name} at {urls['http']} and {urls['grpc']}, metrics {urls['metrics']}")
             sys.stdout.flush()
-            while server.process.poll() is None:
-                time.sleep(0.2)
-            raise EngineError(f"the server ended with code {server.process.returncode}: {server.last_error()}")
+            keeper.keep(lambda line: print(line, file=sys.stderr, flush=True))
         except Stop:
             if not quiet:
                 print("Stopping: requests that were taken are still answered", file=sys.stderr, flush=True)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-            server.stop()
+            keeper.stop()
 
 
 class Stop(Exception):
