@@ -1,7 +1,7 @@
-"""Answers several requests together, whatever their vocabularies; one that cannot be answered does not touch the others.
+"""Answers requests together, whatever their vocabularies; one that cannot be answered does not touch the others.
 
-Images are decoded ahead by threads of their own, names that nobody has encoded yet are encoded first, and then all images
-run through `Segmenter.segment_pairs`, which overlaps their stages.
+Images are decoded ahead by threads of their own, names that nobody has encoded yet are encoded first, and then all
+images run through `Segmenter.segment_pairs`, which overlaps their stages.
 """
 
 import time

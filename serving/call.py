@@ -1,4 +1,4 @@
-"""One call of a client, apart from how it travels: what is sent for an image, and the result made of what comes back."""
+"""One call of a client, apart from how it travels: what is sent for an image, and the result of what comes back."""
 
 import contextlib
 import json

@@ -15,7 +15,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
         instances: model instances, each a process of its own.
         threads: CPU cores of each instance.
         gpus: GPUs to run on, `instances` on each; none for the CPU.
-        max_batch: most images run together.
+        max_batch: most images run together; 1 for no batching.
         delay: seconds that a request may wait for others to join it.
         queue: requests that may wait; those beyond are refused, and clients come back later.
         patience: seconds after which a waiting request is refused; a request may ask for less.
@@ -30,7 +30,6 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     delay: float = 0.002
     queue: int = 128
     patience: float = 30.0
-    dynamic_batching: bool = True
     engine: str | None = None
     precision: str | None = None
     limits: Limits = Limits()
@@ -41,7 +40,7 @@ def model_configuration(serving: Serving) -> str:
     blocks = [
         f"name: {_text(serving.name)}",
         'backend: "python"',
-        f"max_batch_size: {serving.max_batch if serving.dynamic_batching else 1}",
+        f"max_batch_size: {serving.max_batch}",
         *(_input(name, *INPUTS[name]) for name in INPUTS),
         *(
             f"output {{ name: {_text(name)} data_type: {kind} {_dims(dims)} }}"
@@ -81,7 +80,7 @@ def _instances(serving: Serving) -> str:
 def _batching(serving: Serving) -> str:
     return (
         "dynamic_batching {\n"
-        f"  max_queue_delay_microseconds: {round(serving.delay * 1e6) if serving.dynamic_batching else 0}\n"
+        f"  max_queue_delay_microseconds: {round(serving.delay * 1e6)}\n"
         "  default_queue_policy {\n"
         "    timeout_action: REJECT\n"
         f"    default_timeout_microseconds: {round(serving.patience * 1e6)}\n"

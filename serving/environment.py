@@ -1,7 +1,7 @@
-"""The environment in which `vocabseg serve` runs: NVIDIA's tritonserver and the runtime's packages, made on first use.
+"""The environment of `vocabseg serve`: NVIDIA's tritonserver and the runtime's packages, made on first use.
 
-The server comes with the wheel of nvidia-pytriton (Apache 2.0), of which nothing else is used. It is kept apart from the
-environment of the user, because its Python backend needs NumPy 1 on the model's side: with NumPy 2, outputs arrive empty.
+The server comes with the wheel of nvidia-pytriton (Apache 2.0), of which nothing else is used. It is kept apart from
+the environment of the user, because its Python backend needs NumPy 1 on the model's side: with NumPy 2, outputs arrive empty.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ ENVIRONMENT = "VOCABSEG_SERVING_DIR"
 SERVER_PACKAGE = "nvidia-pytriton==0.7.0"
 OLDEST_GLIBC = (2, 35)
 PYTHONS = ((3, 11), (3, 12), (3, 13))
-# What the runtime imports, in the versions that are installed here, so that the server computes what this machine would.
+# What the runtime imports, in the versions installed here, so that the server computes what this process would.
 SAME_PACKAGES = ("pillow", "msgspec", "safetensors", "ftfy", "regex", "pycocotools", "platformdirs")
 # OpenCV 4.12 and later ask for NumPy 2.
 OTHER_PACKAGES = ("numpy>=1.26,<2", "opencv-python-headless>=4.10,<4.12")
@@ -167,6 +167,7 @@ def write_backends(folder: Path, target: Path) -> None:
     shutil.copy2(stub, backend / stub.name)
     (backend / stub.name).chmod(0o755)
     spec = find_spec("vocabseg")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     (target / "package").mkdir()
     (target / "package" / "vocabseg").symlink_to(Path(next(iter(spec.submodule_search_locations))).absolute())

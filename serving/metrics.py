@@ -1,5 +1,7 @@
 """The server's own figures, kept in Triton's custom metrics, beside those that Triton counts itself."""
 
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,11 +33,12 @@ COUNTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 RUNNING = "vocabseg_running"
 
 
-def under_way(text: str) -> float:
-    """How many requests wait or run, by the text that the server's metrics page shows."""
+def under_way(text: str, alive: Callable[[int], bool]) -> float:
+    """How many requests wait or run, by the text of the server's metrics page; those of dead processes do not count."""
     total = 0.0
     for line in text.splitlines():
-        if line.startswith((f"{RUNNING}{{", "nv_inference_pending_request_count{")):
+        process = re.match(RUNNING + r'\{.*pid="(\d+)"', line)
+        if line.startswith("nv_inference_pending_request_count{") or (process and alive(int(process[1]))):
             total += float(line.rpartition(" ")[2])
     return total
 
@@ -54,7 +57,7 @@ class Metrics:
                 own = {**labels, label: value} if label else labels
                 self._counters[name, value] = family.Metric(labels=own)
         self._families.append(make_family(RUNNING, "Requests that are being answered", True))
-        self._running = self._families[-1].Metric(labels=labels)
+        self._running = self._families[-1].Metric(labels={**labels, "pid": str(os.getpid())})
 
     def running(self, count: int) -> None:
         """So many requests are being answered."""

@@ -8,29 +8,32 @@ from vocabseg.serving.configuration import Serving
 
 TEXT = """# {name}: {bundle} on Triton Inference Server
 
-Written by `vocabseg triton`. The folder `{name}` is a model of Triton's Python backend around the vocabseg runtime, with the
-bundle inside; `{name}/config.pbtxt` has every setting, `grafana.json` is a dashboard for its metrics.
+Written by `vocabseg triton`. The folder `{name}` is a model of Triton's Python backend around the vocabseg runtime, with
+the bundle inside; `{name}/config.pbtxt` has every setting, `grafana.json` is a dashboard for its metrics.
 
 ## Start
 
-The server's container needs the package vocabseg (Python 3.11 to 3.13); once:
+The server's container needs the package vocabseg. In a folder that holds its source, once:
 
 ```
-printf 'FROM nvcr.io/nvidia/tritonserver:25.08-py3\\nCOPY vocabseg*.whl /tmp/\\nRUN pip install "$(ls /tmp/vocabseg*.whl)[{extra}]"\\n' > Dockerfile
-docker build -t vocabseg-triton .
+docker build -t vocabseg-triton -f - . <<'END'
+FROM nvcr.io/nvidia/tritonserver:25.08-py3
+COPY . /tmp/vocabseg
+RUN pip install "/tmp/vocabseg[{extra}]"
+END
 ```
 
 Then, with this folder as $PWD:
 
 ```
-docker run --restart unless-stopped{gpus} --shm-size=1g --stop-timeout 40 -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro \\
-  -v vocabseg-cache:/cache -e VOCABSEG_CACHE_DIR=/cache vocabseg-triton \\
+docker run --restart unless-stopped{gpus} --shm-size=1g --stop-timeout 40 \\
+  -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro -v vocabseg-cache:/cache -e VOCABSEG_CACHE_DIR=/cache vocabseg-triton \\
   tritonserver --model-repository=/models --exit-timeout-secs=30
 ```
 
-The volume keeps text embeddings over restarts; tensors pass through shared memory, hence `--shm-size`. When a
-model process dies, the server ends and the container starts again; clients try again meanwhile. Without a
-container: `vocabseg serve BUNDLE`. Triton has no access control: put it behind a proxy that has before it leaves 127.0.0.1.
+The volume keeps text embeddings over restarts; tensors pass through shared memory, hence `--shm-size`. When a model
+process dies, the server ends and the container starts again; clients try again meanwhile. Without a container:
+`vocabseg serve BUNDLE`. Triton has no access control: put a proxy before it that has, if it is to leave 127.0.0.1.
 
 ## Ask
 

@@ -1,4 +1,4 @@
-"""A tritonserver of one's own: started with a model repository, watched until it is ready, stopped with no answer lost."""
+"""A tritonserver of one's own: started with a model repository, watched, and stopped with no answer lost."""
 
 import contextlib
 import ctypes
@@ -46,7 +46,7 @@ class Server:
     ):
         self.process = process
         self.prefix = prefix
-        self._models: list[int] | None = None
+        self._models: list[int] = []
         self.folder = folder
         self.host = host
         self.ports = ports
@@ -91,6 +91,7 @@ class Server:
             if time.monotonic() > end:
                 raise EngineError(f"the server is not ready after {seconds:g} s: {self.last_error()}")
             time.sleep(0.1)
+        self._models = processes.children(self.process.pid, STUB)
 
     def last_error(self) -> str:
         """The error that the server told last, on one line."""
@@ -106,8 +107,6 @@ class Server:
         Triton 2.51 does not replace a model process that has died: its requests fail from then on, and unloading the
         model waits for it without end. The whole server must be started again.
         """
-        if self._models is None:
-            self._models = processes.children(self.process.pid, STUB)
         return self.process.poll() is None and all(processes.alive(pid) for pid in self._models)
 
     def stop(self) -> None:
@@ -120,6 +119,8 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + DRAIN
         idle = 0
+        if self._models and not any(map(processes.alive, self._models)):
+            idle = IDLE_LOOKS  # nobody is left to answer
         while self.process.poll() is None and time.monotonic() < end and idle < IDLE_LOOKS:
             time.sleep(0.1)
             idle = 0 if self.busy() else idle + 1
@@ -137,7 +138,7 @@ class Server:
                 text = answer.read().decode()
         except OSError:
             return False  # metrics are the last to go
-        return metrics.under_way(text) > 0 or processes.unsent(self.ports.http, self.ports.grpc)
+        return metrics.under_way(text, processes.alive) > 0 or processes.unsent(self.ports.http, self.ports.grpc)
 
 
 def start(
