@@ -60,8 +60,7 @@ class Batch:
     ) -> list[Tensors | Exception]:
         """The tensors of each ask, or else why there are none: VocabsegError for what the client can mend.
 
-        `gone(index)` tells whether nobody waits for that answer any more: it is asked before the image's turn comes,
-        and an ImageError takes the answer's place.
+        `gone(index)` tells whether nobody waits for that answer any more: it is asked before the image's turn comes.
         """
         answers: list[Tensors | Exception | None] = [None] * len(asks)
         with self.tally.timed("names"):

@@ -1,7 +1,8 @@
 """The environment of `vocabseg serve`: NVIDIA's tritonserver and the runtime's packages, made on first use.
 
 The server comes with the wheel of nvidia-pytriton (Apache 2.0), of which nothing else is used. It is kept apart from
-the environment of the user, because its Python backend needs NumPy 1 on the model's side: with NumPy 2, outputs arrive empty.
+the environment of the user, because its Python backend needs NumPy 1 on the model's side: with NumPy 2, outputs arrive
+empty.
 """
 
 import fcntl

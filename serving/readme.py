@@ -8,8 +8,8 @@ from vocabseg.serving.configuration import Serving
 
 TEXT = """# {name}: {bundle} on Triton Inference Server
 
-Written by `vocabseg triton`. The folder `{name}` is a model of Triton's Python backend around the vocabseg runtime, with
-the bundle inside; `{name}/config.pbtxt` has every setting, `grafana.json` is a dashboard for its metrics.
+Written by `vocabseg triton`. The folder `{name}` is a model of Triton's Python backend around the vocabseg runtime,
+with the bundle inside; `{name}/config.pbtxt` has every setting, `grafana.json` is a dashboard for its metrics.
 
 ## Start
 
@@ -27,8 +27,8 @@ Then, with this folder as $PWD:
 
 ```
 docker run --restart unless-stopped{gpus} --shm-size=1g --stop-timeout 40 \\
-  -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro -v vocabseg-cache:/cache -e VOCABSEG_CACHE_DIR=/cache vocabseg-triton \\
-  tritonserver --model-repository=/models --exit-timeout-secs=30
+  -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro -v vocabseg-cache:/cache -e VOCABSEG_CACHE_DIR=/cache \\
+  vocabseg-triton tritonserver --model-repository=/models --exit-timeout-secs=30
 ```
 
 The volume keeps text embeddings over restarts; tensors pass through shared memory, hence `--shm-size`. When a model

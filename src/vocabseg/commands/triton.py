@@ -11,6 +11,7 @@ from vocabseg.runtime.errors import ConfigurationError
 if TYPE_CHECKING:
     from vocabseg.runtime.vocabulary import Vocabulary
     from vocabseg.serving.configuration import Serving
+    from vocabseg.serving.protocol import Limits
 
 HELP = "Write a Triton model repository that serves a bundle, with the container line that starts it."
 EXAMPLE = (
@@ -113,7 +114,7 @@ def named_vocabularies(given: list[str]) -> "dict[str, Vocabulary]":
     return found
 
 
-def _limits(given: list[str]):  # type: ignore[no-untyped-def]
+def _limits(given: list[str]) -> "Limits":
     from vocabseg.serving.protocol import Limits
 
     known = ", ".join(Limits.__struct_fields__)
