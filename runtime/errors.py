@@ -35,3 +35,7 @@ class ConfigurationError(VocabsegError):
 
 class OutputError(VocabsegError):
     """A place where the output cannot be written."""
+
+
+class ServerError(VocabsegError):
+    """A server that cannot be reached, does not answer in time, or refuses a request."""

@@ -29,7 +29,7 @@ _READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 _ORIENTATION = 0x0112
 
 
-def load_image(source: Any) -> np.ndarray:
+def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the picture in `source` as contiguous, writeable uint8 RGB (H, W, 3).
 
     `source` is a path, the bytes of an image file, a file opened in binary mode, a PIL image, or a uint8 array: RGB
@@ -40,26 +40,26 @@ def load_image(source: Any) -> np.ndarray:
     channel is dropped, not composited (what PIL's `convert("RGB")` does, hence the published code). 16-bit channels
     keep their high byte (value >> 8, what Pillow does to 16-bit RGB). Grey, palette and CMYK pictures become RGB.
 
-    Raises ImageError, and nothing else, for what cannot be read, is empty, is larger than 200 megapixels (known from
-    the header, before anything is decoded) or has pixels without a known range (floating point, 32-bit integers).
+    Raises ImageError, and nothing else, for what cannot be read, is empty, has more than `max_pixels` (known from the
+    header, before anything is decoded) or has pixels without a known range (floating point, 32-bit integers).
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(source)
+        return _from_path(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_stream(io.BytesIO(source), "the image file given as bytes")
+        return _from_stream(io.BytesIO(source), "the image file given as bytes", max_pixels)
     pillow = sys.modules.get("PIL.Image")  # where it is not imported, nothing can be its image
     if pillow is not None and isinstance(source, pillow.Image):
-        return _from_pillow(source, "the PIL image")
+        return _from_pillow(source, "the PIL image", max_pixels)
     if callable(getattr(source, "read", None)):
-        return _from_file_object(source)
+        return _from_file_object(source, max_pixels)
     raise ImageError(
         f"cannot make an image of a {type(source).__name__}; give a path, a PIL image or a uint8 RGB array (H, W, 3)"
     )
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
+def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
     shape = " x ".join(map(str, array.shape)) or "no dimensions"
     if array.ndim == 2:
         array = array[:, :, None]
@@ -81,13 +81,13 @@ def _from_array(array: np.ndarray) -> np.ndarray:
         elif array.dtype == np.bool_:
             hint = "convert it with image.astype(np.uint8) * 255"
         raise ImageError(f"the image array has dtype {array.dtype}, not uint8; {hint}")
-    _check_size(array.shape[1], array.shape[0], "the image array")
+    _check_size(array.shape[1], array.shape[0], "the image array", max_pixels)
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     return np.require(np.asarray(array), requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
-def _from_path(path: str | os.PathLike[str]) -> np.ndarray:
+def _from_path(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     name = repr(os.fspath(path))
     try:
         stream = open(path, "rb")  # noqa: SIM115 - closed below, outside this try
@@ -100,10 +100,10 @@ def _from_path(path: str | os.PathLike[str]) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot open {name}: {_reason(error)}; check the path") from error
     with stream:
-        return _from_stream(stream, name)
+        return _from_stream(stream, name, max_pixels)
 
 
-def _from_file_object(file: Any) -> np.ndarray:
+def _from_file_object(file: Any, max_pixels: int) -> np.ndarray:
     name = "the given file object"
     try:
         content = file.read()
@@ -111,17 +111,17 @@ def _from_file_object(file: Any) -> np.ndarray:
         raise ImageError(f"cannot read {name}: {_reason(error)}; open it in mode 'rb'") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise ImageError(f"{name} gives {type(content).__name__}, not bytes; open it in mode 'rb'")
-    return _from_stream(io.BytesIO(content), name)
+    return _from_stream(io.BytesIO(content), name, max_pixels)
 
 
-def _from_stream(stream: Any, name: str) -> np.ndarray:
+def _from_stream(stream: Any, name: str, max_pixels: int) -> np.ndarray:
     try:
         image = _open_header(stream, name)
     except ImageError:
         raise
     except Exception as error:  # the readers raise whatever a damaged header makes them stumble over
         raise ImageError(f"{name} is damaged: {_reason(error)}; get a whole copy of it") from error
-    return _from_pillow(image, name)
+    return _from_pillow(image, name, max_pixels)
 
 
 def _open_header(stream: Any, name: str) -> Any:
@@ -151,9 +151,9 @@ def _open_header(stream: Any, name: str) -> Any:
     raise ImageError(f"{name} is not an image that can be read{reason}; give {_READABLE}")
 
 
-def _from_pillow(image: Any, name: str) -> np.ndarray:
+def _from_pillow(image: Any, name: str, max_pixels: int) -> np.ndarray:
     try:
-        _check_size(image.width, image.height, name)
+        _check_size(image.width, image.height, name, max_pixels)
         image.load()
         return _to_rgb(_upright(image), name)
     except ImageError:
@@ -209,11 +209,11 @@ def _to_rgb(image: Any, name: str) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty ({width} x {height} pixels); give an image of at least 1 x 1")
-    if width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS // 10**6} megapixels"
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 10**6:g} megapixels"
         raise ImageError(f"{name} has {width} x {height} pixels, more than the limit of {limit}; make it smaller")
 
 

@@ -1,5 +1,6 @@
 """Segmenter: the one pipeline from an image to its regions, written once for every device."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -104,9 +105,23 @@ class Segmenter:
         """
         vocabulary = self.vocabulary(vocabulary)
         self.embed_names(vocabulary)
+        yield from self.segment_pairs((image, vocabulary) for image in images)
+
+    def segment_pairs(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Result]:
+        """`segment_many` with a vocabulary for each image: what a server does with the requests it has at hand.
+
+        Proposals and the embeddings of regions do not depend on the vocabulary, so nothing is lost by mixing them.
+        """
+        vocabularies: deque[Vocabulary] = deque()
+
+        def images() -> Iterator[Any]:
+            for image, vocabulary in pairs:
+                vocabularies.append(vocabulary)
+                yield image
+
         with ThreadPoolExecutor(1, "proposals") as pool:
-            for proposals in _ahead(pool, self._find_proposals, images):
-                yield self.describe(*proposals).classify(vocabulary)
+            for proposals in _ahead(pool, self._find_proposals, images()):
+                yield self.describe(*proposals).classify(vocabularies.popleft())
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.

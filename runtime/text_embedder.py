@@ -65,6 +65,8 @@ class TextEmbedder:
         self._limit = remembered_names
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
+        # How many names were found in memory and on disk, and how many had to be encoded.
+        self.counts = {"memory": 0, "disk": 0, "encoded": 0}
         self._encoding_lock = threading.Lock()
 
     def query_matrix(self, vocabulary: Vocabulary) -> np.ndarray:
@@ -110,6 +112,8 @@ class TextEmbedder:
         names = [name.strip() for name in names]
         digest = self._digest(prompt)
         rows = self._recall(digest, names)
+        with self._memory_lock:
+            self.counts["memory"] += len(rows)
         if len(rows) < len(set(names)):
             with self._encoding_lock:
                 # Another thread may have encoded some of them meanwhile.
@@ -182,6 +186,7 @@ class TextEmbedder:
                 row = np.frombuffer(value, "<f4").astype(np.float32)
                 if np.isfinite(row).all():
                     rows[name] = row
+        self.counts["disk"] += len(rows)
         self._remember(digest, rows)
         fresh: dict[str, np.ndarray] = {}
         try:
@@ -195,6 +200,7 @@ class TextEmbedder:
         return rows
 
     def _keep(self, digest: str, rows: Mapping[str, np.ndarray], keys: Mapping[str, bytes]) -> None:
+        self.counts["encoded"] += len(rows)
         self._remember(digest, rows)
         self._disk.write({keys[name]: row.astype("<f4").tobytes() for name, row in rows.items()})
 

@@ -1,6 +1,7 @@
 """Engines: a graph made runnable on one device, behind one small interface."""
 
 import threading
+import time
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -179,13 +180,18 @@ class Engine:
         self.key = choice.key if digest is None else f"{choice.key}-{digest[:16]}"
         self._lock = threading.Lock()
         self._runnable: Runnable | None = None
+        self.seconds = 0.0  # spent in runs so far
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph on arrays by input name and return all outputs by name; raises EngineError when it cannot."""
         with self._lock:
             if self._runnable is None:
                 self._runnable = _open(self.path, self.choice)
-            return self._runnable.run(inputs)
+            begin = time.perf_counter()
+            try:
+                return self._runnable.run(inputs)
+            finally:
+                self.seconds += time.perf_counter() - begin
 
     def close(self) -> None:
         """Free the graph's memory; the next run opens it again."""

@@ -1,11 +1,11 @@
-"""The command line: one verb each for exporting and building a model, using it, measuring it, examining the machine."""
+"""The command line: one verb each for exporting and building a model, using and serving it, measuring it and so on."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from vocabseg.commands import bench, build, calibrate, doctor, evaluate, export, segment
+from vocabseg.commands import bench, build, calibrate, doctor, evaluate, export, segment, serve, triton
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("build", help=build.HELP, epilog=build.EXAMPLE)(build.build)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
 app.command("calibrate", help=calibrate.HELP, epilog=calibrate.EXAMPLE)(calibrate.calibrate)
+app.command("serve", help=serve.HELP, epilog=serve.EXAMPLE)(serve.serve)
+app.command("triton", help=triton.HELP, epilog=triton.EXAMPLE)(triton.triton)
 app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.doctor)
 
 

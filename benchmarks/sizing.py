@@ -1,0 +1,77 @@
+"""How much a machine does and what a million images cost: `python -m vocabseg.benchmarks.sizing bench.json`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vocabseg.benchmarks.bench_results import Report, VariantResult, read_report
+from vocabseg.benchmarks.bench_tables import Table
+from vocabseg.runtime.errors import VocabsegError
+
+SECONDS_PER_HOUR = 3600
+SECONDS_PER_DAY = 86_400
+# Of the rate measured: a server that runs at all of it has queues without bound.
+LOAD = 0.7
+
+
+def sizing_table(report: Report, price: float) -> Table:
+    """Images per second, machines for a million images a day, and the cost of a million, per variant of a bench report.
+
+    `price` is that of the machine (or the GPU with its share of one) for an hour, in any currency. The rate is the best
+    among the measured batch sizes; LOAD says how much of it is planned with.
+    """
+    rows = []
+    for variant in report.variants:
+        rate = best_rate(variant)
+        if rate is None:
+            continue
+        planned = LOAD * rate
+        hours = 1e6 / planned / SECONDS_PER_HOUR
+        rows.append(
+            [
+                variant.name,
+                f"{rate:.3g}",
+                f"{planned * SECONDS_PER_DAY / 1e6:.3g}",
+                f"{1e6 / (planned * SECONDS_PER_DAY):.3g}",
+                f"{hours:.4g}",
+                f"{hours * price:.4g}",
+            ]
+        )
+    machine = report.machine.get("device") or report.machine.get("cpu") or next(iter(report.machine.values()), "?")
+    return Table(
+        title=f"Sizing of {report.bundle} on {machine}",
+        header=["variant", "images/s", "million/day", "machines for a million/day", "hours/million", "cost/million"],
+        rows=rows,
+        note=f"at {LOAD:.0%} load, with {price:g} for an hour of the machine; the rate is that of the best batch size",
+    )
+
+
+def best_rate(variant: VariantResult) -> float | None:
+    """Images per second of the best batch size, or of single images; None where nothing was measured."""
+    rates = [batch.images_per_second for batch in variant.batches]
+    if variant.total is not None and variant.total.p50 > 0:
+        rates.append(1 / variant.total.p50)
+    return max(rates, default=None)
+
+
+def main() -> None:
+    """Print the table of one or more reports."""
+    parser = argparse.ArgumentParser(prog="python -m vocabseg.benchmarks.sizing", description=__doc__)
+    parser.add_argument("reports", nargs="+", type=Path, help="bench.json, as `vocabseg bench` writes it")
+    parser.add_argument("--price", type=float, required=True, help="of the machine (or GPU) for an hour")
+    arguments = parser.parse_args()
+    try:
+        if arguments.price < 0:
+            parser.error("--price must not be below 0")
+        tables = [sizing_table(read_report(path), arguments.price) for path in arguments.reports]
+    except VocabsegError as error:
+        sys.exit(f"vocabseg: {error}")
+    from rich.console import Console
+
+    from vocabseg.benchmarks.bench_report import print_tables
+
+    print_tables(tables, Console())
+
+
+if __name__ == "__main__":
+    main()

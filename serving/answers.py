@@ -1,0 +1,68 @@
+"""A result -> the tensors that a request asked for."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.result import Result
+from vocabseg.serving import protocol
+from vocabseg.serving.requests import Ask, RequestError
+
+Tensors = dict[str, np.ndarray]
+
+
+def tensors(result: Result, ask: Ask) -> Tensors:
+    """The outputs that `ask` wants, without the batch's axis; BYTES as object arrays.
+
+    Raises VocabularyError for things that are no class.
+    """
+    found: Tensors = {}
+    wanted = ask.wanted
+    if protocol.LABELS in wanted:
+        found[protocol.LABELS] = result.labels
+    if protocol.SCORES in wanted:
+        found[protocol.SCORES] = result.scores
+    if protocol.CLASS_NAMES in wanted:
+        found[protocol.CLASS_NAMES] = np.array([name.encode() for name in result.classes], object)
+    if protocol.SEGMENTS in wanted:
+        found[protocol.SEGMENTS] = _json(result.to_json())
+    if protocol.PANOPTIC in wanted or protocol.PANOPTIC_SEGMENTS in wanted:
+        options = ask.options
+        ids, segments = result.panoptic(options.things, options.object_mask_threshold, options.overlap_threshold)
+        if protocol.PANOPTIC in wanted:
+            found[protocol.PANOPTIC] = ids
+        if protocol.PANOPTIC_SEGMENTS in wanted:
+            found[protocol.PANOPTIC_SEGMENTS] = _json(segments)
+    evidence = result.evidence
+    if evidence is not None:
+        if protocol.MASK_LOGITS in wanted:
+            found[protocol.MASK_LOGITS] = evidence.mask_logits
+        if protocol.CLASS_PROBABILITIES in wanted:
+            found[protocol.CLASS_PROBABILITIES] = evidence.class_probabilities
+        if protocol.NO_OBJECT in wanted:
+            found[protocol.NO_OBJECT] = evidence.no_object
+        if protocol.SIZES in wanted:
+            sizes = (*evidence.padded_size, *evidence.image_size, *evidence.output_size)
+            found[protocol.SIZES] = np.array(sizes, np.int32)
+    return found
+
+
+def stack(answers: Sequence[Mapping[str, np.ndarray]]) -> Tensors:
+    """The tensors of a request's images as one; raises RequestError where their sizes differ."""
+    stacked = {}
+    for name in answers[0]:
+        parts = [answer[name] for answer in answers]
+        if any(part.shape != parts[0].shape for part in parts):
+            raise RequestError(
+                f"{name} has another size for each of the {len(parts)} images: send each in a request of its own"
+            )
+        dtype = object if parts[0].dtype == object else parts[0].dtype
+        stacked[name] = np.ascontiguousarray(np.stack(parts), dtype)
+    return stacked
+
+
+def _json(content: Any) -> np.ndarray:
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return np.array([text.encode("utf-8", "backslashreplace")], object)

@@ -1,0 +1,148 @@
+"""TritonPythonModel: the runtime as a model of Triton's Python backend; it runs inside Triton's stub only.
+
+https://github.com/triton-inference-server/python_backend describes what the backend expects of the class.
+"""
+
+import json
+import os
+import subprocess
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import triton_python_backend_utils as triton
+
+from vocabseg.serving.answers import stack
+from vocabseg.serving.batch import Batch, is_users
+from vocabseg.serving.metrics import Metrics
+from vocabseg.serving.protocol import EVIDENCE, INPUTS, OUTPUTS, Limits, NamedVocabulary
+from vocabseg.serving.repository import SUPERVISED
+from vocabseg.serving.requests import Ask, Reader
+
+BUNDLE = "bundle"
+VOCABULARIES = "vocabularies.json"
+
+
+class TritonPythonModel:
+    """One instance: a process with a segmenter on a GPU, or on some of the CPU's cores."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the bundle beside the model file. What is raised here keeps the server from getting ready."""
+        given = json.loads(args["model_config"]).get("parameters", {})
+        settings = {name: entry["string_value"] for name, entry in given.items()}
+        if settings.get("threads"):
+            os.environ["VOCABSEG_THREADS"] = settings["threads"]
+        on_gpu = args["model_instance_kind"] == "GPU"
+        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+        folder = Path(args["model_repository"]) / args["model_version"]
+
+        from vocabseg.runtime.segmenter import load
+
+        segmenter = load(folder / BUNDLE, device, settings.get("engine") or None, settings.get("precision") or None)
+        limits = msgspec.convert(
+            {name: settings[name] for name in Limits.__struct_fields__ if name in settings}, Limits, strict=False
+        )
+        named = msgspec.json.decode((folder / VOCABULARIES).read_bytes(), type=dict[str, NamedVocabulary])
+        self._batch = Batch(segmenter, limits)
+        self._reader = Reader(limits, named)
+        self._batches = 0
+        labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
+        self._metrics = Metrics(_family, labels)
+        self._watcher = None if os.environ.get(SUPERVISED) else _watch()
+        triton.Logger.log_info(f"{labels['instance']}: {segmenter.bundle.manifest.name} on {segmenter.choice.key}")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch of requests, each on its own terms."""
+        self._metrics.running(len(requests))
+        try:
+            return self._execute(requests)
+        finally:
+            self._metrics.running(0)
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
+        asks: list[Ask] = []
+        owners: list[int] = []
+        errors: dict[int, Exception] = {}
+        for number, request in enumerate(requests):
+            if request.is_cancelled():
+                errors[number] = Cancelled("the client has gone")
+                continue
+            try:
+                found = self._reader.read(*_contents(request))
+            except Exception as error:
+                errors[number] = error
+                self._batch.tally.rejected += 1
+                continue
+            asks += found
+            owners += [number] * len(found)
+        answers = self._batch.answer(asks, lambda index: requests[owners[index]].is_cancelled())
+        parts: dict[int, list[Any]] = {number: [] for number in range(len(requests))}
+        for owner, answer in zip(owners, answers, strict=True):
+            if isinstance(answer, Exception):
+                errors.setdefault(owner, answer)
+            else:
+                parts[owner].append(answer)
+        responses = [_response(requests[number], parts[number], errors.get(number)) for number in parts]
+        self._batches += 1
+        self._metrics.show(self._batch, self._batches)
+        return responses
+
+    def finalize(self) -> None:
+        """Called when the server unloads the model, after the last answer."""
+        self._batch.close()
+        if self._watcher is not None and self._watcher.stdin is not None:
+            self._watcher.stdin.write(b"ended well\n")
+            self._watcher.stdin.close()
+            self._watcher.wait()
+
+
+def _watch() -> "subprocess.Popen[bytes]":
+    """A process that ends the server when this one dies; whoever started the server starts it again.
+
+    Triton 2.51 leaves a model process that has died as it is: the server stays ready, and its requests fail.
+    """
+    script = 'read word || { echo "a model process has died: ending the server" >&2; kill -TERM "$0"; }'
+    return subprocess.Popen(["/bin/sh", "-c", script, str(os.getppid())], stdin=subprocess.PIPE, start_new_session=True)
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def _contents(request: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Tensors, parameters and wanted outputs of a request."""
+    inputs = {}
+    for name in INPUTS:
+        tensor = triton.get_input_tensor_by_name(request, name)
+        if tensor is not None:
+            inputs[name] = tensor.as_numpy()
+    wanted = list(request.requested_output_names())
+    if set(OUTPUTS).issubset(wanted):  # a client that names none gets all, but for the megabytes of evidence
+        wanted = [name for name in wanted if name not in EVIDENCE]
+    return inputs, json.loads(request.parameters() or "{}"), wanted
+
+
+def _response(request: Any, parts: list[Any], error: Exception | None) -> Any:
+    if error is None:
+        try:
+            outputs = [triton.Tensor(name, array) for name, array in stack(parts).items()]
+            return triton.InferenceResponse(output_tensors=outputs)
+        except Exception as failure:
+            error = failure
+    if isinstance(error, Cancelled):
+        return _refusal(str(error), triton.TritonError.CANCELLED)
+    if is_users(error):
+        return _refusal(str(error), triton.TritonError.INVALID_ARG)
+    triton.Logger.log_error("".join(traceback.format_exception(error)))
+    return _refusal(f"{type(error).__name__}: {error} (a fault of the server)", triton.TritonError.INTERNAL)
+
+
+def _refusal(message: str, code: Any) -> Any:
+    line = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+    return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(line, code))
+
+
+def _family(name: str, description: str, gauge: bool) -> Any:
+    kind = triton.MetricFamily.GAUGE if gauge else triton.MetricFamily.COUNTER
+    return triton.MetricFamily(name=name, description=description, kind=kind)

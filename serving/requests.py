@@ -1,0 +1,153 @@
+"""A request's tensors and parameters -> what is asked of the segmenter, checked before anything is computed."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vocabseg.runtime.errors import ImageError, VocabsegError, VocabularyError
+from vocabseg.runtime.prompts import shorten
+from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.serving.protocol import CLASSES, IMAGE, LABELS, OUTPUTS, PIXELS, Limits, NamedVocabulary, Options
+
+# Parameters that hold a list, as JSON.
+LISTS = ("seen", "templates", "things")
+
+
+class RequestError(VocabsegError):
+    """A request that cannot be used, for reasons other than its image or its names."""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of a request: the bytes of its file or its pixels (H, W, 3) uint8, the classes, and what is wanted."""
+
+    image: bytes | np.ndarray
+    vocabulary: Vocabulary
+    wanted: frozenset[str]
+    options: Options
+
+
+class Reader:
+    """Reads requests for a server that has these named vocabularies; the one named "" is used where none is named."""
+
+    def __init__(self, limits: Limits, named: Mapping[str, NamedVocabulary]):
+        self.limits = limits
+        self._named = {
+            name: Vocabulary(entry.names, entry.seen, entry.templates) for name, entry in named.items()
+        }  # fmt: skip
+
+    def read(
+        self, inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any], wanted: Collection[str]
+    ) -> list[Ask]:
+        """One `Ask` for each image of a request.
+
+        `inputs` are the tensors that the request has, by the names and shapes of `protocol`, BYTES as object arrays.
+        Raises RequestError, ImageError or VocabularyError, each with one clear line.
+        """
+        options = read_options(parameters)
+        images = self._images(inputs)
+        unknown = sorted(set(wanted).difference(OUTPUTS))
+        if unknown:
+            raise RequestError(f"there is no output {unknown[0]!r}: ask for some of {', '.join(OUTPUTS)}")
+        names = inputs.get(CLASSES)
+        if names is None:
+            vocabularies = [self._by_name(options)] * len(images)
+        elif options.vocabulary is not None:
+            raise VocabularyError(f"the request has {CLASSES} and names a vocabulary: give one of them")
+        elif names.ndim != 2 or len(names) != len(images):
+            raise VocabularyError(f"{CLASSES} has shape {names.shape}: give one row of names per image")
+        else:
+            vocabularies = [self._from_names(row, options) for row in names]
+        outputs = frozenset(wanted) or frozenset([LABELS])
+        return [
+            Ask(image=image, vocabulary=vocabulary, wanted=outputs, options=options)
+            for image, vocabulary in zip(images, vocabularies, strict=True)
+        ]
+
+    def _images(self, inputs: Mapping[str, np.ndarray]) -> list[bytes | np.ndarray]:
+        files, pixels = inputs.get(IMAGE), inputs.get(PIXELS)
+        if (files is None) == (pixels is None):
+            what = "neither" if files is None else "both"
+            raise ImageError(f"the request has {what} of {IMAGE} (an image file) and {PIXELS} (an array): give one")
+        if pixels is not None:
+            if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+                raise ImageError(f"{PIXELS} is {pixels.dtype} of shape {pixels.shape}: give (B, H, W, 3) uint8 RGB")
+            height, width = pixels.shape[1:3]
+            if not (0 < height * width <= self.limits.max_pixels):
+                limit = f"{self.limits.max_pixels / 10**6:g} megapixels"
+                raise ImageError(f"{PIXELS} has {width} x {height} pixels: give at least 1 x 1 and at most {limit}")
+            return list(pixels)
+        assert files is not None
+        contents = [content if isinstance(content, bytes) else bytes(content) for content in files.ravel()]
+        for content in contents:
+            if len(content) > self.limits.max_image_bytes:
+                limit = f"{self.limits.max_image_bytes / 10**6:g} MB"
+                raise ImageError(
+                    f"the image file has {len(content) / 10**6:.1f} MB, more than {limit}: make it smaller"
+                )
+        return list(contents)
+
+    def _by_name(self, options: Options) -> Vocabulary:
+        name = options.vocabulary or ""
+        if name in self._named:
+            return adjust(self._named[name], options)
+        known = ", ".join(shorten(key) for key in self._named if key) or "none"
+        if not name:
+            raise VocabularyError(
+                f"the bundle declares no vocabulary of its own: give {CLASSES}, or name one of {known}"
+            )
+        raise VocabularyError(f"this server has no vocabulary {shorten(name)!r}: it knows {known}; or give {CLASSES}")
+
+    def _from_names(self, row: Sequence[Any], options: Options) -> Vocabulary:
+        limits = self.limits
+        if len(row) > limits.max_names:
+            raise VocabularyError(f"{len(row)} class names are more than this server takes: give {limits.max_names}")
+        names = []
+        for position, value in enumerate(row, start=1):
+            content = value if isinstance(value, bytes) else str(value).encode()
+            if len(content) > 4 * limits.max_name_length:
+                raise VocabularyError(f"class name {position} has {len(content)} bytes: shorten it")
+            try:
+                name = content.decode("utf-8")
+            except UnicodeDecodeError:
+                shown = shorten(repr(content))
+                raise VocabularyError(f"class name {position} is no UTF-8 text: {shown}; encode it as UTF-8") from None
+            if len(name) > limits.max_name_length:
+                raise VocabularyError(
+                    f"class name {position} has {len(name)} characters, more than {limits.max_name_length}: shorten it"
+                )
+            names.append(name)
+        return adjust(Vocabulary(names), options)
+
+
+def adjust(vocabulary: Vocabulary, options: Options) -> Vocabulary:
+    """The vocabulary with the request's own seen classes and templates."""
+    if options.seen is None and options.templates is None:
+        return vocabulary
+    seen: Any = vocabulary.seen if options.seen is None else options.seen
+    templates = vocabulary.templates if options.templates is None else options.templates
+    return Vocabulary(vocabulary.names, seen, templates)
+
+
+def read_options(parameters: Mapping[str, Any]) -> Options:
+    """The options among a request's parameters; raises RequestError for unknown ones and values that do not fit."""
+    values: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name not in Options.__struct_fields__:
+            # Triton itself adds some, such as those of its trace and sequence extensions.
+            if name.startswith(("triton_", "sequence_")) or name in ("priority", "timeout", "binary_data_output"):
+                continue
+            known = ", ".join(Options.__struct_fields__)
+            raise RequestError(f"unknown parameter {shorten(str(name))!r}: use one of {known}")
+        if name in LISTS and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise RequestError(f"parameter {name} is {shorten(value)!r}: give a list as JSON") from None
+        values[name] = value
+    try:
+        return msgspec.convert(values, Options)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"a parameter does not fit: {error}") from None

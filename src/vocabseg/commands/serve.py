@@ -1,0 +1,104 @@
+"""`vocabseg serve`: a bundle in; a Triton Inference Server that answers for it, until it is told to stop."""
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vocabseg.commands.progress import progress
+from vocabseg.commands.triton import named_vocabularies, serving_of
+
+HELP = "Serve a bundle on this machine, by HTTP and gRPC, with NVIDIA's tritonserver; Ctrl-C stops it."
+EXAMPLE = (
+    "Example: vocabseg serve my-bundle\n\n"
+    "Then, in Python: vocabseg.client.Client('http://127.0.0.1:8000')('photo.jpg', ['cat', 'grass'])\n\n"
+    "The first time, the server is downloaded (55 MB) into the cache folder, or $VOCABSEG_SERVING_DIR."
+)
+
+
+def serve(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="The bundle's folder; without it, the built-in demo model.", show_default=False),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no access control.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8002,
+    name: Annotated[str, typer.Option(help="The model's name in the server.")] = "vocabseg",
+    vocabularies: Annotated[
+        list[str] | None,
+        typer.Option("--vocabulary", help="NAME=NAMES or NAME=@FILE: requests may call it by name; may be repeated."),
+    ] = None,
+    instances: Annotated[int, typer.Option(min=0, help="Processes. Default: as many as fit the CPU's cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")] = 0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Most images run together.")] = 8,
+    delay: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 2.0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")] = 128,
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--limit", help="max_names=, max_name_length=, max_pixels= or max_image_bytes=NUMBER."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
+    precision: Annotated[str | None, typer.Option(help="As for segment. Default: the engine's own.")] = None,
+    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Download the server and stop.")] = False,
+    start_seconds: Annotated[float, typer.Option(min=1, help="Give up when it is not ready by then.")] = 300,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show everything the server says.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    from vocabseg.runtime import engines
+    from vocabseg.runtime.settings import open_adjusted
+    from vocabseg.serving.environment import check_platform, prepare
+    from vocabseg.serving.keeper import SCRATCH, Keeper, sweep
+    from vocabseg.serving.repository import write_repository
+    from vocabseg.serving.server import Ports
+
+    check_platform()
+    named = named_vocabularies(vocabularies or [])
+    opened = open_adjusted(bundle, settings or [])
+    choice = engines.choose(engine, "cpu", precision, opened.manifest.graph_bytes)
+    serving = serving_of(
+        name, "", instances, threads, max_batch, delay, queue, limits or [], choice.name, choice.precision
+    )  # fmt: skip
+    with progress(quiet) as report:
+        environment = prepare(choice.name, report)
+    if prepare_only:
+        print(environment)
+        return
+    # Both from the outset: a signal that comes while the server starts must stop it, too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
+        folder = Path(scratch)
+        write_repository(opened, folder / "models", serving, named)
+        keeper = Keeper(environment, folder, name, host, Ports(http_port, grpc_port, metrics_port), verbose)
+        try:
+            with progress(quiet) as report:
+                report(f"starting {serving.instances} x {serving.threads} cores with {choice.key}", 0, 1)
+                urls = keeper.start(start_seconds).urls()
+            print(f"Ready: {opened.manifest.name} at {urls['http']} and {urls['grpc']}, metrics {urls['metrics']}")
+            sys.stdout.flush()
+            keeper.keep(lambda line: print(line, file=sys.stderr, flush=True))
+        except Stop:
+            if not quiet:
+                print("Stopping: requests that were taken are still answered", file=sys.stderr, flush=True)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            keeper.stop()
+
+
+class Stop(Exception):
+    """A signal said so."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Stop

@@ -1,0 +1,106 @@
+"""The model repository on disk, its configuration and the environment's checks; no server is started."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from vocabseg.runtime.bundle import open_bundle
+from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
+from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.serving import environment
+from vocabseg.serving.configuration import Serving, model_configuration, warm_up_classes
+from vocabseg.serving.protocol import INPUTS, OUTPUTS, Limits
+from vocabseg.serving.repository import write_repository
+
+
+def test_a_repository_holds_all_a_server_needs(tmp_path: Path) -> None:
+    opened = open_bundle(None)
+    model = write_repository(opened, tmp_path / "models", Serving(name="seg"), {"road": Vocabulary(["road", "sky"])})
+    assert model == tmp_path / "models" / "seg"
+    copy = open_bundle(model / "1" / "bundle")
+    assert copy.manifest == opened.manifest
+    named = json.loads((model / "1" / "vocabularies.json").read_text())
+    assert named["road"]["names"] == ["road", "sky"]
+    assert named[""]["names"] == opened.manifest.vocabulary
+    assert (model / "warmup" / "classes").read_bytes() == warm_up_classes()
+    compile((model / "1" / "model.py").read_text(), "model.py", "exec")
+    text = (tmp_path / "models" / "README.md").read_text()
+    assert "docker run" in text
+    assert "{" not in text.replace("{name}", "{")[:200]
+    assert json.loads((tmp_path / "models" / "grafana.json").read_text())["panels"]
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_bundle(None)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(OutputError, match="exists already"):
+        write_repository(opened, tmp_path / "taken", Serving())
+    with pytest.raises(OutputError, match="does not exist"):
+        write_repository(opened, tmp_path / "none" / "models", Serving())
+    with pytest.raises(ConfigurationError, match="model name"):
+        write_repository(opened, tmp_path / "models", Serving(name="../up"))
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vocabseg.serving.repository.warm_up_classes", full)
+    with pytest.raises(OutputError, match="no space left"):
+        write_repository(opened, tmp_path / "models", Serving())
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_configuration_says_what_was_asked_for() -> None:
+    text = model_configuration(
+        Serving(gpus=(0, 3), instances=2, max_batch=4, delay=0.005, queue=9, patience=1.5, limits=Limits(max_names=7))
+    )
+    for line in (
+        "instance_group { kind: KIND_GPU count: 2 gpus: [ 0, 3 ] }", "max_batch_size: 4",
+        "max_queue_delay_microseconds: 5000", "max_queue_size: 9", "default_timeout_microseconds: 1500000",
+        'parameters { key: "max_names" value { string_value: "7" } }',
+    ):  # fmt: skip
+        assert line in text
+    assert all(f'name: "{name}"' in text for name in (*INPUTS, *OUTPUTS))
+    assert "instance_group { kind: KIND_CPU count: 3 }" in model_configuration(Serving(instances=3))
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "message"),
+    [
+        ("sys.platform", "darwin", "the server's wheel is for Linux"),
+        ("platform.machine", lambda: "aarch64", "the server's wheel is for Linux"),
+        ("platform.libc_ver", lambda: ("glibc", "2.31"), "the server needs glibc 2.35"),
+        ("platform.libc_ver", lambda: ("", ""), "the server needs glibc 2.35"),
+        ("sys.version_info", (3, 14, 0), "the server knows 3.11, 3.12, 3.13"),
+    ],
+)
+def test_a_machine_that_cannot_run_the_server_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, what: str, value: object, message: str
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("the server runs on Linux only")
+    monkeypatch.setattr(f"vocabseg.serving.environment.{what}", value)
+    with pytest.raises(EngineError, match=message) as failed:
+        environment.check_platform()
+    assert "container" in str(failed.value)
+
+
+def test_an_environment_that_cannot_be_made_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VOCABSEG_SERVING_DIR", str(tmp_path))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    try:
+        environment.check_platform()
+    except EngineError as error:
+        pytest.skip(str(error))
+    said: list[str] = []
+    with pytest.raises(EngineError, match="downloading the server .* failed") as failed:
+        environment.prepare("onnxruntime", lambda what, done, total: said.append(what))
+    assert "\n" not in str(failed.value)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+    assert said[-1].startswith("downloading the server")

@@ -1,0 +1,85 @@
+"""What a request is read as, without a server: limits, vocabularies and options."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vocabseg.runtime.errors import ImageError, VocabularyError
+from vocabseg.serving.protocol import CLASSES, IMAGE, PIXELS, Limits, NamedVocabulary
+from vocabseg.serving.requests import Reader, RequestError, read_options
+
+LIMITS = Limits(max_names=3, max_name_length=8, max_pixels=200, max_image_bytes=10)
+PICTURE = np.zeros((1, 10, 20, 3), np.uint8)
+
+
+def reader(**named: NamedVocabulary) -> Reader:
+    return Reader(LIMITS, named)
+
+
+def names(*given: str | bytes) -> np.ndarray:
+    return np.array([[name.encode() if isinstance(name, str) else name for name in given]], object)
+
+
+def test_an_ask_holds_the_image_the_names_and_what_is_wanted() -> None:
+    (ask,) = reader().read({PIXELS: PICTURE, CLASSES: names("cat", "café")}, {"seen": '["cat"]'}, ["SCORES"])
+    assert ask.vocabulary.names == ("cat", "café")
+    assert ask.vocabulary.seen is not None
+    assert ask.vocabulary.seen.tolist() == [True, False]
+    assert ask.wanted == {"SCORES"}
+    assert np.array_equal(ask.image, PICTURE[0])
+
+
+def test_each_image_of_a_request_has_its_own_names() -> None:
+    files = np.array([[b"one"], [b"two"]], object)
+    first, second = reader().read({IMAGE: files, CLASSES: np.array([[b"a"], [b"b"]], object)}, {}, [])
+    assert (first.image, second.image) == (b"one", b"two")
+    assert (first.vocabulary.names, second.vocabulary.names) == (("a",), ("b",))
+
+
+def test_named_vocabularies_keep_what_a_request_does_not_override() -> None:
+    known = NamedVocabulary(names=["road", "sky"], seen=[True, False], templates=["a {}"])
+    road = reader(road=known)
+    (ask,) = road.read({PIXELS: PICTURE}, {"vocabulary": "road"}, [])
+    assert ask.vocabulary.templates == ("a {}",)
+    (ask,) = road.read({PIXELS: PICTURE}, {"vocabulary": "road", "templates": '["the {}"]'}, [])
+    assert ask.vocabulary.templates == ("the {}",)
+    assert ask.vocabulary.seen is not None
+    assert ask.vocabulary.seen.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "error", "message"),
+    [
+        ({PIXELS: np.zeros((1, 10, 21, 3), np.uint8)}, {}, ImageError, "21 x 10 pixels: give at least 1 x 1 and at most"),
+        ({IMAGE: np.array([[b"x" * 11]], object)}, {}, ImageError, "more than 1e-05 MB"),
+        ({}, {}, ImageError, "neither of IMAGE"),
+        ({PIXELS: PICTURE, CLASSES: names("a", "b", "c", "d")}, {}, VocabularyError, "4 class names are more"),
+        ({PIXELS: PICTURE, CLASSES: names("a" * 9)}, {}, VocabularyError, "9 characters, more than 8"),
+        ({PIXELS: PICTURE, CLASSES: names("a" * 33)}, {}, VocabularyError, "has 33 bytes"),
+        ({PIXELS: PICTURE, CLASSES: names(b"\xff")}, {}, VocabularyError, "no UTF-8 text"),
+        ({PIXELS: PICTURE, CLASSES: names("a")}, {"vocabulary": "b"}, VocabularyError, "names a vocabulary"),
+        ({PIXELS: PICTURE}, {}, VocabularyError, "no vocabulary of its own"),
+        ({PIXELS: PICTURE}, {"vocabulary": "@/etc/passwd"}, VocabularyError, "no vocabulary '@/etc/passwd'"),
+    ],
+)  # fmt: skip
+def test_a_request_that_cannot_be_used_says_why(
+    inputs: dict[str, np.ndarray], parameters: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        reader().read(inputs, parameters, [])
+
+
+def test_limits_themselves_are_allowed() -> None:
+    longest = names("a" * 8, "\U0001f600" * 8, "c")
+    assert len(reader().read({PIXELS: PICTURE, CLASSES: longest}, {}, [])[0].vocabulary) == 3
+
+
+@pytest.mark.parametrize("parameters", [{"colour": 1}, {"things": "["}, {"things": '{"a": 1}'}, {"seen": "3"}])
+def test_parameters_that_do_not_fit_are_refused(parameters: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="parameter"):
+        read_options(parameters)
+
+
+def test_triton_s_own_parameters_are_left_alone() -> None:
+    assert read_options({"triton_enable_empty_final_response": True, "priority": 1}) == read_options({})

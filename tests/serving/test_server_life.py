@@ -1,0 +1,90 @@
+"""What a server does when it is stopped, killed, started again, or cannot start."""
+
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from tests.serving.servers import SCENE, run, running
+from vocabseg.client import Client
+from vocabseg.runtime.segmenter import Segmenter
+
+NAMES = ["red circle", "blue square", "grass"]
+
+
+def test_sigterm_answers_what_was_taken_and_a_new_server_remembers_the_names(
+    can_serve: None, local: Segmenter, tmp_path: Path
+) -> None:
+    expected = local(SCENE, NAMES)
+    with running("--max-batch", "2", cache_dir=tmp_path) as server, ThreadPoolExecutor(12) as pool:
+        client = Client(server.http, retries=0)
+        client(SCENE, NAMES)
+        assert server.metric('names_total.*source="encoded"') == len(NAMES) + 2  # and those of the warm-up
+        before = server.metric("vocabseg_images_total")
+        calls = [pool.submit(client, SCENE, NAMES) for _ in range(12)]
+        while server.metric("vocabseg_images_total") == before:
+            time.sleep(0.005)
+        server.process.send_signal(signal.SIGTERM)
+        for call in calls:
+            assert np.array_equal(call.result(60).scores, expected.scores)
+        assert server.process.wait(60) == 0
+        assert not client.ready()
+    with running(cache_dir=tmp_path) as server:
+        with Client(server.http) as client:
+            assert np.array_equal(client(SCENE, NAMES).scores, expected.scores)
+        assert server.metric('names_total.*source="encoded"') == 0
+        assert server.metric('names_total.*source="disk"') == len(NAMES) + 2
+        assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_killed_model_process_is_replaced(can_serve: None, local: Segmenter) -> None:
+    expected = local(SCENE, NAMES)
+    with running() as server, Client(server.http) as client, Client(server.grpc) as other:
+        assert np.array_equal(client(SCENE, NAMES).scores, expected.scores)
+        (model,) = server.model_processes()
+        os.kill(model, signal.SIGKILL)
+        assert np.array_equal(client(SCENE, NAMES).scores, expected.scores)
+        (new,) = server.model_processes()
+        assert new != model
+        # And while it is at work.
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(other, SCENE, NAMES) for _ in range(8)]
+            time.sleep(0.05)
+            os.kill(new, signal.SIGKILL)
+            for call in calls:
+                assert np.array_equal(call.result(60).scores, expected.scores)
+        assert client.ready()
+
+
+def test_the_server_ends_with_the_process_that_started_it(can_serve: None) -> None:
+    with running() as server:
+        (model,) = server.model_processes()
+        server.process.kill()
+        server.process.wait(10)
+        end = time.monotonic() + 20
+        while Path(f"/proc/{model}").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{model}").exists()
+
+
+def test_a_port_in_use_is_told_in_one_line(can_serve: None) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("serve", "--http-port", str(port), "--quiet")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"vocabseg: cannot listen on 127.0.0.1:{port} (address already in use): choose another with --http-port\n"
+    )
+
+
+def test_an_address_of_another_machine_is_told_in_one_line(can_serve: None) -> None:
+    done = run("serve", "--host", "192.0.2.1", "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("vocabseg: cannot listen on 192.0.2.1:8000 (")
+    assert done.stderr.count("\n") == 1
