@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vocabseg.commands import bench, doctor, evaluate, export, segment
+from vocabseg.commands import batch, bench, doctor, evaluate, export, segment
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("segment", help=segment.HELP, epilog=segment.EXAMPLE)(segment.segment)
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("batch", help=batch.HELP, epilog=batch.EXAMPLE)(batch.batch)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
 app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.doctor)
 
