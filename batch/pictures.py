@@ -66,12 +66,10 @@ def contact_sheet(output: Path, found: "Frequencies", path: Path) -> None:
     named = [index for index in found.order if index in present][:NAMED]
     tallest = max((picture.shape[0] / (2 * picture.shape[1]) for _, picture, _, _ in cells), default=0.4)
     foot = 0.45 + 0.24 * -(-max(1, len(named)) // 4)
-    figure = Figure(
-        figsize=(4.1 * min(PAIRS, max(1, len(cells))), (4.1 * min(0.8, tallest) + 0.3) * rows + foot),
-        dpi=DPI,
-        layout="constrained",
-    )
-    grid = figure.subplots(rows, min(PAIRS, max(1, len(cells))), squeeze=False).ravel()
+    columns = min(PAIRS, max(1, len(cells)))
+    size = (4.1 * columns, (4.1 * min(0.8, tallest) + 0.3) * rows + foot)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, (item, picture, overlay, _) in zip(grid, cells, strict=False):

@@ -208,7 +208,8 @@ def _ray(workers: Workers, shards: int) -> Iterator[dict[str, float]]:
     else:
         options["address"] = workers.address
     try:
-        ray.init(**options)
+        with _hushed():  # it writes there that it heeds the variable above
+            ray.init(**options)
     except Exception as error:  # Ray raises what its parts do
         where = "on this machine" if workers.address is None else f"at {workers.address!r}"
         reason = " ".join(str(error).split())[:200]
@@ -217,6 +218,19 @@ def _ray(workers: Workers, shards: int) -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing of what this process or its native code writes on standard error is seen."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _rows(job: Job, pending: Sequence[PlannedShard], size: _Size) -> Iterator[dict[str, Any]]:
