@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vocabseg.commands import bench, build, calibrate, doctor, evaluate, export, segment, serve, triton
+from vocabseg.commands import batch, bench, build, calibrate, doctor, evaluate, export, segment, serve, triton
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("segment", help=segment.HELP, epilog=segment.EXAMPLE)(segment.segmen
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
 app.command("build", help=build.HELP, epilog=build.EXAMPLE)(build.build)
 app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("batch", help=batch.HELP, epilog=batch.EXAMPLE)(batch.batch)
 app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
 app.command("calibrate", help=calibrate.HELP, epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("serve", help=serve.HELP, epilog=serve.EXAMPLE)(serve.serve)

@@ -1,8 +1,6 @@
 """`vocabseg evaluate`: a data set and a model in; its accuracy as tables, figures and pictures out."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vocabseg.commands.packages import require
+from vocabseg.commands.progress import counting
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ EXAMPLE = (
     "The data sets, and which files each expects: vocabseg evaluate --list\n\n"
     "An interrupted evaluation goes on when the same command is given again."
 )
-
-# Done, total, mean IoU so far.
-Step = Callable[[int, int, float | None], None]
 
 
 class Measure(StrEnum):
@@ -96,7 +92,7 @@ def evaluate(
     count = min(len(data), limit or len(data))
     model = f"{identity['model']} ({identity['engine']})"
     say(f"Evaluating {model} on {count} images of {dataset}, {len(data.classes)} classes")
-    with _progress(quiet) as step:
+    with counting(quiet, "opening the model") as step:
         evaluation = measure_accuracy(
             source,
             data,
@@ -104,7 +100,7 @@ def evaluate(
             limit=limit,
             workers=workers,
             measures=[str(measure) for measure in measures or list(Measure)],
-            progress=step,
+            progress=lambda done, total, miou: step(done, total, _so_far(miou)),
             notify=say,
         )
     files = write_report(evaluation, folder, say)
@@ -144,53 +140,6 @@ def _source(
     if not reference.is_file():
         raise ConfigurationError(f"there is no checkpoint {reference}: give the path of its file")
     return ReferenceSource(reference, config, tuple(settings), clip)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Step]:
-    """A bar with the mean IoU so far on a terminal, ten lines elsewhere."""
-    if quiet:
-        yield lambda done, total, miou: None
-        return
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("opening the model", total=None)
-
-        def step(done: int, total: int, miou: float | None) -> None:
-            bar.update(task, description=_so_far(miou), completed=done, total=total)
-
-        yield step
-
-
-def _lines() -> Step:
-    shown = 0
-
-    def step(done: int, total: int, miou: float | None) -> None:
-        nonlocal shown
-        if done * 10 // total > shown or done == total:
-            shown = done * 10 // total
-            print(f"  {done} of {total} images, {_so_far(miou)}", file=sys.stderr, flush=True)
-
-    return step
 
 
 def _so_far(miou: float | None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Report = Callable[[str, int, int], None]
+# Images done, how many there are, and what to say beside them.
+Step = Callable[[int, int, str], None]
 
 # A total of so many parts or more is a share of the whole, not a number of things: it is shown in percent, and where
 # there is no bar, with a line for each tenth.
@@ -83,3 +85,44 @@ def _bar() -> Iterator[Report]:
             bar.update(tasks[what], completed=done, total=total, visible=True)
 
         yield report
+
+
+@contextmanager
+def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Step]:
+    """A function step(done, total, what): a bar with the time that is left on a terminal, ten lines elsewhere.
+
+    `first` is said before anything is counted; without `remaining` the bar leaves the time to `what`.
+    """
+    if quiet:
+        yield lambda done, total, what: None
+        return
+    if not sys.stderr.isatty():
+        yield _tenths()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns += [TimeRemainingColumn()] if remaining else []
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(first, total=None)
+        yield lambda done, total, what: bar.update(task, description=what, completed=done, total=total)
+
+
+def _tenths() -> Step:
+    shown = 0
+
+    def step(done: int, total: int, what: str) -> None:
+        nonlocal shown
+        if done * 10 // total > shown or (done == total and shown < 10):
+            shown = done * 10 // total
+            print(f"  {done} of {total} images, {what}", file=sys.stderr, flush=True)
+
+    return step

@@ -1,0 +1,89 @@
+"""Lists of images, CSV or Parquet -> items, a piece of the list in memory at a time."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vocabseg.batch.inputs import InputError, Item
+from vocabseg.runtime.settings import nearest
+
+# What the column of paths may be called where the user does not say.
+PATHS = ("path", "image", "file", "filename", "file_name", "image_path")
+ID = "id"
+ROWS = 8192
+
+
+def list_items(path: str, column: str | None, id_column: str | None) -> Iterator[Item]:
+    """The images that a list names; relative paths start from the list's folder.
+
+    `column` holds the paths (by default the first there is of PATHS, or the only one), `id_column` the ids (by default
+    "id" where there is one, else the path as it is written is the id). Raises InputError for a list that cannot be
+    read, unknown columns and rows without a path or id.
+    """
+    folder = os.path.dirname(path)
+    row = 0
+    for paths, ids in _columns(path, column, id_column):
+        for written, identity in zip(paths, ids, strict=True):
+            row += 1
+            if written is None or not str(written).strip() or identity is None or not str(identity).strip():
+                raise InputError(f"row {row} of {path!r} has no path or no id: fill it in, or leave the row out")
+            yield Item(str(identity), os.path.normpath(os.path.join(folder, str(written))))
+
+
+def _columns(path: str, column: str | None, id_column: str | None) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Paths and ids, piece by piece."""
+    import pyarrow
+
+    try:
+        names, pieces = (_parquet if path.lower().endswith(".parquet") else _csv)(path)
+        chosen = _choose(path, names, column)
+        identity = _known(path, names, id_column) if id_column is not None else ID if ID in names else chosen
+        for piece in pieces:
+            yield piece[chosen].to_pylist(), piece[identity].to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"the list {path!r} cannot be read: {lines[0]}") from None
+
+
+def _parquet(path: str) -> tuple[Sequence[str], Iterator[Any]]:
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(path)
+    return file.schema_arrow.names, file.iter_batches(ROWS)
+
+
+def _csv(path: str) -> tuple[Sequence[str], Iterator[Any]]:
+    from pyarrow import csv, string
+
+    with open(path, "rb") as file:
+        head = file.readline()
+    if not head.strip():
+        raise InputError(f"the list {path!r} is empty: its first line names the columns, such as path,id")
+    types = {name: string() for name in _header(head)}  # else 0017 would be read as a number
+    options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+    reader = csv.open_csv(path, csv.ReadOptions(), csv.ParseOptions(newlines_in_values=False), options)
+    return reader.schema.names, iter(reader)
+
+
+def _header(line: bytes) -> list[str]:
+    import csv
+
+    return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]))
+
+
+def _choose(path: str, names: Sequence[str], column: str | None) -> str:
+    if column is not None:
+        return _known(path, names, column)
+    found = [name for name in PATHS if name in names] or (list(names) if len(names) == 1 else [])
+    if not found:
+        raise InputError(
+            f"none of the columns of {path!r} is called {', '.join(PATHS)}: say with --column which of "
+            f"{', '.join(names)} holds the paths"
+        )
+    return found[0]
+
+
+def _known(path: str, names: Sequence[str], name: str) -> str:
+    if name not in names:
+        raise InputError(f"the list {path!r} has no column {name!r}: {nearest(name, names)}")
+    return name

@@ -1,0 +1,221 @@
+"""The worker: one process with a model, which turns planned shards into committed ones.
+
+It survives broken images (they go to the shard's error table) and, with Ray starting it anew, its own death. An image
+that kills the process would do so for ever: so `work/<attempt>.progress` says how far an attempt is, an attempt that
+follows a death takes one image at a time, and an image at which such attempts died twice goes to the error table.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vocabseg.batch.inputs import Item
+from vocabseg.batch.job import WORK, Job, read_record
+from vocabseg.batch.plan import PlannedShard, read_shard
+from vocabseg.batch.shard import ShardWriter, is_committed, read_counts
+from vocabseg.runtime.errors import EngineError, ImageError, VocabsegError
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.segmenter import Segmenter
+
+# Images that are read before their turn; what bounds the worker's memory, with the size of the largest image.
+AHEAD = 3
+READERS = 2
+# Deaths of one-at-a-time attempts at an image, before it is left out.
+DEATHS = 2
+# Images in a row that fail for no fault of their own, before the whole run stops.
+FAULTS = 5
+
+
+class Progress(NamedTuple):
+    """How far an attempt at a shard is: `done` images; `careful` where it takes one at a time, and `place` is next."""
+
+    shard: int
+    done: int
+    careful: bool
+    place: int
+
+
+class Worker:
+    """What Ray makes an actor of. Faults come back as rows: an exception would be wrapped in a page of Ray's own."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._fault: str | None = None
+        self._segmenter: Segmenter | None = None
+        os.environ["VOCABSEG_THREADS"] = str(job.threads)
+        try:
+            self._segmenter = opened(job)
+        except VocabsegError as error:
+            self._fault = str(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Write those of the shards (rows of PlannedShard) that are not there yet; a row of counts for each."""
+        rows = []
+        for number, images, file, group in zip(*(batch[name] for name in PlannedShard._fields), strict=True):
+            shard = PlannedShard(int(number), int(images), str(file), int(group))
+            rows.append((shard.number, *self._write(shard)))
+        numbers, done, broken, faults = zip(*rows, strict=True)
+        return {
+            "number": np.array(numbers),
+            "images": np.array(done),
+            "broken": np.array(broken),
+            "fault": np.array(faults, dtype=object),
+        }
+
+    def _write(self, shard: PlannedShard) -> tuple[int, int, str]:
+        if self._fault is None and self._segmenter is not None:
+            try:
+                counts = write_shard(self._job, self._segmenter, shard)
+                return counts.images, counts.broken, ""
+            except VocabsegError as error:
+                self._fault = str(error)
+            except OSError as error:
+                self._fault = f"cannot work in {str(self._job.output)!r}: {error.strerror or error}"
+        return 0, 0, self._fault or "the worker has no model"
+
+
+def opened(job: Job) -> "Segmenter":
+    """The job's segmenter, with its names embedded; raises where this machine cannot do what the job is."""
+    if read_record(job.output).engine != job.engine_key:
+        raise EngineError(f"{job.output} on {os.uname().nodename} is another folder: use one that all machines share")
+    segmenter = job.segmenter(verify=False)
+    key = segmenter.choice.key
+    if key != job.engine_key:
+        raise EngineError(
+            f"{os.uname().nodename} would run {key}, the others {job.engine_key}: give an --engine, a --device and a "
+            "--precision that every machine has"
+        )
+    segmenter.embed_names(job.vocabulary)
+    return segmenter
+
+
+def write_shard(job: Job, segmenter: "Segmenter", shard: PlannedShard) -> Any:
+    """Segment the images of a shard and commit it, unless it is there already; returns its counts."""
+    if is_committed(job.output, shard.number):
+        return read_counts(job.output, shard.number)
+    items = read_shard(job.output, shard)
+    earlier = [progress for progress in read_progress(job.output) if progress.shard == shard.number]
+    writer = ShardWriter(job.output, shard.number, job.write)
+    marker = job.output / WORK / f"{writer.attempt}.progress"
+    try:
+        with marker.open("wb", buffering=0) as file:
+            _Attempt(job, segmenter, writer, file, earlier).run(items)
+        counts = writer.commit()
+    except BaseException:
+        writer.discard()
+        marker.unlink(missing_ok=True)
+        raise
+    for path in (job.output / WORK).glob(f"{shard.number:07d}-*.progress"):
+        path.unlink(missing_ok=True)
+    return counts
+
+
+def read_progress(output: Path) -> list[Progress]:
+    """The attempts under way, and those whose process died."""
+    found = []
+    for path in (output / WORK).glob("*.progress"):
+        try:
+            done, careful, place = path.read_text().split()
+            found.append(Progress(int(path.name[:7]), int(done), careful == "1", int(place)))
+        except (OSError, ValueError):  # gone meanwhile, or nothing written yet
+            continue
+    return found
+
+
+class _Attempt:
+    """One go at the images of a shard."""
+
+    def __init__(self, job: Job, segmenter: "Segmenter", writer: ShardWriter, marker: Any, earlier: Sequence[Progress]):
+        self._job = job
+        self._segmenter = segmenter
+        self._writer = writer
+        self._marker = marker
+        self._careful = bool(earlier)
+        deaths = Counter(progress.place for progress in earlier if progress.careful)
+        self._deadly = {place for place, count in deaths.items() if count >= DEATHS}
+        self._faults = 0
+
+    def run(self, items: Sequence[Item]) -> None:
+        start = 0
+        while start < len(items):
+            start = self._stretch(items, start)
+
+    def _stretch(self, items: Sequence[Item], start: int) -> int:
+        """Take images from `start` on until one fails for no fault of its own; returns where to go on."""
+        if self._careful:
+            self._mark(start)
+            if start in self._deadly:
+                self._error(items[start], "crash", f"the worker process died {DEATHS} times at this image")
+                return start + 1
+        stop = start + 1 if self._careful else len(items)
+        readable: deque[int] = deque()
+        place = start
+        try:
+            pictures = self._pictures(items, start, stop, readable)
+            for result in self._segmenter.segment_many(pictures, self._job.vocabulary):
+                self._writer.add(items[readable[0]], result)
+                place = readable.popleft() + 1
+                self._faults = 0
+                self._advance()
+        except VocabsegError:
+            raise  # engine, bundle or output: no image's fault
+        except Exception as error:
+            failed = readable.popleft() if readable else place
+            self._faults += 1
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if self._faults >= FAULTS:
+                raise EngineError(f"{FAULTS} images in a row failed, the last with {reason}") from error
+            self._error(items[failed], "fault", reason)
+            return failed + 1
+        return stop
+
+    def _pictures(self, items: Sequence[Item], start: int, stop: int, readable: deque[int]) -> Iterator[np.ndarray]:
+        """The decoded images, read a few ahead; those that cannot be go to the error table at once."""
+        with ThreadPoolExecutor(READERS, "read") as pool:
+            coming: deque[tuple[int, Future[np.ndarray]]] = deque()
+            following = start
+            while following < stop or coming:
+                while following < stop and len(coming) < AHEAD:
+                    coming.append((following, pool.submit(_decoded, items[following])))
+                    following += 1
+                place, future = coming.popleft()
+                try:
+                    picture = future.result()
+                except ImageError as error:
+                    self._error(items[place], "image", str(error))
+                    continue
+                readable.append(place)
+                yield picture
+
+    def _error(self, item: Item, kind: str, reason: str) -> None:
+        self._writer.add_error(item, kind, reason)
+        self._advance()
+
+    def _advance(self) -> None:
+        if not self._careful:
+            self._mark(0)
+
+    def _mark(self, place: int) -> None:
+        """Not flushed to the disk: it must outlive the process, not the machine."""
+        os.pwrite(self._marker.fileno(), f"{self._writer.done:8d} {int(self._careful)} {place:8d}".encode(), 0)
+
+
+def _decoded(item: Item) -> np.ndarray:
+    from vocabseg.runtime.images import load_image
+
+    if item.offset is None:
+        return load_image(item.path)
+    try:
+        content = item.read()
+    except OSError as error:
+        raise ImageError(f"cannot read {item.path!r}: {error.strerror or error}; check the path") from error
+    try:
+        return load_image(content)
+    except ImageError as error:
+        raise ImageError(str(error).replace("the image file given as bytes", repr(item.id))) from error

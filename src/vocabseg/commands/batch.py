@@ -1,0 +1,128 @@
+"""`vocabseg batch`: folders, globs, lists and tars in; label maps and run lengths in shards out, on Ray."""
+
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vocabseg.commands.packages import require
+from vocabseg.commands.progress import counting
+from vocabseg.runtime.errors import ConfigurationError
+
+HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; goes on where it was interrupted."
+EXAMPLE = (
+    "Example: vocabseg batch photos/ --classes 'cat, grass, sky' --bundle my-bundle --output segmented/\n\n"
+    "Several inputs: vocabseg batch 'raw/**/*.jpg' list.csv shards/*.tar -c @names.txt -b my-bundle -o segmented/\n\n"
+    "On a cluster, with folders that all its machines share: --ray-address auto\n\n"
+    "The same command again goes on with what is missing, and does nothing when all is done."
+)
+
+
+class Write(StrEnum):
+    """What can be written of every image."""
+
+    labels = "labels"
+    rle = "rle"
+
+
+def batch(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, globs, .csv or .parquet lists, WebDataset .tar files, images.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The output folder: new, or of an earlier run.")],
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="The bundle's folder; without it, the built-in demo model.")
+    ] = None,
+    write: Annotated[
+        list[Write] | None,
+        typer.Option("--write", "-w", help="labels (PNG) or rle (Parquet); may be repeated. Default: both."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="A list's column of paths. Default: path, image, file, ...")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="A list's column of ids. Default: id, else the path.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-j", min=1, help="Processes. Default: one per GPU, or per 4 cores.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of each worker on a CPU.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="A Ray cluster, such as auto or ray://host:10001.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images that are committed at a time.")] = 64,
+    retry_broken: Annotated[
+        bool, typer.Option("--retry-broken", help="Make the shards that have broken images again.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    require(("ray", "pyarrow", "pandas", "matplotlib"), "vocabseg batch", "batch")
+    from vocabseg.batch.inputs import find_items
+    from vocabseg.batch.job import KINDS, Job
+    from vocabseg.batch.run import Workers, run_batch
+    from vocabseg.batch.summary import summary_lines, write_summary
+    from vocabseg.runtime.settings import open_adjusted
+    from vocabseg.runtime.vocabulary import Vocabulary
+
+    opened = open_adjusted(bundle, settings or [])
+    if classes is not None:
+        vocabulary = Vocabulary.of(classes)
+    elif opened.manifest.vocabulary is not None:
+        vocabulary = Vocabulary(opened.manifest.vocabulary, opened.manifest.seen)
+    else:
+        raise ConfigurationError(f"bundle {opened.folder} declares no vocabulary: give --classes")
+    job = Job(
+        output=output.absolute(),
+        vocabulary=vocabulary,
+        bundle=None if bundle is None else bundle.absolute(),
+        settings=tuple(settings or ()),
+        engine=engine,
+        device=device,
+        precision=precision,
+        write=tuple(dict.fromkeys(str(kind) for kind in write or KINDS)),
+    )
+    say = (lambda line: None) if quiet else _say
+    say(f"Segmenting {', '.join(inputs)} into {len(vocabulary)} classes with {opened.manifest.name}")
+    with counting(quiet, "planning", remaining=False) as step:
+        outcome = run_batch(
+            job,
+            lambda: find_items(inputs, column, id_column),
+            shard_size,
+            Workers(workers, threads, ray_address),
+            retry_broken,
+            lambda done, total, rate: step(done, total, _pace(done, total, rate)),
+            say,
+        )
+    files = write_summary(output, fresh=outcome.done + outcome.broken > 0)
+    for line in summary_lines(output, outcome):
+        say(line)
+    for path in files:
+        print(path)
+
+
+def _pace(done: int, total: int, rate: float | None) -> str:
+    if not rate:
+        return "opening the model" if not done else "segmenting"
+    return f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,224 @@
+"""A worker's shard: broken images, faults, deaths, two writers; with a segmenter that does as it is told."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vocabseg.batch.inputs import Item, find_items
+from vocabseg.batch.job import Job
+from vocabseg.batch.plan import PlannedShard, extend_plan
+from vocabseg.batch.shard import ShardWriter, is_committed
+from vocabseg.batch.worker import read_progress, write_shard
+from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.result import Result
+from vocabseg.runtime.vocabulary import Vocabulary
+
+parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'vocabseg[batch]'")
+
+CLASSES = ("dark", "light")
+
+
+class Threshold:
+    """Calls pixels above 100 light, one image ahead of its results; `surprise` is called with each image's value."""
+
+    def __init__(self, surprise: Callable[[int], None] = lambda value: None):
+        self.surprise = surprise
+        self.asked: list[int] = []
+
+    def segment_many(self, images: Iterable[np.ndarray], vocabulary: Vocabulary) -> Iterator[Result]:
+        waiting: list[np.ndarray] = []
+        for image in images:
+            waiting.append(image)
+            if len(waiting) > 1:
+                yield self._segment(waiting.pop(0))
+        yield from map(self._segment, waiting)
+
+    def _segment(self, image: np.ndarray) -> Result:
+        value = int(image[0, 0, 0])
+        self.asked.append(value)
+        self.surprise(value)
+        labels = (image[..., 0] > 100).astype(np.int32)
+        return Result(labels, np.ones(labels.shape, np.float32), CLASSES, image)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images whose value is ten times their number, and two that are broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(10):
+        Image.fromarray(np.full((4, 6, 3), 25 * number, np.uint8)).save(folder / f"{number}.png")
+    (folder / "3.png").write_bytes(b"")
+    (folder / "7.png").write_bytes(b"no image")
+    return folder
+
+
+def prepared(photos: Path, name: str = "out") -> tuple[Job, PlannedShard]:
+    output = photos.parent / name
+    output.mkdir()
+    extend_plan(output, find_items([str(photos)], None, None), 64)
+    return Job(output, Vocabulary(CLASSES)), PlannedShard(0, 10, "0000000.parquet", 0)
+
+
+def rows(job: Job, table: str) -> list[dict]:
+    return parquet.read_table(job.output / "shards" / "0000000" / table, partitioning=None).to_pylist()
+
+
+def outputs(job: Job) -> dict[str, bytes]:
+    folder = job.output / "shards"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_shard_holds_each_image_once_and_tells_the_broken_ones(photos: Path) -> None:
+    job, shard = prepared(photos)
+    counts = write_shard(job, Threshold(), shard)
+    assert (counts.images, counts.broken) == (8, 2)
+    assert counts.occurrences == {0: 4, 1: 4}
+    assert counts.pixels == {0: 4 * 24, 1: 4 * 24}
+    assert [row["id"] for row in rows(job, "images.parquet")] == [f"{n}.png" for n in (0, 1, 2, 4, 5, 6, 8, 9)]
+    errors = {row["id"]: (row["kind"], row["reason"]) for row in rows(job, "errors.parquet")}
+    assert errors["3.png"] == ("image", f"{str(photos / '3.png')!r} is empty (0 bytes); get a whole copy of it")
+    assert errors["7.png"][0] == "image"
+    assert len(errors) == 2
+    masks = rows(job, "masks.parquet")
+    assert [(row["id"], row["class"], row["area"]) for row in masks][-1] == ("9.png", "light", 24)
+    assert len(masks) == 8
+    labels = job.output / rows(job, "images.parquet")[7]["labels"]
+    assert np.array_equal(np.asarray(Image.open(labels)), np.ones((4, 6)))
+    assert list((job.output / "work").iterdir()) == []
+
+
+def test_a_committed_shard_is_not_made_again(photos: Path) -> None:
+    job, shard = prepared(photos)
+    counts = write_shard(job, Threshold(), shard)
+    idle = Threshold()
+    assert write_shard(job, idle, shard) == counts
+    assert idle.asked == []
+
+
+def test_the_slower_of_two_writers_changes_nothing(photos: Path) -> None:
+    job, shard = prepared(photos)
+    slow = ShardWriter(job.output, 0, job.write)
+    write_shard(job, Threshold(), shard)
+    before = outputs(job)
+    slow.commit()
+    assert outputs(job) == before
+    assert list((job.output / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", [0, 50, 150, 225])
+def test_an_image_that_fails_is_told_and_the_others_are_there_once(photos: Path, failing: int) -> None:
+    def surprise(value: int) -> None:
+        if value == failing:
+            raise ValueError("as told")
+
+    job, shard = prepared(photos)
+    counts = write_shard(job, Threshold(surprise), shard)
+    assert (counts.images, counts.broken) == (7, 3)
+    found = [row["id"] for table in ("images.parquet", "errors.parquet") for row in rows(job, table)]
+    assert sorted(found) == [f"{number}.png" for number in range(10)]
+    (fault,) = [row for row in rows(job, "errors.parquet") if row["kind"] == "fault"]
+    assert (fault["id"], fault["reason"]) == (f"{failing // 25}.png", "ValueError: as told")
+
+
+def test_many_failures_in_a_row_and_engine_errors_stop_the_run(photos: Path) -> None:
+    job, shard = prepared(photos)
+
+    def always(value: int) -> None:
+        raise MemoryError("no memory")
+
+    with pytest.raises(EngineError, match="5 images in a row failed, the last with MemoryError: no memory"):
+        write_shard(job, Threshold(always), shard)
+
+    def engine(value: int) -> None:
+        raise EngineError("no device")
+
+    with pytest.raises(EngineError, match="no device"):
+        write_shard(job, Threshold(engine), shard)
+    assert not is_committed(job.output, 0)
+    assert list((job.output / "work").iterdir()) == []
+
+
+def _die_at(photos: Path, output: Path, deadly: int) -> None:
+    def surprise(value: int) -> None:
+        if value == deadly:
+            os._exit(9)
+
+    write_shard(Job(output, Vocabulary(CLASSES)), Threshold(surprise), PlannedShard(0, 10, "0000000.parquet", 0))
+
+
+def test_an_image_that_kills_the_process_is_found_and_left_out(photos: Path) -> None:
+    job, _ = prepared(photos)
+    for deaths in range(3):
+        process = multiprocessing.get_context("fork").Process(target=_die_at, args=(photos, job.output, 125))
+        process.start()
+        process.join()
+        assert process.exitcode == 9, f"the worker should die {3 - deaths} times more"
+        assert not is_committed(job.output, 0)
+        assert len(read_progress(job.output)) == deaths + 1
+    _die_at(photos, job.output, 125)  # no longer
+    errors = {row["id"]: row["kind"] for row in rows(job, "errors.parquet")}
+    assert errors == {"3.png": "image", "5.png": "crash", "7.png": "image"}
+    assert len(rows(job, "images.parquet")) == 7
+    assert not list((job.output / "work").glob("*.progress"))
+
+
+def test_a_death_that_no_image_caused_changes_nothing(photos: Path) -> None:
+    job, shard = prepared(photos)
+    undisturbed, _ = prepared(photos, "undisturbed")
+    process = multiprocessing.get_context("fork").Process(target=_die_at, args=(photos, job.output, 200))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    write_shard(job, Threshold(), shard)
+    write_shard(undisturbed, Threshold(), shard)
+    assert outputs(job) == outputs(undisturbed)
+
+
+def test_images_are_read_only_a_few_ahead(tmp_path: Path) -> None:
+    """However many images a shard has, those that are in memory at a time are a handful."""
+    import weakref
+
+    output = tmp_path / "out"
+    output.mkdir()
+    for number in range(60):
+        Image.fromarray(np.full((4, 6, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    extend_plan(output, find_items([str(tmp_path)], None, None), 64)
+    alive: weakref.WeakSet[Result] = weakref.WeakSet()
+    most = 0
+
+    class Held(Result):
+        __slots__ = ("__weakref__",)
+
+    class Counting(Threshold):
+        def _segment(self, image: np.ndarray) -> Result:
+            nonlocal most
+            result = super()._segment(image)
+            held = Held(result.labels, result.scores, result.classes, result.image)
+            alive.add(held)
+            most = max(most, len(alive))
+            return held
+
+    write_shard(Job(output, Vocabulary(CLASSES)), Counting(), PlannedShard(0, 60, "0000000.parquet", 0))
+    assert most <= 3
+
+
+def test_names_of_label_maps(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, 5, ("labels",))
+    result = Result(np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32), CLASSES)
+    names = ("a/x.jpg", "b/X.jpg", "../../etc/passwd", "n" * 300 + ".png", "été 1.png", "...", "trailing/")
+    for name in names:
+        writer.add(Item(name, "/p"), result)
+    writer.commit()
+    table = parquet.read_table(tmp_path / "shards" / "0000005" / "images.parquet", partitioning=None).to_pylist()
+    assert [row["id"] for row in table] == list(names)
+    places = [row["labels"] for row in table]
+    assert len({place.casefold() for place in places}) == len(names)
+    for place in places:
+        assert (tmp_path / place).resolve().parent == tmp_path / "shards" / "0000005" / "labels"
+        assert (tmp_path / place).is_file()
