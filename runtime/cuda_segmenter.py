@@ -26,12 +26,12 @@ from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.kernels.cuda import CropSource
 from vocabseg.runtime.regions import Regions, Size
 from vocabseg.runtime.result import Result
-from vocabseg.runtime.segmenter import Names, Progress, Segmenter
+from vocabseg.runtime.segmenter import Progress, Segmenter
 from vocabseg.runtime.text_embedder import TextEmbedder
 from vocabseg.runtime.vocabulary import Vocabulary
 
-# In `segment_many`: threads that decode, images whose proposals are being found ahead of those being encoded, images
-# whose regions may wait for a batch to be full, and results on their way to the host.
+# With many images: threads that decode, images whose proposals are being found ahead of those being encoded, images whose
+# regions may wait for a batch to be full, and results on their way to the host.
 DECODERS = 4
 AHEAD = 2
 WAITING = 8
@@ -137,25 +137,27 @@ class CudaSegmenter(Segmenter):
                 crops = stages.cut([source])[:count].to_host(stages.back)
             yield crops.astype(np.float32, copy=False), part
 
-    def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
-        """Segment images; results come in order, each as if its image had been segmented alone.
+    def segment_pairs(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Result]:
+        """Segment images, each into its own classes; results come in order, each as if its image had been alone.
 
         Threads read images ahead, some of them are on their way through the device at a time, and regions of several
         images are encoded together. What is wrong with an image is raised when its turn comes.
         """
-        vocabulary = self.vocabulary(vocabulary)
-        self.embed_names(vocabulary)
-        line = _Line(self, vocabulary)
+        line = _Line(self)
         workers = min(DECODERS, os.cpu_count() or 1)
+
+        def load(pair: tuple[Any, Vocabulary]) -> tuple[np.ndarray | DeviceArray, Vocabulary]:
+            return self._load(pair[0]), pair[1]
+
         with ThreadPoolExecutor(workers, "decode") as pool:
             try:
-                for pixels in _ahead(pool, self._load, images, workers + AHEAD):
+                for loading in _ahead(pool, load, pairs, workers + AHEAD):
                     try:
-                        image = pixels.result()
+                        image, vocabulary = loading.result()
                     except Exception:
                         yield from line.rest()
                         raise
-                    line.put(image)
+                    line.put(image, vocabulary)
                     yield from line.results(RESULTS)
                 yield from line.rest()
             finally:
@@ -172,20 +174,22 @@ class CudaSegmenter(Segmenter):
 
 
 class _Line:
-    """Images between their decoding and their results, for `segment_many`."""
+    """Images between their decoding and their results, for `segment_pairs`."""
 
-    def __init__(self, segmenter: CudaSegmenter, vocabulary: Vocabulary):
-        self._segmenter, self._stages, self._vocabulary = segmenter, segmenter.stages, vocabulary
+    def __init__(self, segmenter: CudaSegmenter):
+        self._segmenter, self._stages = segmenter, segmenter.stages
+        self._vocabularies: deque[Vocabulary] = deque()  # of the images that are not classified yet
         self._finding: deque[Found] = deque()  # proposals on their way
         self._waiting: deque[Found] = deque()  # regions not all encoded
         self._parts: list[Part] = []  # the batch that is being filled
         self._filled = 0
         self._pending: deque[Pending] = deque()
 
-    def put(self, image: np.ndarray | DeviceArray) -> None:
+    def put(self, image: np.ndarray | DeviceArray, vocabulary: Vocabulary) -> None:
         """Start an image, and move on those before it."""
         stages = self._stages
         with stages.lock, stages.device.activate():
+            self._vocabularies.append(vocabulary)
             self._finding.append(stages.within_memory(lambda: stages.find(image)))
             while len(self._finding) > AHEAD:
                 self._pack(self._finding.popleft())
@@ -242,7 +246,7 @@ class _Line:
                 stages.prepare_embeddings(found)
             stages.finish(found)
             regions = CudaRegions(found, stages, segmenter._texts, segmenter.text)
-            self._pending.append(regions.start_classify(self._vocabulary))
+            self._pending.append(regions.start_classify(self._vocabularies.popleft()))
 
 
 class _Locked:
