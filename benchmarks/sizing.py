@@ -1,6 +1,7 @@
 """How much a machine does and what a million images cost: `python -m vocabseg.benchmarks.sizing bench.json`."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -31,16 +32,18 @@ def sizing_table(report: Report, price: float) -> Table:
             [
                 variant.name,
                 f"{rate:.3g}",
-                f"{planned * SECONDS_PER_DAY / 1e6:.3g}",
-                f"{1e6 / (planned * SECONDS_PER_DAY):.3g}",
-                f"{hours:.4g}",
-                f"{hours * price:.4g}",
+                f"{planned * SECONDS_PER_DAY:,.0f}",
+                f"{math.ceil(1e6 / (planned * SECONDS_PER_DAY)):,} machines",
+                f"{hours:,.1f}",
+                f"{hours * price:,.2f}",
             ]
         )
-    machine = report.machine.get("device") or report.machine.get("cpu") or next(iter(report.machine.values()), "?")
+    machine = next(
+        (report.machine[key] for key in ("device", "gpu", "processor") if key in report.machine), "this machine"
+    )
     return Table(
         title=f"Sizing of {report.bundle} on {machine}",
-        header=["variant", "images/s", "million/day", "machines for a million/day", "hours/million", "cost/million"],
+        header=["variant", "images/s", "images/day", "for 1M/day", "hours/1M", "cost/1M"],
         rows=rows,
         note=f"at {LOAD:.0%} load, with {price:g} for an hour of the machine; the rate is that of the best batch size",
     )

@@ -30,8 +30,8 @@ from vocabseg.runtime.segmenter import Progress, Segmenter
 from vocabseg.runtime.text_embedder import TextEmbedder
 from vocabseg.runtime.vocabulary import Vocabulary
 
-# With many images: threads that decode, images whose proposals are being found ahead of those being encoded, images whose
-# regions may wait for a batch to be full, and results on their way to the host.
+# With many images: threads that decode, images whose proposals are being found ahead of those being encoded, images
+# whose regions may wait for a batch to be full, and results on their way to the host.
 DECODERS = 4
 AHEAD = 2
 WAITING = 8

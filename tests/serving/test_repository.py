@@ -99,7 +99,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(
     except EngineError as error:
         pytest.skip(str(error))
     said: list[str] = []
-    with pytest.raises(EngineError, match="downloading the server .* failed") as failed:
+    with pytest.raises(EngineError, match=r"downloading the server .* failed") as failed:
         environment.prepare("onnxruntime", lambda what, done, total: said.append(what))
     assert "\n" not in str(failed.value)
     assert not any(path.is_dir() for path in tmp_path.iterdir())
