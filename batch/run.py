@@ -14,6 +14,7 @@ So Ray is trusted with giving out work at least once, and the file system with t
 
 import contextlib
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -36,6 +37,10 @@ OBJECT_STORE_BYTES = 100_000_000
 # Blocks of shards that Ray Data is given; each is one task of an actor, and one to be repeated when it dies.
 BLOCKS = 2000
 SECONDS_PER_LOOK = 0.5
+# The C library's default, 8 arenas for a core, lets a worker of many threads grow by half over its first 1,000 images.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+# Seconds until a cluster that does not answer counts as not there. (Ray itself would try for ever.)
+TIMEOUT = 10.0
 # Threads of a worker on a CPU where nothing is said: more of them gain little on one image.
 THREADS = 4
 
@@ -87,7 +92,7 @@ def run_batch(
         else:
             job = job.with_engine(_local_key(job))
         settle(job.output, job.record())
-        shutil.rmtree(job.output / WORK, ignore_errors=True)  # of a driver that is no more
+        _clear_work(job.output)  # of a driver that is no more
         planned = extend_plan(job.output, items(), shard_size)
         if retry_broken:
             _forget_broken(job.output)
@@ -113,15 +118,25 @@ def _pending(output: Path, planned: Planned, say: Callable[[str], None]) -> list
     return pending
 
 
+def _clear_work(output: Path) -> None:
+    """Remove unfinished attempts.
+
+    The workers of a driver that was killed live on for a moment. If files were taken out of an attempt's folder, such a
+    worker could still commit the rest of it; once the folder above has another name, it can commit nothing.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(output / WORK, output / f".{WORK}-{secrets.token_hex(4)}")
+    for old in output.glob(f".{WORK}-*"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _forget_broken(output: Path) -> None:
     """Take shards with broken images out of the output, so that they are made again."""
     for number in list(committed(output)):
         folder = output / shard_folder(number)
         if (folder / ERRORS).exists():
-            removed = output / WORK / f"forgotten-{number}"
-            removed.parent.mkdir(exist_ok=True)
-            os.rename(folder, removed)
-            shutil.rmtree(removed)
+            os.rename(folder, output / f".{WORK}-{secrets.token_hex(4)}")
+    _clear_work(output)
 
 
 def _work(
@@ -153,7 +168,7 @@ def _work(
             broken += int(row["broken"])
             follower.committed(before + done + broken)
         seconds = time.monotonic() - start
-    shutil.rmtree(job.output / WORK, ignore_errors=True)
+    _clear_work(job.output)
     missing = {shard.number for shard in planned.shards} - set(committed(job.output))
     if missing:
         raise EngineError(f"{len(missing)} shards were not written, the first is {min(missing)}: run the command again")
@@ -206,6 +221,7 @@ def _ray(workers: Workers, shards: int) -> Iterator[dict[str, float]]:
             "_node_ip_address": "127.0.0.1",
         }
     else:
+        _check_address(workers.address)
         options["address"] = workers.address
     try:
         with _hushed():  # it writes there that it heeds the variable above
@@ -218,6 +234,20 @@ def _ray(workers: Workers, shards: int) -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise EngineError where nothing answers at "host:port" or "ray://host:port"."""
+    import socket
+
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # such as "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise EngineError(f"there is no Ray at {address!r} ({reason}): give its host and port, or auto") from None
 
 
 @contextlib.contextmanager
@@ -256,6 +286,7 @@ def _rows(job: Job, pending: Sequence[PlannedShard], size: _Size) -> Iterator[di
         compute=ray.data.ActorPoolStrategy(size=size.count, max_tasks_in_flight_per_actor=2),
         num_cpus=size.threads if not size.gpus else 1,
         num_gpus=size.gpus,
+        runtime_env={"env_vars": ENVIRONMENT},
     )
     try:
         yield from dataset.iter_rows()

@@ -9,20 +9,17 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.batch.runs import (
-    SLOW,
-    committed,
+from tests.batch.runs import SLOW, run, wait_for_end, wait_for_shards
+from tests.batch.test_batch_inputs import write_tar
+from vocabseg.benchmarks.batch_processes import (
+    committed_shards,
     kill,
     outputs,
-    resident_megabytes,
-    run,
+    own_megabytes,
     started,
-    wait_for_end,
-    wait_for_shards,
     workers_of,
     write_images,
 )
-from tests.batch.test_batch_inputs import write_tar
 from vocabseg.runtime.errors import EngineError, VocabsegError
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'vocabseg[batch]'")
@@ -66,6 +63,7 @@ def test_every_kind_of_input_at_once_equals_the_local_segmenter(tmp_path: Path) 
         write_images(tmp_path / name, 2, 2 * place)
         for place, name in enumerate(("folder", "globbed", "listed", "packed"))
     )
+    broken = b"\x89PNG\r\n\x1a\n" + b"0" * 9
     (tmp_path / "folder" / "broken.jpg").write_bytes(folder[0].read_bytes()[:1000])
     (tmp_path / "list.csv").write_text(
         f"id,path\nfirst,listed/{listed[0].name}\nsecond,{listed[1]}\ngone,nowhere.png\n"
@@ -77,7 +75,7 @@ def test_every_kind_of_input_at_once_equals_the_local_segmenter(tmp_path: Path) 
     parquet.write_table(pyarrow.table({"image": [single[0].name]}), tmp_path / "table" / "list.parquet")
     tar = write_tar(
         tmp_path / "part.tar",
-        {**{path.name: path.read_bytes() for path in packed}, "x.png": b"\x89PNG\r\n\x1a\n" + b"0" * 9},
+        {**{path.name: path.read_bytes() for path in packed}, "x.png": broken},
     )
     output = tmp_path / "out"
     done = run(
@@ -133,7 +131,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(photos: Path, undisturbed: Pa
         victims = workers_of(process.pid)
         assert len(victims) == 2
         kill(victims[0])
-        assert committed(output) < IMAGES // 3, "the worker was killed too late to disturb anything"
+        assert committed_shards(output) < IMAGES // 3, "the worker was killed too late to disturb anything"
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert outputs(output) == outputs(undisturbed)
@@ -150,7 +148,7 @@ def test_a_killed_driver_goes_on_where_it_was(photos: Path, undisturbed: Path, t
         assert "another vocabseg batch works on" in refused.stderr
         kill(process.pid)
         process.communicate()
-    left = committed(output)
+    left = committed_shards(output)
     assert 2 <= left < IMAGES // 3, "the driver was killed too late to disturb anything"
     done = run(*slow(photos, output))
     assert done.returncode == 0, done.stderr
@@ -167,13 +165,13 @@ def test_images_that_come_later_and_broken_ones_that_are_mended(
     (more / "0002.png").write_bytes(b"")
     options = ("-c", CLASSES, "-o", output, "--shard-size", 3, "-w", "rle", "--threads", 1)
     assert run(more, *options).returncode == 0
-    assert committed(output) == 2
+    assert committed_shards(output) == 2
     before = outputs(output)
     write_images(more, 1, 2)
     write_images(more, 2, 5)
     done = run(more, *options, "--retry-broken")
     assert done.returncode == 0, done.stderr
-    assert committed(output) == 3
+    assert committed_shards(output) == 3
     assert sorted(row["id"] for row in table(output, "images.parquet")) == [f"000{number}.png" for number in range(7)]
     assert parquet.read_table(output / "errors.parquet").num_rows == 0
     assert not list(output.rglob("shards/*/labels"))
@@ -194,7 +192,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         for count in (8, 34):
             wait_for_shards(process, output, count)
             (worker,) = workers_of(process.pid)
-            samples[count] = resident_megabytes(worker)
+            samples[count] = own_megabytes(worker)
     assert samples[34] - samples[8] < 16, f"the worker grew from {samples[8]:.0f} to {samples[34]:.0f} MB"
 
 
@@ -226,7 +224,7 @@ def test_what_cannot_be_used_is_refused_and_leaves_no_folder(photos: Path, tmp_p
     output = tmp_path / "out"
     options = ("-c", CLASSES, "-o", output)
     assert "there is no" in refused(tmp_path / "nowhere", *options)
-    assert "too long" in refused(photos, "-c", "word " * 100, "-o", output)
+    assert "tokens, but the text encoder takes" in refused(photos, "-c", "word " * 100, "-o", output)
     assert "no such folder" in refused(photos, *options, "-b", tmp_path / "nowhere")
     assert "class name 2 is empty" in refused(photos, "-c", "a,,b", "-o", output)
     assert not output.exists()
@@ -238,8 +236,9 @@ def test_what_cannot_be_used_is_refused_and_leaves_no_folder(photos: Path, tmp_p
 
 
 def test_a_cluster_that_is_not_there(photos: Path, tmp_path: Path) -> None:
-    error = refused(photos, "-c", CLASSES, "-o", tmp_path / "out", "--ray-address", "127.0.0.1:1")
-    assert "Ray at '127.0.0.1:1' cannot be used" in error
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "localhost:port"):
+        error = refused(photos, "-c", CLASSES, "-o", tmp_path / "out", "--ray-address", address)
+        assert f"there is no Ray at '{address}'" in error
 
 
 def test_without_ray_the_command_says_what_to_install(

@@ -14,7 +14,7 @@ from vocabseg.batch.job import Job
 from vocabseg.batch.plan import PlannedShard, extend_plan
 from vocabseg.batch.shard import ShardWriter, is_committed
 from vocabseg.batch.worker import read_progress, write_shard
-from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.result import Result
 from vocabseg.runtime.vocabulary import Vocabulary
 
@@ -222,3 +222,25 @@ def test_names_of_label_maps(tmp_path: Path) -> None:
     for place in places:
         assert (tmp_path / place).resolve().parent == tmp_path / "shards" / "0000005" / "labels"
         assert (tmp_path / place).is_file()
+
+
+def test_a_worker_whose_driver_was_replaced_commits_nothing_that_is_not_whole(photos: Path) -> None:
+    """Its unfinished work is cleared at any moment between its first image and its commit."""
+    from vocabseg.batch.run import _clear_work
+
+    for moment in (0, 100, 225):
+        job, shard = prepared(photos, f"out-{moment}")
+
+        def surprise(value: int, moment: int = moment, output: Path = job.output) -> None:
+            if value == moment:
+                _clear_work(output)
+
+        with pytest.raises((VocabsegError, OSError)):
+            write_shard(job, Threshold(surprise), shard)
+        assert not is_committed(job.output, 0)
+        assert write_shard(job, Threshold(), shard).images == 8
+    late = ShardWriter(job.output, 1, job.write)
+    _clear_work(job.output)
+    with pytest.raises(VocabsegError):
+        late.commit()
+    assert not is_committed(job.output, 1)
