@@ -1,7 +1,7 @@
 """`python -m vocabseg.benchmarks.batch_bench`: what vocabseg batch does with 2,000 images, undisturbed and disturbed.
 
-Four runs over the same rendered images with the demo model: one worker; two workers; two workers of which one is killed,
-and whose driver is killed later; the last one started again. A table, a JSON file and a picture tell images per second,
+Four runs over the same rendered images with the demo model: one worker; two workers; two workers of which one is
+killed, and whose driver is killed later; the last one started again. A table, a JSON file and a picture tell images per second,
 the memory of each worker, and whether all runs left the same bytes.
 """
 
@@ -32,7 +32,7 @@ KILL_WORKER, KILL_DRIVER = 0.25, 0.6
 
 @dataclass
 class Run:
-    """One run. `progress` are (seconds since the start, shards), `memory` (seconds, MB) of each worker by process id."""
+    """One run. `progress`: (seconds since the start, shards); `memory`: (seconds, MB) of each worker by process id."""
 
     name: str
     workers: int

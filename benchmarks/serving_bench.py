@@ -219,7 +219,8 @@ def _print(report: dict[str, Any]) -> None:
         print(
             f"{report['clients']} clients, {name}: {found['images per second']:.2f} images/s, "
             f"{found['images']} images, {found['errors']} errors, p50 {found['p50'] * 1e3:.0f} ms, "
-            f"p99 {found['p99'] * 1e3:.0f} ms, memory {found['memory after warm-up'] / 1e6:.0f} -> {found['memory at the end'] / 1e6:.0f} MB"
+            f"p99 {found['p99'] * 1e3:.0f} ms, memory {found['memory after warm-up'] / 1e6:.0f} -> "
+            f"{found['memory at the end'] / 1e6:.0f} MB"
         )
     print("broken: " + "; ".join(report["broken"]) if report["broken"] else "the contract holds")
 
