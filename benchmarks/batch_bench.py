@@ -1,8 +1,8 @@
 """`python -m vocabseg.benchmarks.batch_bench`: what vocabseg batch does with 2,000 images, undisturbed and disturbed.
 
 Four runs over the same rendered images with the demo model: one worker; two workers; two workers of which one is
-killed, and whose driver is killed later; the last one started again. A table, a JSON file and a picture tell images per second,
-the memory of each worker, and whether all runs left the same bytes.
+killed, and whose driver is killed later; the last one started again. A table, a JSON file and a picture tell images per
+second, the memory of each worker, and whether all runs left the same bytes.
 """
 
 import argparse
