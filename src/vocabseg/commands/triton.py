@@ -91,7 +91,8 @@ def serving_of(
     if any(not part.isdecimal() for part in parts):
         raise ConfigurationError(f"--gpus {gpus!r}: give numbers of GPUs, such as 0,1")
     cores = usable_cpus()
-    # The demo model takes less than half the CPU time for an image in a process of one thread than in one of two. Large ones would not fit into memory as often.
+    # The demo model takes less than half the CPU time for an image in a process of one thread than in one of two.
+    # Large models would not fit into memory so often.
     used = threads or (1 if model_bytes <= SMALL_MODEL_BYTES else min(4, cores))
     return Serving(
         name=name,
