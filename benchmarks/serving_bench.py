@@ -7,6 +7,7 @@ for itself. Memory is that of the server and its model processes.
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -107,21 +108,22 @@ bundle, seconds, vocabulary, *paths = json.loads(sys.argv[1])
 segmenter = vocabseg.load(bundle)
 contents = [open(path, "rb").read() for path in paths]
 list(segmenter.segment_many(contents[:4], vocabulary))
-begin, count = time.perf_counter(), 0
+begin, used, count = time.perf_counter(), time.process_time(), 0
 for result in segmenter.segment_many(itertools.cycle(contents), vocabulary):
     count += 1
     if time.perf_counter() - begin >= seconds:
         break
-print(count / (time.perf_counter() - begin))
+print(count, time.perf_counter() - begin, time.process_time() - used)
 """
 
 
-def _local(arguments: argparse.Namespace, images: list[Path]) -> float:
+def _local(arguments: argparse.Namespace, images: list[Path]) -> dict[str, float]:
     """Images per second of `segment_many` in a process of its own."""
     bundle = None if arguments.bundle is None else str(arguments.bundle)
     given = json.dumps([bundle, arguments.local_seconds, VOCABULARIES[0], *map(str, images)])
     done = subprocess.run([sys.executable, "-c", LOCAL, given], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    count, seconds, used = map(float, done.stdout.split())
+    return {"images per second": count / seconds, "CPU seconds per image": used / count}
 
 
 def _served(
@@ -148,7 +150,7 @@ def _load(server: Server, url: str, clients: int, images: list[Path], seconds: f
     contents = [path.read_bytes() for path in images]
     latencies: list[float] = []
     errors: list[str] = []
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), _used(server)
     end = begin + seconds
 
     def work(number: int, client: Client) -> None:
@@ -180,11 +182,21 @@ def _load(server: Server, url: str, clients: int, images: list[Path], seconds: f
         "errors": len(errors),
         "first error": errors[0] if errors else None,
         "images per second": len(latencies) / took,
+        "CPU seconds per image": (_used(server) - used) / max(1, len(latencies)),
         "p50": float(np.percentile(latencies, 50)),
         "p99": float(np.percentile(latencies, 99)),
         "memory after warm-up": float(np.median(warm[:third])),
         "memory at the end": float(np.median(warm[-third:])),
     }
+
+
+def _used(server: Server) -> float:
+    """CPU seconds of the server, its models and this process, in which the clients are."""
+    total = time.process_time()
+    for pid in (server.process.pid, *processes.children(server.process.pid, STUB)):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def _memory(server: Server) -> int:
@@ -199,7 +211,7 @@ def _memory(server: Server) -> int:
 
 def _broken(report: dict[str, Any]) -> list[str]:
     served, alone = report["batching"], report["no batching"]
-    local = max(report["local"], report["local again"])
+    local = max(report[name]["images per second"] for name in ("local", "local again"))
     growth = served["memory at the end"] / served["memory after warm-up"] - 1
     checks = {
         f"{served['errors'] + alone['errors']} errors": served["errors"] + alone["errors"] == 0,
@@ -213,16 +225,23 @@ def _broken(report: dict[str, Any]) -> list[str]:
 
 def _print(report: dict[str, Any]) -> None:
     print(f"{report['machine']}; {report['bundle']}, {report['instances']} x {report['threads']} threads")
-    print(f"segment_many alone: {report['local']:.2f} and {report['local again']:.2f} images/s (before and after)")
+    for name in ("local", "local again"):
+        found = report[name]
+        print(f"segment_many alone: {found['images per second']:.2f} images/s, {_cpu(found)}")
     for name in ("batching", "no batching"):
         found = report[name]
+        memory = f"{found['memory after warm-up'] / 1e6:.0f} -> {found['memory at the end'] / 1e6:.0f} MB"
         print(
-            f"{report['clients']} clients, {name}: {found['images per second']:.2f} images/s, "
+            f"{report['clients']} clients, {name}: {found['images per second']:.2f} images/s, {_cpu(found)}, "
             f"{found['images']} images, {found['errors']} errors, p50 {found['p50'] * 1e3:.0f} ms, "
-            f"p99 {found['p99'] * 1e3:.0f} ms, memory {found['memory after warm-up'] / 1e6:.0f} -> "
-            f"{found['memory at the end'] / 1e6:.0f} MB"
+            f"p99 {found['p99'] * 1e3:.0f} ms, memory {memory}"
         )
     print("broken: " + "; ".join(report["broken"]) if report["broken"] else "the contract holds")
+
+
+def _cpu(found: dict[str, Any]) -> str:
+    """What tells most on a machine that has other work, too."""
+    return f"{1e3 * found['CPU seconds per image']:.0f} ms of CPU per image"
 
 
 if __name__ == "__main__":

@@ -102,9 +102,8 @@ def _all() -> Iterator[Bad]:
         {"vocabulary": "road"}, {"colour": "red"}, {"things": "grass"}, {"things": "{"}, {"things": "{}"},
         {"things": 3}, {"things": '["tree"]'}, {"things": "[7]"}, {"things": "[-1]"}, {"things": "[" * 100_000},
         {"seen": "[true]"}, {"seen": '["tree"]'}, {"seen": "[1, 2]"}, {"templates": "[]"},
-        {"templates": '["no place"]'},
-        {"templates": '["{} {}"]'}, {"templates": '["{} in {braces}"]'}, {"templates": "[1]"}, {"templates": "a {}"},
-        {"object_mask_threshold": "high"}, {"overlap_threshold": True},
+        {"templates": '["no place"]'}, {"templates": '["{} {}"]'}, {"templates": '["{} in {braces}"]'},
+        {"templates": "[1]"}, {"templates": "a {}"}, {"object_mask_threshold": "high"}, {"overlap_threshold": True},
     ):  # fmt: skip
         outputs = ["PANOPTIC"]
         shown = {key: str(value)[:20] for key, value in parameters.items()}

@@ -8,10 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tests.serving.servers import SCENE, run, running
+from tests.serving.servers import SCENE, run, running, serving_folder
 from vocabseg.client import Client
 from vocabseg.runtime.segmenter import Segmenter
+from vocabseg.serving import processes
+from vocabseg.serving import server as server_module
+from vocabseg.serving.environment import prepare
+from vocabseg.serving.server import Ports
 
 NAMES = ["red circle", "blue square", "grass"]
 
@@ -88,3 +93,30 @@ def test_an_address_of_another_machine_is_told_in_one_line(can_serve: None) -> N
     assert done.returncode == 2
     assert done.stderr.startswith("vocabseg: cannot listen on 192.0.2.1:8000 (")
     assert done.stderr.count("\n") == 1
+
+
+def test_without_a_keeper_a_dead_model_process_ends_the_server(
+    can_serve: None, local: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, whose restart policy then acts; the repository is the one that `vocabseg triton` writes."""
+    monkeypatch.setenv("VOCABSEG_SERVING_DIR", serving_folder())
+    variables = server_module._variables
+    monkeypatch.setattr(server_module, "SUPERVISED", "NOBODY_LOOKS_AT_THIS")
+    assert "NOBODY_LOOKS_AT_THIS" in variables(tmp_path, tmp_path, tmp_path)
+    done = run("triton", "--output", str(tmp_path / "models"), "--threads", "1", "--instances", "1", "--name", "seg")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "server").mkdir()
+    environment = prepare(local.choice.name, lambda what, done, total: None)
+    server = server_module.start(environment, tmp_path / "models", "seg", tmp_path / "server", ports=Ports(0, 0, 0))
+    try:
+        server.wait_until_ready(60)
+        with Client(server.urls()["grpc"], model="seg") as client:
+            assert np.array_equal(client(SCENE, NAMES).scores, local(SCENE, NAMES).scores)
+        (model,) = processes.children(server.process.pid, server_module.STUB)
+        os.kill(model, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while server.ready() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not server.ready()
+    finally:
+        server.stop()
