@@ -1,8 +1,8 @@
 """`python -m vocabseg.benchmarks.batch_bench`: what vocabseg batch does with 2,000 images, undisturbed and disturbed.
 
-Four runs over the same rendered images with the demo model: one worker; two workers; two workers of which one is killed,
-and whose driver is killed later; the last one started again. A table, a JSON file and a picture tell images per second,
-the memory of each worker, and whether all runs left the same bytes.
+Four runs over the same rendered images with the demo model: one worker; two workers; two workers of which one is
+killed, and whose driver is killed later; the last one started again. A table, a JSON file and a picture tell images per
+second, the memory of each worker, and whether all runs left the same bytes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KILL_WORKER, KILL_DRIVER = 0.25, 0.6
 
 @dataclass
 class Run:
-    """One run. `progress` are (seconds since the start, shards), `memory` (seconds, MB) of each worker by process id."""
+    """One run: `progress` in (seconds, shards there), `memory` in (seconds, MB) of each worker by process id."""
 
     name: str
     workers: int
@@ -71,11 +71,12 @@ def follow(name: str, photos: Path, output: Path, workers: int, shards: int, dis
     """Run the command and watch it; with `disturb` a worker is killed, and later the driver."""
     run = Run(name, workers)
     options = ("--shard-size", SHARD, "--workers", workers, "--threads", 1, "--quiet")
+    before = committed_shards(output)
     start = time.monotonic()
     with started(photos, "-o", output, *options) as process:
         while process.poll() is None:
             now, there = time.monotonic() - start, committed_shards(output)
-            if there and (not run.progress or run.progress[-1][1] < there):
+            if there > (run.progress[-1][1] if run.progress else before):
                 run.progress.append((now, there))
             alive = workers_of(process.pid)
             for pid in alive:
