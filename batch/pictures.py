@@ -8,7 +8,7 @@ import numpy as np
 from vocabseg.batch.inputs import Item
 from vocabseg.batch.plan import planned_shards, read_shard
 from vocabseg.batch.shard import IMAGES, MASKS, committed, shard_folder
-from vocabseg.runtime.draw import class_colours, draw_overlay
+from vocabseg.runtime.draw import class_colours
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import atomic_write
 
@@ -20,6 +20,7 @@ DPI = 110
 BARS, NAMED = 50, 16
 # Images of the contact sheet, pairs in a row, and the longer side of each in pixels.
 IMAGES_SHOWN, PAIRS, LONGEST = 20, 4, 320
+OPACITY = 0.65
 BLUE, MUTED = "#0072b2", "#777777"
 NAME_LENGTH = 28
 
@@ -130,9 +131,20 @@ def _cell(
     size = (max(1, round(labels.shape[1] * factor)), max(1, round(labels.shape[0] * factor)))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     small = cv2.resize(labels.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
-    ranked = _ranks(found)[small]  # -1 stays -1: it takes the last entry
-    overlay = draw_overlay(ranked, [found.classes[index] for index in found.order], image, legend=False)
-    return item, image, overlay[: size[1], : size[0]], np.unique(labels[labels >= 0]).tolist()
+    overlay = _painted(image, _ranks(found)[small], class_colours(len(found.classes)))
+    return item, image, overlay, np.unique(labels[labels >= 0]).tolist()
+
+
+def _painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The image under the classes' colours. (`draw_overlay` changes colours that look alike in one picture.)"""
+    table = np.concatenate([colours, np.full((1, 3), 255, np.uint8)])  # label -1 takes the last
+    tint = table[labels]
+    painted = (tint * OPACITY + image * (1 - OPACITY)).astype(np.uint8)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    painted[edge] = tint[edge] // 2
+    return painted
 
 
 def _ranks(found: "Frequencies") -> np.ndarray:

@@ -32,7 +32,7 @@ KILL_WORKER, KILL_DRIVER = 0.25, 0.6
 
 @dataclass
 class Run:
-    """One run. `progress`: (seconds since the start, shards); `memory`: (seconds, MB) of each worker by process id."""
+    """One run: `progress` in (seconds, shards there), `memory` in (seconds, MB) of each worker by process id."""
 
     name: str
     workers: int
@@ -71,11 +71,12 @@ def follow(name: str, photos: Path, output: Path, workers: int, shards: int, dis
     """Run the command and watch it; with `disturb` a worker is killed, and later the driver."""
     run = Run(name, workers)
     options = ("--shard-size", SHARD, "--workers", workers, "--threads", 1, "--quiet")
+    before = committed_shards(output)
     start = time.monotonic()
     with started(photos, "-o", output, *options) as process:
         while process.poll() is None:
             now, there = time.monotonic() - start, committed_shards(output)
-            if there and (not run.progress or run.progress[-1][1] < there):
+            if there > (run.progress[-1][1] if run.progress else before):
                 run.progress.append((now, there))
             alive = workers_of(process.pid)
             for pid in alive:
