@@ -27,8 +27,11 @@ from vocabseg.runtime.vocabulary import Vocabulary
 Progress = Callable[[str, int, int], None]
 Notify = Callable[[str], None]
 
-# Of their feeds, how many each block is tried on alone.
-SENSITIVITY_FEEDS = 2
+# Of the images held back, on how many schemes are compared, and each block alone is tried: (small, large graph). A
+# large one takes seconds for each, and its many weights average over fewer images.
+COMPARED = (8, 3)
+SENSITIVITY_FEEDS = (2, 1)
+LARGE = 100_000_000  # bytes
 
 
 class Calibration:
@@ -80,8 +83,12 @@ class Calibration:
         if not self._feeds:
             self._feeds = list(FeedMaker(self.bundle, self.seed).feeds(enumerate(self.held, start=len(self.images))))
         if graph not in self._judges:
-            self._judges[graph] = Judge(self.bundle.graph_path(graph), filled(self._feeds, graph))
+            count = COMPARED[self._large(graph)]
+            self._judges[graph] = Judge(self.bundle.graph_path(graph), filled(self._feeds, graph)[:count])
         return self._judges[graph]
+
+    def _large(self, graph: str) -> bool:
+        return self.bundle.graph(graph).total_bytes > LARGE
 
     def plan(self, graph: str, kind: str, high: Sequence[str] = ()) -> GraphPlan:
         """The best scheme of a graph, with `high` layers left as they are."""
@@ -91,7 +98,7 @@ class Calibration:
         blocks = self.notebook.recall(
             f"{key}/blocks",
             list[BlockLoss],
-            lambda: self.search(graph, kind).sensitivity(best, SENSITIVITY_FEEDS),
+            lambda: self.search(graph, kind).sensitivity(best, SENSITIVITY_FEEDS[self._large(graph)]),
         )
         return GraphPlan(graph, tried, blocks, best)
 

@@ -7,11 +7,12 @@ from vocabseg.calibration.budget import quantise_within
 from vocabseg.calibration.calibrate import Calibration
 from vocabseg.calibration.decide import Budget, choose
 from vocabseg.calibration.images import Chosen
-from vocabseg.calibration.plan import GraphPlan
+from vocabseg.calibration.plan import GraphPlan, quantised_recipe
 from vocabseg.calibration.ranges import GRAPHS
 from vocabseg.calibration.report import Report
 from vocabseg.calibration.targets import ends, load_graph
 from vocabseg.calibration.trials import TrialSet, default_precisions, run_trials
+from vocabseg.export.recipe import write_recipe
 from vocabseg.runtime import engines
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +49,7 @@ def calibrate_bundle(
         high = {graph: ends(load_graph(run.bundle.graph_path(graph))) for graph in GRAPHS} if kind == "fp8" else {}
         plans[kind], said = quantise_within(run, kind, budget, trial_set, high, fast)
         notes += said
+        write_recipe(quantised_recipe(run.bundle, kind, plans[kind]), output / f"recipe-{kind}.toml")
     trials = run_trials(run.bundle, default_precisions(run.bundle), trial_set, progress)
     where = trial_set.dataset.name if trial_set.dataset is not None else "the images themselves, without labels"
     return Report(

@@ -13,6 +13,7 @@ from vocabseg.calibration.quantize import write_quantised
 from vocabseg.calibration.scales import Scheme
 from vocabseg.calibration.statistics import Statistics
 from vocabseg.calibration.targets import load_graph, targets
+from vocabseg.export.recipe import read_recipe
 from vocabseg.runtime.bundle import demo_folder, file_record, open_bundle
 from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.segmenter import Segmenter
@@ -66,6 +67,7 @@ def test_the_report(calibrated: tuple[Path, Path]) -> None:
     assert losses == sorted(losses, reverse=True)
     page = (report / "calibration.md").read_text()
     assert "| int8 | openvino |" in page
+    assert read_recipe(report / "recipe-int8.toml").precision == "int8"
     assert (report / "calibration.png").stat().st_size > 20_000
 
 
