@@ -91,6 +91,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Called when the server unloads the model, after the last answer."""
         self._batch.close()
+        del self._metrics  # Triton's metrics must go before the stub's connection does, or the stub crashes at its end
         if self._watcher is not None and self._watcher.stdin is not None:
             self._watcher.stdin.write(b"ended well\n")
             self._watcher.stdin.close()
