@@ -76,9 +76,16 @@ class Job:
 
     def segmenter(self, verify: bool = True) -> "Segmenter":
         """The bundle made ready to run on this machine."""
-        from vocabseg.runtime.segmenter import Segmenter
+        from vocabseg.runtime.segmenter import open_segmenter
 
-        return Segmenter(self.opened_bundle(verify), self.device, self.engine, self.precision)
+        return open_segmenter(self.opened_bundle(verify), self.device, self.engine, self.precision)
+
+    def choice_key(self) -> str:
+        """The engine that this machine would choose; raises EngineError and BundleError."""
+        from vocabseg.runtime.engines import choose
+
+        bundle = self.opened_bundle(verify=False)
+        return choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle).key
 
     def with_engine(self, key: str) -> "Job":
         return replace(self, engine_key=key)

@@ -90,7 +90,7 @@ def run_batch(
             cluster = stack.enter_context(_ray(workers, 1))
             job = job.with_engine(_remote_key(job))
         else:
-            job = job.with_engine(_local_key(job))
+            job = job.with_engine(job.choice_key())
         settle(job.output, job.record())
         _clear_work(job.output)  # of a driver that is no more
         planned = extend_plan(job.output, items(), shard_size)
@@ -295,13 +295,6 @@ def _rows(job: Job, pending: Sequence[PlannedShard], size: _Size) -> Iterator[di
         raise EngineError(f"the workers failed ({reason.strip()[:300]}): run again, with fewer --workers") from None
 
 
-def _local_key(job: Job) -> str:
-    from vocabseg.runtime.engines import choose
-
-    bundle = job.opened_bundle(verify=False)
-    return choose(job.engine, job.device, job.precision, bundle.manifest.graph_bytes).key
-
-
 def _remote_key(job: Job) -> str:
     """The engine that a worker in the cluster would choose; on a GPU where it has one."""
     import ray
@@ -310,7 +303,7 @@ def _remote_key(job: Job) -> str:
         from vocabseg.runtime.errors import VocabsegError
 
         try:
-            return _local_key(job), ""
+            return job.choice_key(), ""
         except VocabsegError as error:
             return "", str(error)
 

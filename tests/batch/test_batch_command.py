@@ -226,6 +226,7 @@ def test_what_cannot_be_used_is_refused_and_leaves_no_folder(photos: Path, tmp_p
     assert "there is no" in refused(tmp_path / "nowhere", *options)
     assert "tokens, but the text encoder takes" in refused(photos, "-c", "word " * 100, "-o", output)
     assert "no such folder" in refused(photos, *options, "-b", tmp_path / "nowhere")
+    assert "use --device cuda" in refused(photos, *options, "--device", "cuda:1")
     assert "class name 2 is empty" in refused(photos, "-c", "a,,b", "-o", output)
     assert not output.exists()
     assert "stands twice" in refused(photos, photos / "*.png", *options)

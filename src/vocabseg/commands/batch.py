@@ -67,10 +67,12 @@ def batch(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    engine: Annotated[
+        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; cuda gives every worker its own GPU.")] = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
+        str | None, typer.Option(help="float32, bfloat16, float16, ...; default: the engine's own.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
@@ -82,6 +84,8 @@ def batch(
     from vocabseg.runtime.settings import open_adjusted
     from vocabseg.runtime.vocabulary import Vocabulary
 
+    if device.startswith("cuda:"):
+        raise ConfigurationError(f"--device {device}: every worker is given a GPU of its own; use --device cuda")
     opened = open_adjusted(bundle, settings or [])
     if classes is not None:
         vocabulary = Vocabulary.of(classes)
