@@ -302,6 +302,5 @@ def test_embeddings_of_another_recipe_are_not_taken_from_the_cache(demo):
 def test_a_bundle_without_fp16_graphs_says_how_to_make_them():
     from vocabseg.runtime.errors import BundleError
 
-    segmenter = Segmenter(open_bundle(None), "auto", "onnxruntime", "float16")
     with pytest.raises(BundleError, match=r"vocabseg build .* --precision fp16"):
-        segmenter.engine("proposal")
+        Segmenter(open_bundle(None), "auto", "onnxruntime", "float16")
