@@ -61,6 +61,35 @@ class SelfAttention(nn.Module):
         return self.out_proj(merge_heads(attend(q, k, v, attn_mask, self.fused_attention))), None
 
 
+class FirstTokenAttention(nn.Module):
+    """What `SelfAttention` computes for the first token: all tokens are looked at, one asks."""
+
+    def __init__(self, source: SelfAttention):
+        super().__init__()
+        self.heads = source.heads
+        self.fused_attention = False
+        width = source.out_proj.in_features
+        self.query = _rows_of(source.qkv, slice(None, width))
+        self.key_value = _rows_of(source.qkv, slice(width, None))
+        self.out_proj = source.out_proj
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, width) -> (batch, 1, width)."""
+        query = split_heads(self.query(tokens[:, :1]), self.heads)
+        key, value = split_heads(self.key_value(tokens), 2 * self.heads).split(self.heads, dim=1)
+        return self.out_proj(merge_heads(attend(query, key, value, fused=self.fused_attention)))
+
+
+def _rows_of(source: nn.Linear, rows: slice) -> nn.Linear:
+    """A linear layer with a part of another's outputs."""
+    weight = source.weight.detach()[rows].clone()
+    part = nn.Linear(weight.shape[1], weight.shape[0], bias=source.bias is not None, device="meta")
+    part.weight = nn.Parameter(weight, requires_grad=False)
+    if source.bias is not None:
+        part.bias = nn.Parameter(source.bias.detach()[rows].clone(), requires_grad=False)
+    return part
+
+
 def rewrite_attention(model: nn.Module) -> None:
     """Replace the self-attention of every open_clip residual block below `model` by `SelfAttention`, in place."""
     from open_clip.transformer import ResidualAttentionBlock

@@ -16,6 +16,7 @@ from torch import nn
 from vocabseg.export import check_inputs
 from vocabseg.export.check_inputs import Photo
 from vocabseg.export.checkpoint import Model
+from vocabseg.export.clip_towers import without_unread_tokens
 from vocabseg.export.config import Configuration
 from vocabseg.export.onnx_graphs import COSINE_LIMIT, OPSET, RELATIVE_LIMIT, check_graph, export_graph
 from vocabseg.export.text_plan import TextPlan, plan_text
@@ -126,7 +127,8 @@ class _Writer:
     ) -> None:
         path = self.folder / f"{name}.onnx"
         self.tick(f"exporting {name}")
-        self.records[name] = export_graph(module, sample, dimensions, path, self.opset, self.fused)
+        shortened = without_unread_tokens(module)
+        self.records[name] = export_graph(shortened, sample, dimensions, path, self.opset, self.fused)
         self.tick(f"checking {name}")
         report = check_graph(path, module, inputs)
         self.parity[name] = {

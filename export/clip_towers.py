@@ -1,12 +1,13 @@
 """CLIP's image and text encoders as modules with one plain forward each, ready to be traced."""
 
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vocabseg.export.attention import attend, merge_heads, split_heads
+from vocabseg.export.attention import FirstTokenAttention, SelfAttention, attend, merge_heads, split_heads
 from vocabseg.runtime.errors import ConfigurationError
 
 
@@ -53,6 +54,32 @@ class VitTower(nn.Module):
         if not self.norm_first:
             x = self.norm_after(x)
         return x @ self.projection
+
+
+class FirstTokenBlock(nn.Module):
+    """An open_clip residual block whose first token alone is read: (batch, tokens, width) -> (batch, 1, width)."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.ln_1, self.attn, self.ls_1 = block.ln_1, FirstTokenAttention(block.attn), block.ls_1
+        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :1] + self.ls_1(self.attn(self.ln_1(x)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+
+def without_unread_tokens(tower: nn.Module) -> nn.Module:
+    """The same features from fewer operations: a vision transformer's last block computes the class token alone.
+
+    With 12 blocks that saves 7 % of all operations. Other towers come back as they are; modules are shared.
+    """
+    last = tower.blocks[-1] if isinstance(tower, VitTower) and tower.pool == "tok" else None
+    if last is None or not isinstance(last.attn, SelfAttention):
+        return tower
+    shortened = copy.copy(tower)
+    shortened._modules = {**tower._modules, "blocks": nn.ModuleList([*tower.blocks[:-1], FirstTokenBlock(last)])}
+    return shortened.eval()
 
 
 class ResNetTower(nn.Module):

@@ -4,6 +4,7 @@ import onnx
 import torch
 
 from tests.export.small_models import EMBEDDING, QUERIES, small_clip, small_proposal
+from vocabseg.export.clip_towers import without_unread_tokens
 from vocabseg.export.half import write_half
 from vocabseg.export.onnx_graphs import export_graph
 from vocabseg.export.recipe import default_recipe
@@ -33,7 +34,8 @@ def export_image(folder, fused=False, **sizes):
     size = clip.image_size
     path = folder / "image_encoder.onnx"
     sample = {"crops": torch.randn(2, 3, size, size)}
-    record = export_graph(clip.image_tower, sample, image_dimensions(size), path, fused_attention=fused)
+    tower = without_unread_tokens(clip.image_tower)
+    record = export_graph(tower, sample, image_dimensions(size), path, fused_attention=fused)
     return path, clip.image_tower, record
 
 

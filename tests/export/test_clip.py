@@ -13,6 +13,7 @@ from tests.golden import load_golden
 from tests.reference_cases import case_model
 from vocabseg.export.attention import use_fused_attention
 from vocabseg.export.clip import MEAN, build_clip, open_clip_model
+from vocabseg.export.clip_towers import without_unread_tokens
 from vocabseg.runtime.errors import CheckpointError, ConfigurationError
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip holds the CLIP modules")
@@ -53,6 +54,7 @@ def test_towers_compute_what_open_clip_computes(patch, fused):
         use_fused_attention(tower, fused)
     with torch.no_grad():
         assert (clip.image_tower(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
+        assert (without_unread_tokens(clip.image_tower)(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
         assert (clip.text_tower(ids, ends) - reference.encode_text(ids)).abs().max() <= 1e-5
     assert (clip.embed_dim, clip.vocab_size, clip.context_length) == (32, 49408, 77)
     assert clip.image_size == (64 if patch is None else CROP)
@@ -173,10 +175,35 @@ def test_any_open_clip_model_by_name(tmp_path):
     clip = open_clip_model(name, weights)
     crops, (ids, ends) = noise(2, 3, 32, 32), token_ids("a cat", "sky")
     with torch.no_grad():
-        assert (clip.image_tower(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
+        for tower in (clip.image_tower, without_unread_tokens(clip.image_tower)):  # of one layer, scaled
+            assert (tower(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
         assert (clip.text_tower(ids, ends) - reference.encode_text(ids)).abs().max() <= 1e-5
     assert "GELU(approximate='none')" in str(clip.text_tower)  # not the approximation of OpenAI's weights
     assert clip.mean == MEAN
+
+
+def test_the_last_block_computes_the_class_token_alone():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tower = small_clip().image_tower
+    counts = []
+    for module in (tower, without_unread_tokens(tower)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(noise(1, 3, CROP, CROP))
+        counts.append(counter.get_total_flops())
+    tokens, width = 1 + (CROP // 16) ** 2, 64
+    unread = 2 * (tokens - 1) * (10 * width * width + 2 * tokens * width)  # query, projection, MLP; attention's two
+    assert counts[0] - counts[1] == unread
+    assert [type(block).__name__ for block in tower.blocks] == ["ResidualAttentionBlock"] * 2  # as they were
+
+
+@pytest.mark.parametrize("kind", ["averaging", "ResNet", "text"])
+def test_towers_whose_tokens_are_all_read_stay_as_they_are(kind):
+    clip = small_clip(patch=None if kind == "ResNet" else 16)
+    tower = clip.text_tower if kind == "text" else clip.image_tower
+    if kind == "averaging":
+        tower.pool = "avg"
+    assert without_unread_tokens(tower) is tower
 
 
 def test_an_image_encoder_of_timm_runs_at_its_own_size(tmp_path):
