@@ -67,7 +67,8 @@ class Segmenter:
             if choice.precision in engines.QUANTISED and record.dtype == "float32":
                 # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
                 choice = msgspec.structs.replace(choice, precision="float32")
-            self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest)
+            batched = graph == "image_encoder"
+            self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest, batched)
         return self._engines[graph]
 
     def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:

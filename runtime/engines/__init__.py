@@ -173,10 +173,14 @@ def gpu_present() -> bool:
 class Engine:
     """One graph on one engine, opened when it is first run. Calls from several threads run one after the other."""
 
-    def __init__(self, path: str | Path, choice: Choice, digest: str | None = None):
-        """`digest` tells apart graphs of one bundle and precision that compute different values: it joins the key."""
+    def __init__(self, path: str | Path, choice: Choice, digest: str | None = None, batched: bool = False):
+        """`digest` tells apart graphs of one bundle and precision that compute different values: it joins the key.
+
+        `batched`: runs bring many samples, along the first axis of every input and output.
+        """
         self.path = Path(path)
         self.choice = choice
+        self.batched = batched
         self.key = choice.key if digest is None else f"{choice.key}-{digest[:16]}"
         self._lock = threading.Lock()
         self._runnable: Runnable | None = None
@@ -186,7 +190,7 @@ class Engine:
         """Run the graph on arrays by input name and return all outputs by name; raises EngineError when it cannot."""
         with self._lock:
             if self._runnable is None:
-                self._runnable = _open(self.path, self.choice)
+                self._runnable = _open(self.path, self.choice, self.batched)
             begin = time.perf_counter()
             try:
                 return self._runnable.run(inputs)
@@ -206,11 +210,11 @@ def open_engine(
     return Engine(path, choose(engine, device, precision))
 
 
-def _open(path: Path, choice: Choice) -> Runnable:
+def _open(path: Path, choice: Choice, batched: bool) -> Runnable:
     if choice.name == "openvino":
         from vocabseg.runtime.engines.openvino import OpenVinoGraph
 
-        return OpenVinoGraph(path, choice.precision, thread_count())
+        return OpenVinoGraph(path, choice.precision, thread_count(), batched)
     from vocabseg.runtime.engines.onnxruntime import OnnxRuntimeGraph
 
     return OnnxRuntimeGraph(path, thread_count(), literal=choice.precision == "fp8")

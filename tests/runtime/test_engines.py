@@ -1,7 +1,9 @@
 """Engines: what is chosen, what is told, and that a graph that is none is refused in one line."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import vocabseg
 from vocabseg.runtime import engines
@@ -53,6 +55,42 @@ def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(EngineError, match=r"broken\.onnx") as caught:
         engines.open_engine(path, name).run({"x": np.zeros(1, np.float32)})
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """y = 2 x and z = the sum of x's rows, for any batch of three numbers."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["x", "x"], ["y"]),
+            helper.make_node("ReduceSum", ["x", "axes"], ["z"], keepdims=0),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch"]),
+        ],
+        [numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    path = tmp_path_factory.mktemp("scaled") / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_halves_of_a_batch_run_side_by_side_in_openvino(monkeypatch, scaled, threads):
+    monkeypatch.setenv("VOCABSEG_THREADS", str(threads))
+    engine = engines.Engine(scaled, engines.choose("openvino", "cpu", "float32"), batched=True)
+    for batch in (5, 1, 2, 0, 8):
+        x = np.arange(3 * batch, dtype=np.float32).reshape(batch, 3)
+        found = engine.run({"x": x})
+        np.testing.assert_array_equal(found["y"], 2 * x)
+        np.testing.assert_array_equal(found["z"], x.sum(1))
+    for batch in (1, 5):
+        with pytest.raises(EngineError, match=rf"cannot run on x \({batch}, 4\)"):
+            engine.run({"x": np.zeros((batch, 4), np.float32)})
+    np.testing.assert_array_equal(engine.run({"x": x})["y"], 2 * x)  # it still runs
 
 
 # On a GPU
