@@ -10,7 +10,7 @@ import numpy as np
 from vocabseg.benchmarks.bench_peaks import COPIED, REPEAT
 from vocabseg.benchmarks.bench_results import Peaks
 from vocabseg.benchmarks.bench_stages import Stopwatch
-from vocabseg.benchmarks.bench_variants import Capture, EngineSpec, Run, lead
+from vocabseg.benchmarks.bench_variants import Capture, EngineSpec, PipelineVariant, Run, lead
 from vocabseg.runtime.cuda import open_device, parse_device
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.cuda_regions import CudaRegions
@@ -20,7 +20,6 @@ from vocabseg.runtime.engines import choose
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.settings import open_adjusted
-from vocabseg.runtime.text_embedder import TextEmbedder
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +58,10 @@ class EventTimeline:
         return found
 
 
-class DeviceVariant:
+class DeviceVariant(PipelineVariant):
     """A bundle's own pipeline on a GPU, observed."""
+
+    segmenter: CudaSegmenter
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
@@ -70,44 +71,27 @@ class DeviceVariant:
         choice = choose(spec.engine, spec.device, spec.precision, bundle.manifest.graph_bytes, bundle)
         self.segmenter = CudaSegmenter(bundle, choice, self._device)
         self.segmenter.embed_names(spec.vocabulary)
-        self._watch = Stopwatch(synchronise=self._device.synchronize)
+        self.watch = Stopwatch(synchronise=self._device.synchronize)
 
     def run(self, image: Path) -> Run:
         """Segment one image, timed; stages by events on the device, decoding and the whole by the clock."""
         timeline = self.segmenter.stages.timeline = EventTimeline()
-        self._watch.start()
-        begin = self._watch.now()
-        with self._watch.measure("decode"):
+        self.watch.start()
+        begin = self.watch.now()
+        with self.watch.measure("decode"):
             pixels = load_image(image)
         regions = self.segmenter.propose(pixels)
         regions.classify(self.spec.vocabulary)
-        total = self._watch.now() - begin
+        total = self.watch.now() - begin
         self.segmenter.stages.timeline = None
         self._look_at_memory()
-        return Run({**self._watch.seconds, **timeline.seconds()}, total, int(regions.valid.sum()))
+        return Run({**self.watch.seconds, **timeline.seconds()}, total, int(regions.valid.sum()))
 
     def many(self, images: Sequence[Path]) -> float:
-        """Seconds of `segment_many` over the images; each result is dropped when the next one comes."""
-        begin = self._watch.now()
-        for _ in self.segmenter.segment_many(images, self.spec.vocabulary):
-            pass
-        spent = self._watch.now() - begin
+        """Seconds of `segment_many` over the images."""
+        spent = super().many(images)
         self._look_at_memory()
         return spent
-
-    def labels(self, image: Path) -> np.ndarray:
-        """The label map (H, W) int32."""
-        return self.segmenter(image, self.spec.vocabulary).labels
-
-    def text(self, names: Sequence[str]) -> float:
-        """Seconds for both sides' prompts."""
-        segmenter = self.segmenter
-        embedder = TextEmbedder(segmenter.bundle, segmenter.engine, cache_dir="")
-        prompts = segmenter.bundle.manifest.prompts
-        begin = self._watch.now()
-        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
-            embedder.embed(names, prompt)
-        return self._watch.now() - begin
 
     def capture(self, image: Path) -> Capture:
         """Segment one image and keep everything."""

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from vocabseg.benchmarks.bench_results import GRAPH_STAGES
-from vocabseg.benchmarks.bench_stages import ObservedSegmenter
+from vocabseg.benchmarks.bench_stages import ObservedSegmenter, Stopwatch
 from vocabseg.runtime.engines import graph_precision
 from vocabseg.runtime.images import load_image
+from vocabseg.runtime.segmenter import Segmenter
 from vocabseg.runtime.settings import open_adjusted
 from vocabseg.runtime.text_embedder import TextEmbedder
 from vocabseg.runtime.vocabulary import Vocabulary
@@ -135,13 +136,46 @@ def stage_precision(spec: Spec, stage: str) -> str:
     return graph_precision(stage, spec.precision) if isinstance(spec, EngineSpec) else spec.precision
 
 
-class EngineVariant:
+class PipelineVariant:
+    """What a bundle's own pipelines have in common: a segmenter that answers, and a watch."""
+
+    spec: EngineSpec
+    segmenter: Segmenter
+    watch: Stopwatch
+
+    def many(self, images: Sequence[Path]) -> float:
+        """Seconds of `segment_many` over the images; each result is dropped when the next one comes."""
+        self.watch.start()
+        begin = self.watch.now()
+        for _ in self.segmenter.segment_many(images, self.spec.vocabulary):
+            pass
+        return self.watch.now() - begin
+
+    def labels(self, image: Path) -> np.ndarray:
+        """The label map (H, W) int32."""
+        return self.segmenter(image, self.spec.vocabulary).labels
+
+    def text(self, names: Sequence[str]) -> float:
+        """Seconds for both sides' prompts."""
+        segmenter = self.segmenter
+        embedder = TextEmbedder(segmenter.bundle, segmenter.engine, cache_dir="")
+        prompts = segmenter.bundle.manifest.prompts
+        begin = self.watch.now()
+        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
+            embedder.embed(names, prompt)
+        return self.watch.now() - begin
+
+
+class EngineVariant(PipelineVariant):
     """A bundle's own pipeline, observed."""
+
+    segmenter: ObservedSegmenter
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         bundle = open_adjusted(spec.folder, spec.settings)
         self.segmenter = ObservedSegmenter(bundle, "cpu", spec.engine, spec.precision)
+        self.watch = self.segmenter.watch
         self.segmenter.embed_names(spec.vocabulary)
 
     def run(self, image: Path) -> Run:
@@ -154,29 +188,6 @@ class EngineVariant:
         regions = self.segmenter.propose(pixels)
         self.segmenter.classify(regions, self.spec.vocabulary)
         return Run(dict(watch.seconds), watch.now() - begin, int(regions.valid.sum()))
-
-    def many(self, images: Sequence[Path]) -> float:
-        """Seconds of `segment_many` over the images; each result is dropped when the next one comes."""
-        watch = self.segmenter.watch
-        watch.start()
-        begin = watch.now()
-        for _ in self.segmenter.segment_many(images, self.spec.vocabulary):
-            pass
-        return watch.now() - begin
-
-    def labels(self, image: Path) -> np.ndarray:
-        """The label map (H, W) int32."""
-        return self.segmenter(image, self.spec.vocabulary).labels
-
-    def text(self, names: Sequence[str]) -> float:
-        """Seconds for both sides' prompts."""
-        segmenter = self.segmenter
-        embedder = TextEmbedder(segmenter.bundle, segmenter.engine, cache_dir="")
-        prompts = segmenter.bundle.manifest.prompts
-        begin = segmenter.watch.now()
-        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
-            embedder.embed(names, prompt)
-        return segmenter.watch.now() - begin
 
     def capture(self, image: Path) -> Capture:
         """Segment one image and keep everything."""

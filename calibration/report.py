@@ -120,10 +120,6 @@ def _scatter(axes: "Axes", report: Report, against: str) -> None:
             where, quality(trial), s=110 if chosen else 55, color=COLOURS.get(trial.precision, "#777777"),
             edgecolor="#000000", linewidth=1.6 if chosen else 0.5, zorder=3,
         )  # fmt: skip
-        axes.annotate(
-            trial.precision + (" (chosen)" if chosen else ""), (where, quality(trial)), (6, 6),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
     floor = _floor(report)
     if floor is not None:
         axes.axhline(floor, color="#d55e00", linewidth=0.8, linestyle=":")
@@ -135,6 +131,26 @@ def _scatter(axes: "Axes", report: Report, against: str) -> None:
     axes.margins(y=0.25)
     axes.set_xlim(0, 1.3 * max((where for _, where in points), default=1.0))
     axes.grid(alpha=0.3)
+    names = [trial.precision + (" (chosen)" if trial == report.chosen else "") for trial, _ in points]
+    _name_points(axes, names, [(where, quality(trial)) for trial, where in points])
+
+
+# Where a point's name may stand: its offset in points and alignment.
+SIDES = (((6, 6), "left", "bottom"), ((6, -6), "left", "top"), ((-6, 6), "right", "bottom"), ((-6, -6), "right", "top"))
+# Points closer than this share of both axes would have their names in one place.
+NEAR = (0.25, 0.08)
+
+
+def _name_points(axes: "Axes", names: list[str], points: list[tuple[float, float]]) -> None:
+    """Write names beside points, those of neighbours on different sides; the axes' limits are final."""
+    sizes = [abs(high - low) or 1.0 for low, high in (axes.get_xlim(), axes.get_ylim())]
+    taken: list[tuple[float, float, int]] = []
+    for (x, y), name in sorted(zip(points, names, strict=True), key=lambda named: -named[0][1]):
+        near = {side for a, b, side in taken if abs(a - x) < NEAR[0] * sizes[0] and abs(b - y) < NEAR[1] * sizes[1]}
+        side = next((one for one in range(len(SIDES)) if one not in near), 0)
+        taken.append((x, y, side))
+        offset, across, along = SIDES[side]
+        axes.annotate(name, (x, y), offset, textcoords="offset points", fontsize=8, ha=across, va=along)
 
 
 def _blocks(axes: "Axes", kind: str, plan: GraphPlan) -> None:

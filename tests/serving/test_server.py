@@ -207,6 +207,28 @@ def test_clients_that_hang_up_free_their_slots(server: Running, local: Segmenter
     server.wait_for("nv_inference_pending_request_count", 0)
 
 
+def test_clients_that_hang_up_on_whole_requests_leave_nothing_behind(server: Running, local: Segmenter) -> None:
+    """HTTP has no way to call a request back: what was sent whole is computed, and its slot is free again."""
+    import tritonclient.http as triton
+
+    pixels = np.repeat(np.repeat(picture(5, 100, 100), 8, axis=0), 8, axis=1)[None]
+    body, header = triton.InferenceServerClient.generate_request_body([_tensor(triton, "PIXELS", pixels, "UINT8")])
+    place, port = server.http.removeprefix("http://"), int(server.http.rpartition(":")[2])
+    sent = f"POST /v2/models/vocabseg/infer HTTP/1.1\r\nHost: {place}\r\nContent-Length: {len(body)}\r\n"
+    sent += f"Inference-Header-Content-Length: {header}\r\n\r\n"
+    before, counted = server.model_processes(), "^vocabseg_images_total"
+    images = server.metric(counted)
+    for _ in range(6):
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            gone.sendall(sent.encode() + body)
+    with Client(server.http, retries=0, timeout=30) as client:
+        result = client(picture(3), NAMES)
+    assert np.array_equal(result.scores, local(picture(3), NAMES).scores)
+    server.wait_for("nv_inference_pending_request_count", 0)
+    server.wait_for(counted, images + 7)
+    assert server.model_processes() == before
+
+
 def test_health_metrics_and_the_dashboards_questions(server: Running) -> None:
     import re
 
