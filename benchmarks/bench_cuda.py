@@ -1,5 +1,6 @@
 """A bundle on a GPU as a variant of the benchmark: stages timed by the device's own events, nothing slowed for it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,7 @@ class DevicePeakMeter:
             raise EngineError("the installed PyTorch sees no GPU: its peaks cannot be measured; install it with CUDA")
         torch.backends.cuda.matmul.allow_tf32 = False
         products = {name: self._rate(torch, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")}
+        products |= self._eight_bits(torch)
         how = (
             f"product of two {SIDE} x {SIDE} matrices by PyTorch, TF32 off; copy of {DEVICE_COPIED // 2**20} MiB on "
             f"{torch.cuda.get_device_name(self._device)}, bytes read and written"
@@ -171,6 +173,19 @@ class DevicePeakMeter:
     def _rate(self, torch: Any, dtype: "torch.dtype") -> float:
         matrix = torch.randn(SIDE, SIDE, device=self._device, dtype=dtype)
         return 2.0 * SIDE**3 / self._seconds(torch, lambda: matrix @ matrix)
+
+    def _eight_bits(self, torch: Any) -> dict[str, float]:
+        """Products in int8 and FP8, as far as this GPU and this PyTorch have them."""
+        matrix = torch.randn(SIDE, SIDE, device=self._device)
+        rates = {}
+        with contextlib.suppress(AttributeError, RuntimeError):
+            whole = (40 * matrix).to(torch.int8)
+            rates["int8"] = 2.0 * SIDE**3 / self._seconds(torch, lambda: torch._int_mm(whole, whole.t()))
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):
+            small, one = matrix.to(torch.float8_e4m3fn), torch.ones((), device=self._device)
+            options = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
+            rates["fp8"] = 2.0 * SIDE**3 / self._seconds(torch, lambda: torch._scaled_mm(small, small.t(), **options))
+        return rates
 
     def _copy_rate(self, torch: Any) -> float:
         source = torch.ones(DEVICE_COPIED // 4, device=self._device)

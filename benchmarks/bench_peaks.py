@@ -52,6 +52,8 @@ class PeakMeter:
             torch.set_num_threads(threads)
             products["float32"] = max(products["float32"], _rate(_torch_product("float32")))
             products["bfloat16"] = _rate(_torch_product("bfloat16"))
+            if hasattr(torch, "_int_mm"):
+                products["int8"] = _rate(_int8_product())
             how = "the faster of NumPy and PyTorch"
         text = (
             f"product of two {SIDE} x {SIDE} matrices by {how}; copy of {COPIED // 2**20} MiB, bytes read and written"
@@ -81,6 +83,13 @@ def _torch_product(precision: str) -> Callable[[], Any]:
 
     matrix = torch.from_numpy(_matrix()).to(getattr(torch, precision))
     return lambda: matrix @ matrix
+
+
+def _int8_product() -> Callable[[], Any]:
+    import torch
+
+    matrix = torch.from_numpy(_matrix() * 40).to(torch.int8)
+    return lambda: torch._int_mm(matrix, matrix)
 
 
 def _matrix() -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vocabseg.benchmarks.bench_results import Check, Report, VariantResult, stage_place
-from vocabseg.benchmarks.bench_tables import seconds
+from vocabseg.benchmarks.bench_tables import product_unit, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,11 +87,12 @@ def roofline(report: Report, variants: Sequence[VariantResult]) -> str:
     left, right = min([*intensities, 1.0]) / 3, max([*intensities, 100.0]) * 3
     across = np.geomspace(left, right, 200)
     precisions = sorted({variant.precision for variant in variants} & set(report.peaks.products))
-    for precision, style in zip(precisions, ("-", "--", ":"), strict=False):
+    for precision, style in zip(precisions, ("-", "--", ":", "-."), strict=False):
         roof = np.minimum(report.peaks.products[precision], across * report.peaks.copy)
         axes.plot(across, roof, color=INK, linewidth=1.3, linestyle=style, zorder=1)
+        rate = f"{report.peaks.products[precision] / 1e9:.0f} G{product_unit(precision)} {precision}"
         axes.annotate(
-            f"{report.peaks.products[precision] / 1e9:.0f} GFLOP/s {precision}", (right, roof[-1]), (-4, 4),
+            rate, (right, roof[-1]), (-4, 4),
             textcoords="offset points", ha="right", fontsize=8, color=INK,
         )  # fmt: skip
     named: set[str] = set()

@@ -66,13 +66,14 @@ def stages(variants: Sequence[VariantResult]) -> Table:
 def roofline(variant: VariantResult, report: Report) -> Table:
     """How near every stage comes to what the device can do."""
     rows = []
+    unit = product_unit(variant.precision)
     for line in variant.roof:
-        work = amount(line.operations, "FLOP") if line.operations else "-"
+        work = amount(line.operations, unit.removesuffix("/s")) if line.operations else "-"
         times = [seconds(line.floor), seconds(line.seconds), f"{100 * line.share:.1f} %"]
         rows.append([line.stage, work, amount(line.bytes, "B"), *times, line.bound])
     peaks = report.peaks
     rate = peaks.products.get(variant.precision, peaks.products["float32"])
-    note = f"Per image. Measured peaks: {amount(rate, 'FLOP/s')} in a product, {amount(peaks.copy, 'B/s')} in a copy."
+    note = f"Per image. Measured peaks: {amount(rate, unit)} in a product, {amount(peaks.copy, 'B/s')} in a copy."
     if any(line.share > 1 for line in variant.roof):
         note += " Over 100 %: the machine was busier while its peak was measured than while the stage ran."
     header = ["stage", "work", "bytes", "floor", "took", "reached", "bound"]
@@ -143,7 +144,7 @@ def images(report: Report) -> Table:
 def machine(report: Report) -> Table:
     """The machine and the software."""
     rows = [[name, text] for name, text in report.machine.items()]
-    peaks = ", ".join(f"{amount(rate, 'FLOP/s')} {name}" for name, rate in report.peaks.products.items())
+    peaks = ", ".join(f"{amount(rate, product_unit(name))} {name}" for name, rate in report.peaks.products.items())
     rows.append(["measured peaks", f"{peaks}; {amount(report.peaks.copy, 'B/s')} ({report.peaks.how})"])
     return Table("Machine", ["", ""], rows, left=2)
 
@@ -171,6 +172,11 @@ def amount(value: float, unit: str) -> str:
         if value >= limit:
             return f"{_three(value / limit)} {prefix}{unit}"
     return f"{_three(value)} {unit}"
+
+
+def product_unit(precision: str) -> str:
+    """What products of that precision are counted in."""
+    return "OP/s" if precision == "int8" else "FLOP/s"
 
 
 def rate_text(value: float) -> str:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.bench_cases import made_parity, made_report, made_variant
+from vocabseg.benchmarks import bench_peaks
 from vocabseg.benchmarks.bench_compare import compare, compare_table, warnings
 from vocabseg.benchmarks.bench_page import to_page
 from vocabseg.benchmarks.bench_plots import tolerance_used
@@ -26,7 +27,7 @@ from vocabseg.benchmarks.bench_results import (
 from vocabseg.benchmarks.bench_roofline import Work, rooflines
 from vocabseg.benchmarks.bench_run import Outcome, WorstImage
 from vocabseg.benchmarks.bench_scenes import scene_accuracy
-from vocabseg.benchmarks.bench_tables import amount, seconds
+from vocabseg.benchmarks.bench_tables import amount, product_unit, seconds
 from vocabseg.benchmarks.datasets.world import CLASSES
 from vocabseg.benchmarks.metrics import ConfusionMatrix
 from vocabseg.runtime.errors import ConfigurationError, OutputError
@@ -112,6 +113,14 @@ def test_what_makes_reports_hard_to_compare_is_told() -> None:
     assert [word in text for word, text in zip(
         ("cores: 2 physical and 1", "bundles", "images", "3 and 4 classes", "-50 %"), warnings(old, new), strict=True
     )] == [True] * 5  # fmt: skip
+
+
+def test_a_machines_peaks_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_peaks, "COPIED", 2**24)
+    peaks = bench_peaks.PeakMeter().measure()
+    assert set(peaks.products) == {"float32", "bfloat16", "int8"}
+    assert min(*peaks.products.values(), peaks.copy) > 1e8
+    assert [product_unit(name) for name in peaks.products] == ["FLOP/s", "FLOP/s", "OP/s"]
 
 
 def test_floors_and_shares() -> None:
