@@ -90,9 +90,9 @@ def roofline(report: Report, variants: Sequence[VariantResult]) -> str:
     for precision, style in zip(precisions, ("-", "--", ":", "-."), strict=False):
         roof = np.minimum(report.peaks.products[precision], across * report.peaks.copy)
         axes.plot(across, roof, color=INK, linewidth=1.3, linestyle=style, zorder=1)
-        rate = f"{report.peaks.products[precision] / 1e9:.0f} G{product_unit(precision)} {precision}"
+        name = f"{report.peaks.products[precision] / 1e9:.0f} G{product_unit(precision)} {precision}"
         axes.annotate(
-            rate, (right, roof[-1]), (-4, 4),
+            name, (right, roof[-1]), (-4, 4),
             textcoords="offset points", ha="right", fontsize=8, color=INK,
         )  # fmt: skip
     named: set[str] = set()

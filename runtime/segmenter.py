@@ -19,6 +19,7 @@ from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.regions import Regions, Size
 from vocabseg.runtime.result import Result
 from vocabseg.runtime.text_embedder import TextEmbedder
+from vocabseg.runtime.threads import limit_threads, thread_count
 from vocabseg.runtime.vocabulary import Vocabulary
 
 # Called as progress(what, done, total) while something long goes on.
@@ -113,6 +114,11 @@ class Segmenter:
 
         Proposals and the embeddings of regions do not depend on the vocabulary, so nothing is lost by mixing them.
         """
+        threads = thread_count()
+        if threads > 1 and self._is_small():
+            with ThreadPoolExecutor(threads, "images", limit_threads, (1,)) as pool:
+                yield from _ahead(pool, self._segment_pair, pairs, threads)
+            return
         vocabularies: deque[Vocabulary] = deque()
 
         def images() -> Iterator[Any]:
@@ -123,6 +129,16 @@ class Segmenter:
         with ThreadPoolExecutor(1, "proposals") as pool:
             for proposals in _ahead(pool, self._find_proposals, images()):
                 yield self.describe(*proposals).classify(vocabularies.popleft())
+
+    def _is_small(self) -> bool:
+        """Whether images are best segmented side by side, on a thread each: nothing waits, and the sum is the same.
+
+        A large model would need the memory of many images at a time, and its products fill several cores as they are.
+        """
+        return self.choice.name == "onnxruntime" and self.bundle.manifest.graph_bytes <= engines.SMALL_MODEL_BYTES
+
+    def _segment_pair(self, pair: tuple[Any, Vocabulary]) -> Result:
+        return self.propose(pair[0]).classify(pair[1])
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.
@@ -260,16 +276,25 @@ def open_segmenter(
     return CudaSegmenter(bundle, choice, open_device(parse_device(choice.device)))
 
 
-def _ahead(pool: Executor, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """`function` of every item, in order, one item ahead of whoever takes them."""
-    coming: Future[Found] | None = None
-    for item in items:
-        following = pool.submit(function, item)
-        if coming is not None:
-            yield coming.result()
-        coming = following
-    if coming is not None:
-        yield coming.result()
+def _ahead(pool: Executor, function: Callable[[Item], Found], items: Iterable[Item], count: int = 1) -> Iterator[Found]:
+    """`function` of every item, in order, `count` items ahead of whoever takes them; what `items` raises comes last."""
+    coming: deque[Future[Found]] = deque()
+    source, failure = iter(items), None
+    try:
+        while failure is None:
+            try:
+                coming.append(pool.submit(function, next(source)))
+            except Exception as error:
+                failure = error
+            if len(coming) > count:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+        if not isinstance(failure, StopIteration):
+            raise failure
+    finally:
+        for future in coming:
+            future.cancel()
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -2,17 +2,27 @@
 
 import math
 import os
+import threading
 from functools import cache
 from pathlib import Path
 
 from vocabseg.runtime.errors import EngineError
 
+_own = threading.local()
+
+
+def limit_threads(count: int) -> None:
+    """From now on what the calling thread runs uses `count` threads: for threads that work side by side."""
+    _own.count = count
+
 
 def thread_count(wanted: int | None = None) -> int:
-    """Threads to use: `wanted`, else VOCABSEG_THREADS, else the CPUs that the process may use.
+    """Threads to use: `wanted`, else `limit_threads`, else VOCABSEG_THREADS, else the CPUs the process may use.
 
     Raises EngineError for a count below 1 or one that is no number.
     """
+    if wanted is None:
+        wanted = getattr(_own, "count", None)
     if wanted is None:
         setting = os.environ.get("VOCABSEG_THREADS", "").strip()
         if not setting:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,7 +172,10 @@ def gpu_present() -> bool:
 
 
 class Engine:
-    """One graph on one engine, opened when it is first run. Calls from several threads run one after the other."""
+    """One graph on one engine, opened when it is first run.
+
+    Calls from several threads run one after the other, but for ONNX Runtime on one thread each (`limit_threads`).
+    """
 
     def __init__(self, path: str | Path, choice: Choice, digest: str | None = None, batched: bool = False):
         """`digest` tells apart graphs of one bundle and precision that compute different values: it joins the key.
@@ -182,25 +186,30 @@ class Engine:
         self.choice = choice
         self.batched = batched
         self.key = choice.key if digest is None else f"{choice.key}-{digest[:16]}"
-        self._lock = threading.Lock()
-        self._runnable: Runnable | None = None
+        self._opening, self._running = threading.Lock(), threading.Lock()
+        self._opened: dict[int, Runnable] = {}  # by number of threads
         self.seconds = 0.0  # spent in runs so far
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph on arrays by input name and return all outputs by name; raises EngineError when it cannot."""
-        with self._lock:
-            if self._runnable is None:
-                self._runnable = _open(self.path, self.choice, self.batched)
+        threads = thread_count()
+        with self._opening:
+            if threads not in self._opened:
+                self._opened[threads] = _open(self.path, self.choice, threads, self.batched)
+            runnable = self._opened[threads]
+        with nullcontext() if threads == 1 and self.choice.name == "onnxruntime" else self._running:
             begin = time.perf_counter()
             try:
-                return self._runnable.run(inputs)
+                return runnable.run(inputs)
             finally:
-                self.seconds += time.perf_counter() - begin
+                spent = time.perf_counter() - begin
+                with self._opening:
+                    self.seconds += spent
 
     def close(self) -> None:
         """Free the graph's memory; the next run opens it again."""
-        with self._lock:
-            self._runnable = None
+        with self._opening:
+            self._opened.clear()
 
 
 def open_engine(
@@ -210,11 +219,11 @@ def open_engine(
     return Engine(path, choose(engine, device, precision))
 
 
-def _open(path: Path, choice: Choice, batched: bool) -> Runnable:
+def _open(path: Path, choice: Choice, threads: int, batched: bool) -> Runnable:
     if choice.name == "openvino":
         from vocabseg.runtime.engines.openvino import OpenVinoGraph
 
-        return OpenVinoGraph(path, choice.precision, thread_count(), batched)
+        return OpenVinoGraph(path, choice.precision, threads, batched)
     from vocabseg.runtime.engines.onnxruntime import OnnxRuntimeGraph
 
-    return OnnxRuntimeGraph(path, thread_count(), literal=choice.precision == "fp8")
+    return OnnxRuntimeGraph(path, threads, literal=choice.precision == "fp8")

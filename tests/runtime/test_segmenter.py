@@ -1,11 +1,15 @@
 """The Segmenter beyond parity: asking again, masks of one's own, many images, what is refused."""
 
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import vocabseg
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
+from vocabseg.benchmarks.datasets.world import render_scene
 from vocabseg.runtime.errors import BundleError, EngineError, ImageError, VocabularyError
 
 NAMES = ["person", "tree", "flower", "water"]
@@ -113,6 +117,53 @@ def test_many_images_are_read_one_ahead_and_no_further(segmenter, image):
     assert taken == [0, 1]
     results.close()
     assert taken == [0, 1]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The demo model with three threads: images are segmented side by side."""
+    monkeypatch.setenv("VOCABSEG_THREADS", "3")
+    return vocabseg.load(engine="onnxruntime")
+
+
+def scenes(count):
+    return [render_scene(0, "test", number, size=(128, 160)).image for number in range(count)]
+
+
+def test_many_images_of_a_small_model_run_side_by_side(small, monkeypatch):
+    names, images = ["red circle", "blue square", "grass"], scenes(7)
+    expected = [small(image, names) for image in images]
+    ran = set()
+    engine = small.engine("image_encoder")
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda inputs: (ran.add(threading.current_thread().name), run(inputs))[1])
+    found = list(small.segment_many(images, names))
+    assert [result.labels.shape for result in found] == [(128, 160)] * 7
+    for one, alone in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.labels, alone.labels)
+        np.testing.assert_array_equal(one.scores, alone.scores)
+    assert len(ran) > 1
+    assert threading.current_thread().name not in ran
+
+
+def test_small_models_keep_a_few_images_in_memory_and_tell_errors_in_turn(small, tmp_path):
+    taken = []
+
+    def images():
+        for number, scene in enumerate(scenes(6)):
+            taken.append(number)
+            yield tmp_path / "none.png" if number == 1 else scene
+        raise OSError("the camera is gone")
+
+    results = small.segment_many(images(), NAMES)
+    next(results)
+    assert taken == [0, 1, 2, 3]
+    with pytest.raises(ImageError, match=r"none\.png"):
+        next(results)
+    good = small.segment_many((image for image in images() if not isinstance(image, Path)), NAMES)
+    assert [next(good).labels.shape for _ in range(5)] == [(128, 160)] * 5
+    with pytest.raises(OSError, match="camera"):
+        next(good)
 
 
 def test_regions_describe_themselves(regions, image):

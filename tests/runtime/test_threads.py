@@ -1,5 +1,7 @@
 """How many threads are used."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from vocabseg.runtime import threads
@@ -22,3 +24,11 @@ def test_a_count_that_is_none_is_told(monkeypatch, setting):
         threads.thread_count()
     with pytest.raises(EngineError, match="threads is 0"):
         threads.thread_count(0)
+
+
+def test_a_thread_that_works_beside_others_has_a_count_of_its_own(monkeypatch):
+    monkeypatch.setenv("VOCABSEG_THREADS", "3")
+    with ThreadPoolExecutor(1, initializer=threads.limit_threads, initargs=(1,)) as pool:
+        assert pool.submit(threads.thread_count).result() == 1
+        assert pool.submit(threads.thread_count, 2).result() == 2
+    assert threads.thread_count() == 3
