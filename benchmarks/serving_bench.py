@@ -150,7 +150,7 @@ def _load(server: Server, url: str, clients: int, images: list[Path], seconds: f
     contents = [path.read_bytes() for path in images]
     latencies: list[float] = []
     errors: list[str] = []
-    begin, used = time.perf_counter(), _used(server)
+    begin, used, own = time.perf_counter(), _used(server), time.process_time()
     end = begin + seconds
 
     def work(number: int, client: Client) -> None:
@@ -183,6 +183,7 @@ def _load(server: Server, url: str, clients: int, images: list[Path], seconds: f
         "first error": errors[0] if errors else None,
         "images per second": len(latencies) / took,
         "CPU seconds per image": (_used(server) - used) / max(1, len(latencies)),
+        "of the clients": (time.process_time() - own) / max(1, len(latencies)),
         "p50": float(np.percentile(latencies, 50)),
         "p99": float(np.percentile(latencies, 99)),
         "memory after warm-up": float(np.median(warm[:third])),
@@ -241,7 +242,8 @@ def _print(report: dict[str, Any]) -> None:
 
 def _cpu(found: dict[str, Any]) -> str:
     """What tells most on a machine that has other work, too."""
-    return f"{1e3 * found['CPU seconds per image']:.0f} ms of CPU per image"
+    clients = f" ({1e3 * found['of the clients']:.1f} the clients')" if "of the clients" in found else ""
+    return f"{1e3 * found['CPU seconds per image']:.1f} ms of CPU per image{clients}"
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ def serve(
         typer.Option("--vocabulary", help="NAME=NAMES or NAME=@FILE: requests may call it by name; may be repeated."),
     ] = None,
     instances: Annotated[int, typer.Option(min=0, help="Processes. Default: as many as fit the CPU's cores.")] = 0,
-    threads: Annotated[
-        int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4; 1 for small models.")
-    ] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Most images run together.")] = 8,
     delay: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 2.0,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")] = 128,
@@ -68,7 +66,6 @@ def serve(
     choice = engines.choose(engine, "cpu", precision, opened.manifest.graph_bytes)
     serving = serving_of(
         name, "", instances, threads, max_batch, delay, queue, limits or [], choice.name, choice.precision,
-        opened.manifest.graph_bytes,
     )  # fmt: skip
     with progress(quiet) as report:
         environment = prepare(choice.name, report)

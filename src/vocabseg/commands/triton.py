@@ -36,9 +36,7 @@ def triton(
     instances: Annotated[
         int, typer.Option(min=0, help="Processes (per GPU). Default: 1 per GPU; as many as fit the CPU's cores.")
     ] = 0,
-    threads: Annotated[
-        int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4; 1 for small models.")
-    ] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Most images run together.")] = 8,
     delay: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 2.0,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")] = 128,
@@ -59,7 +57,6 @@ def triton(
     opened = open_adjusted(bundle, settings or [])
     serving = serving_of(
         name, gpus, instances, threads, max_batch, delay, queue, limits or [], engine, precision,
-        opened.manifest.graph_bytes,
     )  # fmt: skip
     check_target(output)
     where = f"GPU {gpus}" if gpus else f"{serving.instances} x {serving.threads} cores"
@@ -80,10 +77,8 @@ def serving_of(
     limits: list[str],
     engine: str | None,
     precision: str | None,
-    model_bytes: int,
 ) -> "Serving":
     """The settings behind the options; raises ConfigurationError for values that cannot be used."""
-    from vocabseg.runtime.engines import SMALL_MODEL_BYTES
     from vocabseg.runtime.threads import usable_cpus
     from vocabseg.serving.configuration import Serving
 
@@ -91,9 +86,7 @@ def serving_of(
     if any(not part.isdecimal() for part in parts):
         raise ConfigurationError(f"--gpus {gpus!r}: give numbers of GPUs, such as 0,1")
     cores = usable_cpus()
-    # The demo model takes less than half the CPU time for an image in a process of one thread than in one of two.
-    # Large models would not fit into memory so often.
-    used = threads or (1 if model_bytes <= SMALL_MODEL_BYTES else min(4, cores))
+    used = threads or min(4, cores)
     return Serving(
         name=name,
         gpus=tuple(int(part) for part in parts),
