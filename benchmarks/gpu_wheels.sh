@@ -15,10 +15,10 @@ target=(--python-version 3.12 --implementation cp --only-binary=:all:
 pip download "${common[@]}" "${target[@]}" \
     onnxruntime-gpu onnx onnxscript onnx-ir ml_dtypes protobuf flatbuffers \
     open_clip_torch timm ftfy regex wcwidth huggingface_hub safetensors tqdm \
-    msgspec opencv-python-headless pillow pycocotools platformdirs typer rich click shellingham \
+    numpy msgspec opencv-python-headless pillow pycocotools platformdirs typer rich click shellingham \
     markdown-it-py mdurl pygments matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six scipy \
-    pytest pytest-xdist execnet iniconfig pluggy packaging hypothesis sortedcontainers tokenizers supervision \
-    nanobind scikit-build-core pathspec cmake ninja cuda-bindings cuda-pathfinder pytools mako markupsafe \
+    pytest pytest-xdist execnet iniconfig pluggy packaging hypothesis sortedcontainers tokenizers \
+    nanobind scikit-build-core pathspec cmake ninja cuda-bindings cuda-pathfinder pytools siphash24 tzdata mako markupsafe \
     typing_extensions setuptools wheel annotated-doc defusedxml anyio certifi charset-normalizer filelock fsspec h11 \
     attrs truststore hf-xet httpcore2 httpx2 idna pyyaml requests urllib3 pydantic pydantic-core annotated-types typing-inspection
 pip download "${common[@]}" --no-binary pycuda --no-build-isolation pycuda
