@@ -22,8 +22,10 @@ def ask(image: Any, vocabulary: Vocabulary = FEW, *wanted: str) -> Ask:
     return Ask(image=image, vocabulary=vocabulary, wanted=frozenset(wanted or ["SCORES"]), options=OPTIONS)
 
 
-@pytest.fixture
-def batch(local: Segmenter) -> Iterator[Batch]:
+@pytest.fixture(params=["1", "3"])
+def batch(local: Segmenter, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+    """On one thread stages overlap; on several, images run side by side."""
+    monkeypatch.setenv("VOCABSEG_THREADS", request.param)
     made = Batch(local, Limits(max_pixels=200_000))
     yield made
     made.close()
