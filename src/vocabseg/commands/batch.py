@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vocabseg.commands.options import Engine, Precision, Quiet, Settings
 from vocabseg.commands.packages import require
 from vocabseg.commands.progress import counting
 from vocabseg.runtime.errors import ConfigurationError
@@ -64,17 +65,11 @@ def batch(
     retry_broken: Annotated[
         bool, typer.Option("--retry-broken", help="Make the shards that have broken images again.")
     ] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")
-    ] = None,
+    settings: Settings = None,
+    engine: Engine = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; cuda gives every worker its own GPU.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16, ...; default: the engine's own.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    precision: Precision = None,
+    quiet: Quiet = False,
 ) -> None:
     require(("ray", "pyarrow", "pandas", "matplotlib"), "vocabseg batch", "batch")
     from vocabseg.batch.inputs import find_items

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vocabseg.commands.options import Quiet, Settings
 from vocabseg.commands.progress import progress
 from vocabseg.runtime.errors import ConfigurationError
 
@@ -55,9 +56,7 @@ def bench(
         str | None, typer.Option("--config", help="The checkpoint's configuration. Default: what the bundle records.")
     ] = None,
     clip: Annotated[str | None, typer.Option("--clip", help="Other CLIP for the regions, as for export.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as ensemble.weight=0.7.")
-    ] = None,
+    settings: Settings = None,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all images.")] = 5,
     seconds: Annotated[float, typer.Option(min=0, help="Begin no further run after so many seconds of them.")] = 120,
     batches: Annotated[str, typer.Option(help="Batch sizes to measure, separated by commas.")] = "1,4",
@@ -70,7 +69,7 @@ def bench(
             "--compare", metavar="OLD NEW", help="Compare two reports (bench.json) and stop.", show_default=False
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     if compare is not None:
         _compare(*compare)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
 from vocabseg.commands.progress import Report, progress
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
@@ -64,7 +65,7 @@ def build(
     ] = "none",
     device: Annotated[str, typer.Option("--device", help="The GPU to build on: cuda or cuda:N.")] = "cuda",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built, and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir"), "building", "build")
     from vocabseg.export.tensorrt_profiles import choose_profiles

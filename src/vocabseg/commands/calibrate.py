@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
 from vocabseg.commands.progress import progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
@@ -63,7 +64,7 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The report's folder. Default: calibration-NAME.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir", "onnxruntime", "matplotlib"), "calibrating", "calibration")
     from vocabseg.calibration.decide import parse_budget

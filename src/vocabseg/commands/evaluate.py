@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vocabseg.commands.options import Quiet, Settings
 from vocabseg.commands.packages import require
 from vocabseg.commands.progress import counting
 from vocabseg.runtime.errors import ConfigurationError
@@ -50,9 +51,7 @@ def evaluate(
         typer.Option("--measure", help="Measure only this; may be repeated. Default: all that the data set allows."),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="val (the default) or train.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as ensemble.weight=0.7.")
-    ] = None,
+    settings: Settings = None,
     engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
@@ -64,7 +63,7 @@ def evaluate(
     config: Annotated[str | None, typer.Option("--config", help="The checkpoint's configuration.")] = None,
     clip: Annotated[str | None, typer.Option("--clip", help="Other CLIP for the regions, as for export.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the data sets with the files they expect.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     from vocabseg.benchmarks.accuracy import evaluate as measure_accuracy
     from vocabseg.benchmarks.accuracy_report import summary_lines, write_report

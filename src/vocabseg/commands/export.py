@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
 from vocabseg.commands.progress import progress
 from vocabseg.runtime.errors import ConfigurationError
@@ -54,7 +55,7 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the configurations and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     require(EXPORTER, "exporting", "export,cpu")
     from vocabseg.export.config import list_configurations, load_configuration

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vocabseg.commands.options import Engine, Precision, Quiet, Settings
 from vocabseg.commands.progress import Report, progress
 from vocabseg.runtime.errors import OutputError, VocabularyError
 
@@ -55,17 +56,11 @@ def segment(
     template: Annotated[
         list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")
-    ] = None,
+    settings: Settings = None,
+    engine: Engine = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    precision: Precision = None,
+    quiet: Quiet = False,
 ) -> None:
     from vocabseg.runtime.segmenter import open_segmenter
     from vocabseg.runtime.settings import open_adjusted

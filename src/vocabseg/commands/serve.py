@@ -9,6 +9,19 @@ from typing import Annotated
 
 import typer
 
+from vocabseg.commands.options import (
+    Delay,
+    Instances,
+    MaxBatch,
+    ModelName,
+    Precision,
+    Queue,
+    Quiet,
+    RequestLimits,
+    Settings,
+    Threads,
+    Vocabularies,
+)
 from vocabseg.commands.progress import progress
 from vocabseg.commands.triton import named_vocabularies, serving_of
 
@@ -29,29 +42,21 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8002,
-    name: Annotated[str, typer.Option(help="The model's name in the server.")] = "vocabseg",
-    vocabularies: Annotated[
-        list[str] | None,
-        typer.Option("--vocabulary", help="NAME=NAMES or NAME=@FILE: requests may call it by name; may be repeated."),
-    ] = None,
-    instances: Annotated[int, typer.Option(min=0, help="Processes. Default: as many as fit the CPU's cores.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")] = 0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Most images run together.")] = 8,
-    delay: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 2.0,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")] = 128,
-    limits: Annotated[
-        list[str] | None,
-        typer.Option("--limit", help="max_names=, max_name_length=, max_pixels= or max_image_bytes=NUMBER."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
-    ] = None,
+    name: ModelName = "vocabseg",
+    vocabularies: Vocabularies = None,
+    instances: Instances = 0,
+    threads: Threads = 0,
+    max_batch: MaxBatch = 8,
+    delay: Delay = 2.0,
+    queue: Queue = 128,
+    limits: RequestLimits = None,
+    settings: Settings = None,
     engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
-    precision: Annotated[str | None, typer.Option(help="As for segment. Default: the engine's own.")] = None,
+    precision: Precision = None,
     prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Download the server and stop.")] = False,
     start_seconds: Annotated[float, typer.Option(min=1, help="Give up when it is not ready by then.")] = 300,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show everything the server says.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     from vocabseg.runtime import engines
     from vocabseg.runtime.settings import open_adjusted

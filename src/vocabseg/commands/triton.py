@@ -6,6 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vocabseg.commands.options import (
+    Delay,
+    Engine,
+    Instances,
+    MaxBatch,
+    ModelName,
+    Precision,
+    Queue,
+    RequestLimits,
+    Settings,
+    Threads,
+    Vocabularies,
+)
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,28 +40,18 @@ def triton(
         typer.Argument(help="The bundle's folder; without it, the built-in demo model.", show_default=False),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The repository's folder.")] = Path("models"),
-    name: Annotated[str, typer.Option(help="The model's name in the server.")] = "vocabseg",
-    vocabularies: Annotated[
-        list[str] | None,
-        typer.Option("--vocabulary", help="NAME=NAMES or NAME=@FILE: requests may call it by name; may be repeated."),
-    ] = None,
+    name: ModelName = "vocabseg",
+    vocabularies: Vocabularies = None,
     gpus: Annotated[str, typer.Option(help="GPUs to run on, separated by commas. Default: the CPU.")] = "",
-    instances: Annotated[
-        int, typer.Option(min=0, help="Processes (per GPU). Default: 1 per GPU; as many as fit the CPU's cores.")
-    ] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")] = 0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Most images run together.")] = 8,
-    delay: Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")] = 2.0,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")] = 128,
-    limits: Annotated[
-        list[str] | None,
-        typer.Option("--limit", help="max_names=, max_name_length=, max_pixels= or max_image_bytes=NUMBER."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="As for segment. Default: the fastest installed there.")] = None,
-    precision: Annotated[str | None, typer.Option(help="As for segment. Default: the engine's own.")] = None,
+    instances: Instances = 0,
+    threads: Threads = 0,
+    max_batch: MaxBatch = 8,
+    delay: Delay = 2.0,
+    queue: Queue = 128,
+    limits: RequestLimits = None,
+    settings: Settings = None,
+    engine: Engine = None,
+    precision: Precision = None,
 ) -> None:
     from vocabseg.runtime.settings import open_adjusted
     from vocabseg.serving.repository import check_target, write_repository
