@@ -75,13 +75,15 @@ def test_image_graph(tmp_path, patch):
     size = CROP if patch else 64
     check_graph(path, tower, [{"crops": noise(batch, 3, size, size)} for batch in (1, 5)])
     found = operators(path)
-    for kind in ("Shape", "Slice", "BatchNormalization", "Expand", "Cast"):
+    for kind in ("Shape", "BatchNormalization", "Expand", "Cast"):
         assert found[kind] == 0, kind
+    assert found["Slice"] == (2 if patch else 0)  # the class token, for the query and for the residual
     if patch:
         assert found["LayerNormalization"] == 2 + 2 * 2
         assert found["Softmax"] == 2
-        assert found["Reshape"] == 1 + 2 * 2  # patches to tokens; per layer, into heads and back
-        assert found["Transpose"] == 1 + 2 * 3
+        # Patches to tokens; per layer, into heads and back; in the last, one query and its keys and values apart.
+        assert found["Reshape"] == 1 + 2 * 2 + 1
+        assert found["Transpose"] == 1 + 2 * 3 + 1
     else:
         assert found["Softmax"] == 1
         assert found["Reshape"] <= 5
