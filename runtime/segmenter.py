@@ -102,8 +102,8 @@ class Segmenter:
     def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
         """Segment images one after the other; each result equals that of a call with the image alone.
 
-        While the regions of one image are encoded, the next one is read and its proposals are found. What is wrong with
-        an image is raised when its turn comes.
+        While the regions of one image are encoded, the next one is read and its proposals are found; a small model
+        works on as many images as there are threads. What is wrong with an image is raised when its turn comes.
         """
         vocabulary = self.vocabulary(vocabulary)
         self.embed_names(vocabulary)
@@ -116,6 +116,8 @@ class Segmenter:
         """
         threads = thread_count()
         if threads > 1 and self._is_small():
+            for graph in ("proposal", "image_encoder"):
+                self.engine(graph)  # made once, before several threads ask for it
             with ThreadPoolExecutor(threads, "images", limit_threads, (1,)) as pool:
                 yield from _ahead(pool, self._segment_pair, pairs, threads)
             return

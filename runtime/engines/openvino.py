@@ -26,7 +26,6 @@ class OpenVinoGraph:
 
         streams = 2 if batched and threads % 2 == 0 else 1
         hints = {"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}
-
         try:
             core = openvino.Core()
             self._compiled = core.compile_model(
