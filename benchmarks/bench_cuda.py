@@ -1,10 +1,10 @@
 """A bundle on a GPU as a variant of the benchmark: stages timed by the device's own events, nothing slowed for it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from vocabseg.runtime.engines import choose
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.settings import open_adjusted
-
-if TYPE_CHECKING:
-    import torch
 
 # Side of the matrices whose product is the GPU's peak: 128 MB each in half precision, far more than its caches.
 SIDE = 8192
@@ -162,7 +159,7 @@ class DevicePeakMeter:
         if not torch.cuda.is_available():
             raise EngineError("the installed PyTorch sees no GPU: its peaks cannot be measured; install it with CUDA")
         torch.backends.cuda.matmul.allow_tf32 = False
-        products = {name: self._rate(torch, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")}
+        products = {name: self._float_rate(torch, name) for name in ("float32", "bfloat16", "float16")}
         products |= self._eight_bits(torch)
         how = (
             f"product of two {SIDE} x {SIDE} matrices by PyTorch, TF32 off; copy of {DEVICE_COPIED // 2**20} MiB on "
@@ -170,9 +167,13 @@ class DevicePeakMeter:
         )
         return Peaks(products=products, copy=self._copy_rate(torch), threads=1, how=how)
 
-    def _rate(self, torch: Any, dtype: "torch.dtype") -> float:
-        matrix = torch.randn(SIDE, SIDE, device=self._device, dtype=dtype)
-        return 2.0 * SIDE**3 / self._seconds(torch, lambda: matrix @ matrix)
+    def _rate(self, torch: Any, product: Callable[[], Any]) -> float:
+        """Operations per second of a product of two matrices."""
+        return 2.0 * SIDE**3 / self._seconds(torch, product)
+
+    def _float_rate(self, torch: Any, precision: str) -> float:
+        matrix = torch.randn(SIDE, SIDE, device=self._device, dtype=getattr(torch, precision))
+        return self._rate(torch, lambda: matrix @ matrix)
 
     def _eight_bits(self, torch: Any) -> dict[str, float]:
         """Products in int8 and FP8, as far as this GPU and this PyTorch have them."""
@@ -180,11 +181,11 @@ class DevicePeakMeter:
         rates = {}
         with contextlib.suppress(AttributeError, RuntimeError):
             whole = (40 * matrix).to(torch.int8)
-            rates["int8"] = 2.0 * SIDE**3 / self._seconds(torch, lambda: torch._int_mm(whole, whole.t()))
+            rates["int8"] = self._rate(torch, lambda: torch._int_mm(whole, whole.t()))
         with contextlib.suppress(AttributeError, RuntimeError, ValueError):
             small, one = matrix.to(torch.float8_e4m3fn), torch.ones((), device=self._device)
-            options = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
-            rates["fp8"] = 2.0 * SIDE**3 / self._seconds(torch, lambda: torch._scaled_mm(small, small.t(), **options))
+            out = torch.bfloat16
+            rates["fp8"] = self._rate(torch, lambda: torch._scaled_mm(small, small.t(), one, one, out_dtype=out))
         return rates
 
     def _copy_rate(self, torch: Any) -> float:

@@ -114,8 +114,10 @@ def _scatter(axes: "Axes", report: Report, against: str) -> None:
         front.sort()
         axes.plot(*zip(*front, strict=True), color="#999999", linestyle="--", zorder=1, label="Pareto front")
         axes.legend(fontsize=8, loc="lower right")
+    named: list[tuple[str, float, float]] = []
     for trial, where in points:
         chosen = trial == report.chosen
+        named.append((trial.precision + (" (chosen)" if chosen else ""), where, quality(trial)))
         axes.scatter(
             where, quality(trial), s=110 if chosen else 55, color=COLOURS.get(trial.precision, "#777777"),
             edgecolor="#000000", linewidth=1.6 if chosen else 0.5, zorder=3,
@@ -131,8 +133,7 @@ def _scatter(axes: "Axes", report: Report, against: str) -> None:
     axes.margins(y=0.25)
     axes.set_xlim(0, 1.3 * max((where for _, where in points), default=1.0))
     axes.grid(alpha=0.3)
-    names = [trial.precision + (" (chosen)" if trial == report.chosen else "") for trial, _ in points]
-    _name_points(axes, names, [(where, quality(trial)) for trial, where in points])
+    _name_points(axes, named)
 
 
 # Where a point's name may stand: its offset in points and alignment.
@@ -141,11 +142,11 @@ SIDES = (((6, 6), "left", "bottom"), ((6, -6), "left", "top"), ((-6, 6), "right"
 NEAR = (0.25, 0.08)
 
 
-def _name_points(axes: "Axes", names: list[str], points: list[tuple[float, float]]) -> None:
-    """Write names beside points, those of neighbours on different sides; the axes' limits are final."""
+def _name_points(axes: "Axes", points: list[tuple[str, float, float]]) -> None:
+    """Write names beside points (name, x, y), neighbours' on different sides; the axes' limits are final."""
     sizes = [abs(high - low) or 1.0 for low, high in (axes.get_xlim(), axes.get_ylim())]
     taken: list[tuple[float, float, int]] = []
-    for (x, y), name in sorted(zip(points, names, strict=True), key=lambda named: -named[0][1]):
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
         near = {side for a, b, side in taken if abs(a - x) < NEAR[0] * sizes[0] and abs(b - y) < NEAR[1] * sizes[1]}
         side = next((one for one in range(len(SIDES)) if one not in near), 0)
         taken.append((x, y, side))

@@ -41,10 +41,10 @@ class SelfAttention(nn.Module):
         width = source.embed_dim
         scale = torch.ones(3 * width)
         scale[:width] = source.head_dim**-0.5
-        self.qkv = nn.Linear(width, 3 * width, bias=source.in_proj_bias is not None, device="meta")
-        self.qkv.weight = nn.Parameter(source.in_proj_weight.detach() * scale[:, None], requires_grad=False)
-        if source.in_proj_bias is not None:
-            self.qkv.bias = nn.Parameter(source.in_proj_bias.detach() * scale, requires_grad=False)
+        bias = source.in_proj_bias
+        self.qkv = _linear(
+            source.in_proj_weight.detach() * scale[:, None], None if bias is None else bias.detach() * scale
+        )
         self.out_proj = source.out_proj
 
     def forward(
@@ -69,8 +69,11 @@ class FirstTokenAttention(nn.Module):
         self.heads = source.heads
         self.fused_attention = False
         width = source.out_proj.in_features
-        self.query = _rows_of(source.qkv, slice(None, width))
-        self.key_value = _rows_of(source.qkv, slice(width, None))
+        weight, bias = source.qkv.weight.detach(), source.qkv.bias
+        self.query, self.key_value = (
+            _linear(weight[rows].clone(), None if bias is None else bias.detach()[rows].clone())
+            for rows in (slice(None, width), slice(width, None))
+        )
         self.out_proj = source.out_proj
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -80,14 +83,13 @@ class FirstTokenAttention(nn.Module):
         return self.out_proj(merge_heads(attend(query, key, value, fused=self.fused_attention)))
 
 
-def _rows_of(source: nn.Linear, rows: slice) -> nn.Linear:
-    """A linear layer with a part of another's outputs."""
-    weight = source.weight.detach()[rows].clone()
-    part = nn.Linear(weight.shape[1], weight.shape[0], bias=source.bias is not None, device="meta")
-    part.weight = nn.Parameter(weight, requires_grad=False)
-    if source.bias is not None:
-        part.bias = nn.Parameter(source.bias.detach()[rows].clone(), requires_grad=False)
-    return part
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer that holds these very tensors: weight (outputs, inputs), bias (outputs,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
 
 
 def rewrite_attention(model: nn.Module) -> None:

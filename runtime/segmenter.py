@@ -1,5 +1,6 @@
 """Segmenter: the one pipeline from an image to its regions, written once for every device."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -57,20 +58,24 @@ class Segmenter:
         bundle.graph("image_encoder", self.choice.variant)  # a bundle without this precision is told at once
         self.kernels = load_kernels(kernels)
         self._engines: dict[str, engines.Engine] = {}
+        self._making = threading.Lock()
         self.text = TextEmbedder(bundle, self.engine)
 
     def engine(self, graph: str) -> engines.Engine:
         """The engine of one of the bundle's graphs; it opens when first run."""
-        if graph not in self._engines:
-            record = self.bundle.graph(graph, self.choice.variant)
-            digest = None if record.file == self.bundle.graph(graph).file else record.digest()
-            choice = self.choice.for_graph(graph)
-            if choice.precision in engines.QUANTISED and record.dtype == "float32":
-                # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
-                choice = msgspec.structs.replace(choice, precision="float32")
-            batched = graph == "image_encoder"
-            self._engines[graph] = engines.Engine(self.bundle.path(record.file), choice, digest, batched)
-        return self._engines[graph]
+        with self._making:
+            if graph not in self._engines:
+                self._engines[graph] = self._make_engine(graph)
+            return self._engines[graph]
+
+    def _make_engine(self, graph: str) -> engines.Engine:
+        record = self.bundle.graph(graph, self.choice.variant)
+        digest = None if record.file == self.bundle.graph(graph).file else record.digest()
+        choice = self.choice.for_graph(graph)
+        if choice.precision in engines.QUANTISED and record.dtype == "float32":
+            # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
+            choice = msgspec.structs.replace(choice, precision="float32")
+        return engines.Engine(self.bundle.path(record.file), choice, digest, batched=graph == "image_encoder")
 
     def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:
         """The vocabulary given, or else the bundle's own; raises VocabularyError where there is neither."""
@@ -116,8 +121,6 @@ class Segmenter:
         """
         threads = thread_count()
         if threads > 1 and self._is_small():
-            for graph in ("proposal", "image_encoder"):
-                self.engine(graph)  # made once, before several threads ask for it
             with ThreadPoolExecutor(threads, "images", limit_threads, (1,)) as pool:
                 yield from _ahead(pool, self._segment_pair, pairs, threads)
             return
