@@ -19,9 +19,6 @@ Vocabularies = Annotated[
     list[str] | None,
     typer.Option("--vocabulary", help="NAME=NAMES or NAME=@FILE: requests may call it by name; may be repeated."),
 ]
-Instances = Annotated[
-    int, typer.Option(min=0, help="Processes (per GPU). Default: 1 per GPU; as many as fit the CPU's cores.")
-]
 Threads = Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Most images run together.")]
 Delay = Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")]

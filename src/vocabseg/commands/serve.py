@@ -11,7 +11,6 @@ import typer
 
 from vocabseg.commands.options import (
     Delay,
-    Instances,
     MaxBatch,
     ModelName,
     Precision,
@@ -44,7 +43,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8002,
     name: ModelName = "vocabseg",
     vocabularies: Vocabularies = None,
-    instances: Instances = 0,
+    instances: Annotated[int, typer.Option(min=0, help="Processes. Default: as many as fit the CPU's cores.")] = 0,
     threads: Threads = 0,
     max_batch: MaxBatch = 8,
     delay: Delay = 2.0,

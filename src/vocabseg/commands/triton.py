@@ -8,8 +8,6 @@ import typer
 
 from vocabseg.commands.options import (
     Delay,
-    Engine,
-    Instances,
     MaxBatch,
     ModelName,
     Precision,
@@ -43,14 +41,16 @@ def triton(
     name: ModelName = "vocabseg",
     vocabularies: Vocabularies = None,
     gpus: Annotated[str, typer.Option(help="GPUs to run on, separated by commas. Default: the CPU.")] = "",
-    instances: Instances = 0,
+    instances: Annotated[
+        int, typer.Option(min=0, help="Processes (per GPU). Default: 1 per GPU; as many as fit the CPU's cores.")
+    ] = 0,
     threads: Threads = 0,
     max_batch: MaxBatch = 8,
     delay: Delay = 2.0,
     queue: Queue = 128,
     limits: RequestLimits = None,
     settings: Settings = None,
-    engine: Engine = None,
+    engine: Annotated[str | None, typer.Option(help="As for segment. Default: the fastest installed there.")] = None,
     precision: Precision = None,
 ) -> None:
     from vocabseg.runtime.settings import open_adjusted
