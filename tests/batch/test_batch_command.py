@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -187,13 +189,21 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         for copy in range(20):
             shutil.copy(path, photos / f"{path.stem}-{copy}.png")
     options = ("-c", CLASSES, "-o", output, "--shard-size", 10, "--workers", 1, "--threads", 1, "-q")
-    samples = {}
     with started(photos, *options) as process:
-        for count in (8, 34):
-            wait_for_shards(process, output, count)
-            (worker,) = workers_of(process.pid)
-            samples[count] = own_megabytes(worker)
-    assert samples[34] - samples[8] < 16, f"the worker grew from {samples[8]:.0f} to {samples[34]:.0f} MB"
+        early, late = (median_megabytes(process, output, *shards) for shards in ((8, 16), (26, 34)))
+    assert late - early < 16, f"the worker grew from {early:.0f} to {late:.0f} MB"
+
+
+def median_megabytes(process: subprocess.Popen[str], output: Path, first: int, last: int) -> float:
+    """The one worker's memory between two numbers of shards; at an instant it is some 20 MB more or less."""
+    wait_for_shards(process, output, first)
+    (worker,) = workers_of(process.pid)
+    samples = []
+    while committed_shards(output) < last:
+        assert process.poll() is None, process.communicate()[1]
+        samples.append(own_megabytes(worker))
+        time.sleep(0.02)
+    return float(np.median(samples))
 
 
 def refused(*arguments: object) -> str:
