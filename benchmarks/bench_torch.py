@@ -160,7 +160,9 @@ class TorchVariant:
         model = self.reference.model
         model.proposal.to(device)
         for clip in {id(clip): clip for clip in (model.query_clip, model.region_clip)}.values():
-            clip.module.to(device)
+            for tensor in (*clip.module.parameters(), *clip.module.buffers()):
+                if not tensor.is_meta:  # a tower that is not asked has no weights
+                    tensor.data = tensor.data.to(device)
         self.reference.image_tower.to(device)
         prompts = [
             prompt and replace(prompt, prefix=prompt.prefix.to(device), suffix=prompt.suffix.to(device))

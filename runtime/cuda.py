@@ -8,10 +8,12 @@ work until the stream, or an event behind the work, has been waited for.
 """
 
 import atexit
+import ctypes
 import re
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,6 +130,7 @@ class Device:
         self._active = threading.local()
         self._activation = _Activation(self._context, self._active)
         self.spare_events: list[Any] = []
+        self.closed = False
         with self.activate():
             self._pool, self._pinned = checked(driver.DeviceMemoryPool), checked(driver.PageLockedMemoryPool)
 
@@ -157,7 +160,7 @@ class Device:
                     f"the GPU is out of memory: {megabytes(size)} were needed, {megabytes(free)} of "
                     f"{megabytes(total)} are free; use smaller images, or end what else uses {self.name}"
                 ) from error
-        return DeviceArray(self, shape, dtype, int(block), block)
+        return DeviceArray(self, shape, dtype, int(block), _Block(self, block))
 
     def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
         """Page-locked memory from a pool: copies from and to it run beside everything else."""
@@ -165,7 +168,7 @@ class Device:
         if 0 in shape:
             return np.empty(shape, dtype)
         with self.activate():
-            return checked(self._pinned.allocate, shape, np.dtype(dtype))
+            return np.asarray(_PinnedBlock(self, checked(self._pinned.allocate, shape, np.dtype(dtype))))
 
     def load_module(self, fatbin: bytes) -> "Module":
         """The kernels in `fatbin`; raises EngineError where they are not for this GPU or newer than its driver."""
@@ -220,6 +223,44 @@ class Device:
             self.spare_events.clear()
             self._pool.stop_holding()
             self._pinned.stop_holding()
+        self.closed = True
+        self._context.detach()
+
+
+def free(
+    owner: object, name: str, device: "Device", _keep: Any = ctypes.pythonapi.Py_IncRef, _object: Any = ctypes.py_object
+) -> None:
+    """Delete what of PyCUDA's is kept in an attribute, with the context current; at the end of the process leave it.
+
+    Without a current context PyCUDA cannot free: it warns, and for memory of a pool it aborts the process.
+    """
+    if device.closed:
+        _keep(_object(getattr(owner, name)))
+        return
+    with device.activate():
+        delattr(owner, name)
+
+
+class _Block:
+    """Memory of the pool. It goes back with the context current: PyCUDA aborts the process where none is."""
+
+    __slots__ = ("__weakref__", "_device", "_raw")
+
+    def __init__(self, device: "Device", raw: Any):
+        self._device, self._raw = device, raw
+
+    def __del__(self, _free: Any = free) -> None:
+        _free(self, "_raw", self._device)
+
+
+class _PinnedBlock(_Block):
+    """The same of page-locked memory; arrays of it have it as their base."""
+
+    __slots__ = ()
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return dict(self._raw.__array_interface__)
 
 
 class _Activation:
@@ -232,12 +273,33 @@ class _Activation:
         depth = getattr(self._state, "depth", 0)
         if depth == 0:
             checked(self._context.push)
+            self._state.mode = exchange_capture_mode(THREAD_LOCAL)
         self._state.depth = depth + 1
 
     def __exit__(self, *error: object) -> None:
         self._state.depth -= 1
         if self._state.depth == 0:
+            exchange_capture_mode(self._state.mode)
             checked(self._context.pop)
+
+
+# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what another thread captures, as ONNX Runtime does globally, forbids nothing here.
+THREAD_LOCAL = 1
+
+
+def exchange_capture_mode(mode: int) -> int:
+    """Sets the calling thread's capture mode and returns what it was."""
+    value = ctypes.c_int(mode)
+    _exchange()(ctypes.byref(value))
+    return value.value
+
+
+@cache
+def _exchange() -> Callable[[Any], int]:
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode
+    except OSError:  # the driver is emulated in Python
+        return lambda _: 0
 
 
 class Module:

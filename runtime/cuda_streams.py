@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.cuda import Device, checked
+from vocabseg.runtime.cuda import Device, checked, free
 from vocabseg.runtime.cuda_arrays import DeviceArray
 from vocabseg.runtime.errors import EngineError
 
@@ -25,11 +25,9 @@ class Stream:
             self.raw = checked(device.driver.Stream, NON_BLOCKING)
         self.handle = int(self.raw.handle)
 
-    def __del__(self) -> None:
-        raw = self.__dict__.pop("raw", None)
-        if raw is not None:
-            with self.device.activate():  # where it is not current, PyCUDA cannot free the stream
-                del raw
+    def __del__(self, _free: Any = free) -> None:
+        if "raw" in self.__dict__:
+            _free(self, "raw", self.device)
 
     def synchronize(self) -> None:
         """Wait until everything on this stream is done."""
@@ -121,7 +119,7 @@ class Event:
     def __del__(self) -> None:
         raw = self.__dict__.pop("raw", None)
         if raw is not None:
-            self.device.spare_events.append(raw)
+            self.device.spare_events.append(raw)  # at the end of the process it is never freed
 
     def synchronize(self) -> None:
         """Wait until it is reached."""

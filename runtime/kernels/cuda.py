@@ -60,6 +60,7 @@ class _Table(NamedTuple):
     spans: "DeviceArray"
     weights: "DeviceArray"
     ready: "Event"
+    streams: set[int]  # that come after it, by handle
 
 
 def kernels_fatbin() -> bytes:
@@ -334,11 +335,13 @@ class CudaKernels:
                 struct = packed(
                     cuda_launch.RESIZE_TABLE, spans=spans.pointer, weights=weights.pointer, capacity=capacity
                 )
-                table = self._tables[in_size, out_size] = _Table(struct, spans, weights, stream.record())
+                table = _Table(struct, spans, weights, stream.record(), {stream.handle})
+                self._tables[in_size, out_size] = table
             else:
                 self._tables.move_to_end((in_size, out_size))
-                if not table.ready.query():
+                if stream.handle not in table.streams:
                     stream.wait(table.ready)
+                    table.streams.add(stream.handle)
             return table.struct
 
     def _workspace(self, size: int, stream: "Stream") -> "DeviceArray":

@@ -81,6 +81,16 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
     const int x = left + lane;
     const LinearTap column = linear_tap(shape.mask_w, shape.padded_w, min(x, shape.w - 1));
     const bool inside_image = x < shape.w;
+    // Most words of most masks are far outside: where no logit that the band mixes reaches the limit, no mixture does.
+    const int first = rows.taps[0].tap.low, last = rows.taps[count - 1].tap.high;
+    const Logit *left_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.low;
+    const Logit *right_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.high;
+    float highest = -INFINITY;
+#pragma unroll 5
+    for (int row = first; row <= last; ++row, left_at += shape.mask_w, right_at += shape.mask_w) {
+        highest = fmaxf(highest, fmaxf(get(left_at), get(right_at)));
+    }
+    if (__any_sync(kAllLanes, inside_image && may_exceed(highest, highest, limit)) == 0) return 0;
     int high = -1;
     float below = 0;
     uint32_t own = 0;

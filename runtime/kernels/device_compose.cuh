@@ -257,6 +257,11 @@ extern "C" __global__ void compose_classes(const float* probabilities, const int
     vocabseg::write_class_table(probabilities, count, masks, classes, {fragments, groups, steps}, fragments);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // a product takes more instructions, and registers
+#define VOCABSEG_COMPOSE_BLOCKS 3
+#else
+#define VOCABSEG_COMPOSE_BLOCKS 4
+#endif
 #define VOCABSEG_COMPOSE_KERNEL(name, Logit, many, blocks)                                                                   \
     extern "C" __global__ void __launch_bounds__(vocabseg::kComposeThreads, blocks)                                         \
         name(const Logit* mask_logits, vocabseg::ClassTable table, const int* order, const int* count,               \
@@ -264,8 +269,9 @@ extern "C" __global__ void compose_classes(const float* probabilities, const int
         __shared__ vocabseg::ComposeMemory memory;                                                                   \
         vocabseg::compose<Logit, many>(mask_logits, table, order, count, shape, labels, scores, memory);             \
     }
-VOCABSEG_COMPOSE_KERNEL(compose_f32, float, false, 4)
-VOCABSEG_COMPOSE_KERNEL(compose_f16, __half, false, 4)
+VOCABSEG_COMPOSE_KERNEL(compose_f32, float, false, VOCABSEG_COMPOSE_BLOCKS)
+VOCABSEG_COMPOSE_KERNEL(compose_f16, __half, false, VOCABSEG_COMPOSE_BLOCKS)
 VOCABSEG_COMPOSE_KERNEL(compose_many_f32, float, true, 3)
 VOCABSEG_COMPOSE_KERNEL(compose_many_f16, __half, true, 3)
 #undef VOCABSEG_COMPOSE_KERNEL
+#undef VOCABSEG_COMPOSE_BLOCKS

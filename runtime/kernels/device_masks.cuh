@@ -57,34 +57,41 @@ __device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& tab
     table.place[threadIdx.x].tap = {place.low, place.high, 1.0f - place.fraction, place.fraction};
 }
 
+// Keeps the compiler from taking a pointer apart into a base and an offset that it adds up again at every use.
+template <class T> __device__ __forceinline__ void keep_pointer(const T*& pointer) {
+#if defined(__CUDACC__)
+    asm("" : "+l"(pointer));
+#endif
+}
+
 // Two masks at one column of the image, walked down.
 template <class Logit> struct ColumnWalk {
-    const Logit *first, *second;
-    int mask_w;
-    LinearTap column;
-    int mask_h;
+    const Logit *low[2], *high[2];  // the masks at the two of their columns that the column of the image lies between
+    float high_weight;
+    int mask_w, mask_h;
     int above_row = -1, below_row = -1, ahead_row = -1;
     float above[2], below[2], ahead[2][2];  // ahead: the next row of the mask, read while others are worked on
 
     __device__ __forceinline__ void read_ahead(int row) {
-        const int64_t at = static_cast<int64_t>(row) * mask_w;
-        ahead[0][0] = get(first + at + column.low);
-        ahead[0][1] = get(first + at + column.high);
-        ahead[1][0] = get(second + at + column.low);
-        ahead[1][1] = get(second + at + column.high);
+        const int at = row * mask_w;  // a mask has less than 2^31 elements
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            ahead[k][0] = get(low[k] + at);
+            ahead[k][1] = get(high[k] + at);
+        }
         ahead_row = row;
     }
-    // In powers of two, negated, as the sigmoid takes it; up to 2^62, so that a product of two stays finite.
+    // In powers of two, negated, as the sigmoid takes it.
     __device__ __forceinline__ void take(int row, float (&out)[2]) {
         if (row != ahead_row) read_ahead(row);
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            out[k] = fminf(-1.44269504f * fmaf(column.high_weight, ahead[k][1] - ahead[k][0], ahead[k][0]), 62.0f);
+            out[k] = -1.44269504f * fmaf(high_weight, ahead[k][1] - ahead[k][0], ahead[k][0]);
         }
     }
     // Probabilities, times kMaskScale; the row is the same for all lanes.
     __device__ __forceinline__ void probabilities(const LinearTap& row, float (&out)[2]) {
-        if (row.low != above_row || row.high != below_row) {
+        if (row.high != below_row || row.low != above_row) {
             if (row.low == below_row) {
                 above[0] = below[0];
                 above[1] = below[1];
@@ -99,7 +106,8 @@ template <class Logit> struct ColumnWalk {
         float denominator[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            denominator[k] = 1.0f + fast_exp2(fmaf(row.high_weight, below[k] - above[k], above[k]));
+            // Up to 2^62, so that a product of two stays finite; not before the rows are mixed: that would move outlines.
+            denominator[k] = 1.0f + fast_exp2(fminf(fmaf(row.high_weight, below[k] - above[k], above[k]), 62.0f));
         }
         const float reciprocal = kMaskScale * fast_reciprocal(denominator[0] * denominator[1]);
         out[0] = reciprocal * denominator[1];
@@ -119,41 +127,57 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
     const TilePlace across = columns_axis.place(x);
     const LinearTap column = columns_axis.touched(lane % kTouched);
     const int64_t area = static_cast<int64_t>(rows_axis.mask_size) * columns_axis.mask_size;
+    const int touched = rows.place[kTileSide - 1].tap.high + 1;
     for (int four = warp; four < chunk / 4; four += warps) {
         const int own = 4 * four + 2 * pair;
+        unsigned short* out_high = high + x * stride + own + which;
+        unsigned short* out_low = low + x * stride + own + which;
+        if (first + 4 * four >= count) {  // no mask at all: the last step of 16 is not full
+            for (int y = 0; y < kTileSide; ++y, out_high += kTileSide * stride, out_low += kTileSide * stride) {
+                *out_high = 0;
+                *out_low = 0;
+            }
+            continue;
+        }
         const int near = min(first + own, count - 1), far = min(first + own + 1, count - 1);
-        ColumnWalk<Logit> walk{mask_logits + area * (order == nullptr ? near : __ldg(order + near)),
-                               mask_logits + area * (order == nullptr ? far : __ldg(order + far)),
-                               columns_axis.mask_size, column, rows_axis.mask_size};
-        float upper[2] = {0.0f, 0.0f}, lower[2] = {0.0f, 0.0f};
-        int upper_row = -1, lower_row = -1;
-        for (int y = 0; y < kTileSide; ++y) {
-            const LinearTap down = read_tap(rows.place[y]);
-            if (down.low != upper_row) {  // the same for all lanes, as everything about rows
-                if (down.low == lower_row) {
-                    upper[0] = lower[0];
-                    upper[1] = lower[1];
-                } else {
-                    walk.probabilities(read_tap(rows.touched[down.low]), upper);
-                }
-                upper_row = down.low;
-            }
-            if (down.high != lower_row) {
-                walk.probabilities(read_tap(rows.touched[down.high]), lower);
-                lower_row = down.high;
-            }
-            float left[2], right[2];
+        const Logit* masks[2] = {mask_logits + area * (order == nullptr ? near : __ldg(order + near)),
+                                 mask_logits + area * (order == nullptr ? far : __ldg(order + far))};
+        ColumnWalk<Logit> walk;
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                const float mixed = fmaf(down.high_weight, lower[k] - upper[k], upper[k]);
-                left[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.low);
-                right[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.high);
+        for (int k = 0; k < 2; ++k) {
+            walk.low[k] = masks[k] + column.low;
+            walk.high[k] = masks[k] + column.high;
+            keep_pointer(walk.low[k]);
+            keep_pointer(walk.high[k]);
+        }
+        walk.high_weight = column.high_weight;
+        walk.mask_w = columns_axis.mask_size;
+        walk.mask_h = rows_axis.mask_size;
+        float previous[2], current[2] = {0.0f, 0.0f};
+        int y = 0;
+        LinearTap down = read_tap(rows.place[0]);
+        for (int r = 0; r < touched; ++r) {  // everything about rows is the same for all lanes
+            previous[0] = current[0];
+            previous[1] = current[1];
+            walk.probabilities(read_tap(rows.touched[r]), current);
+            while (down.high == r) {
+                float left[2], right[2];
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const float upper = down.low == r ? current[k] : previous[k];
+                    const float mixed = fmaf(down.high_weight, current[k] - upper, upper);
+                    left[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.low);
+                    right[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.high);
+                }
+                const float from = which == 0 ? left[0] : left[1], to = which == 0 ? right[0] : right[1];
+                const HalfPair halves = split(fmaf(across.fraction, to - from, from));
+                *out_high = halves.high;
+                *out_low = halves.low;
+                out_high += kTileSide * stride;
+                out_low += kTileSide * stride;
+                if (++y == kTileSide) break;
+                down = read_tap(rows.place[y]);
             }
-            const float from = which == 0 ? left[0] : left[1], to = which == 0 ? right[0] : right[1];
-            const HalfPair halves = split(fmaf(across.fraction, to - from, from));
-            const int at = (y * kTileSide + x) * stride + own + which;
-            high[at] = halves.high;
-            low[at] = halves.low;
         }
     }
 }

@@ -53,7 +53,7 @@ __device__ __forceinline__ HalfPair split(float value) {
 __device__ __forceinline__ float fast_exp2(float x) {
 #if defined(__CUDACC__)
     float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 #else
     return exp2f(x);
@@ -63,7 +63,7 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ float fast_reciprocal(float x) {
 #if defined(__CUDACC__)
     float y;
-    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 #else
     return 1.0f / x;

@@ -92,8 +92,8 @@ def test_memory_stays_flat(gpu, image):
         after = gpu.device.memory()
         if count == 100:
             before = after
-    assert after["managed"] == before["managed"]
-    assert after["pinned"] == before["pinned"]
+    for pool in ("managed", "pinned"):  # how many images are under way at once varies, and so does their memory
+        assert after[pool] - before[pool] < 2 << 20, pool
     assert before["free"] - after["free"] < 16 << 20
 
 

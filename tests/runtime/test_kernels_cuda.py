@@ -143,7 +143,9 @@ def check_compose(module: CudaModule, arguments: tuple) -> None:
     """Scores are float32's, and labels equal wherever two classes differ by more than rounding can."""
     labels, scores = module.compose(*arguments)
     wanted = REFERENCE.class_scores(*arguments)
-    worst("scores", scores, wanted.max(axis=0), 2e-6 * max(1.0, float(wanted.max(initial=0))))
+    # Tensor cores cut off what they add up, three times for each 16 masks: 2.5e-6 for 250 masks on an H200.
+    limit = 2e-6 + 3 * len(arguments[0]) / 16 * 2**-25
+    worst("scores", scores, wanted.max(axis=0), limit * max(1.0, float(wanted.max(initial=0))))
     assert labels.min(initial=0) >= 0
     assert labels.max(initial=0) < len(wanted)
     own = np.take_along_axis(wanted, labels[None].astype(np.int64), axis=0)[0]
