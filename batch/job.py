@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vocabseg.runtime.bundle import Bundle
+from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import atomic_write
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.segmenter import Segmenter
+    from vocabseg.runtime.segmenter.segmenter import Segmenter
 
 FILE = "batch.json"
 LOCK = ".lock"
@@ -70,19 +70,19 @@ class Job:
 
     def opened_bundle(self, verify: bool = True) -> Bundle:
         """The bundle with the settings applied; raises BundleError and ConfigurationError."""
-        from vocabseg.runtime.settings import open_adjusted
+        from vocabseg.runtime.bundle.settings import open_adjusted
 
         return open_adjusted(self.bundle, self.settings, verify)
 
     def segmenter(self, verify: bool = True) -> "Segmenter":
         """The bundle made ready to run on this machine."""
-        from vocabseg.runtime.segmenter import open_segmenter
+        from vocabseg.runtime.segmenter.segmenter import Segmenter
 
-        return open_segmenter(self.opened_bundle(verify), self.device, self.engine, self.precision)
+        return Segmenter(self.opened_bundle(verify), self.device, self.engine, self.precision)
 
     def choice_key(self) -> str:
         """The engine that this machine would choose; raises EngineError and BundleError."""
-        from vocabseg.runtime.engines import choose
+        from vocabseg.runtime.engines.choose import choose
 
         bundle = self.opened_bundle(verify=False)
         return choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle).key
@@ -108,9 +108,10 @@ class Job:
 
 def check_names(bundle: Bundle, vocabulary: Vocabulary) -> None:
     """Raise VocabularyError for names too long for the text encoder, without running it."""
-    from vocabseg.runtime.bundle import TOKENIZER, PromptSpec
-    from vocabseg.runtime.prompts import check_length
-    from vocabseg.runtime.tokenizer import Tokenizer
+    from vocabseg.runtime.bundle.folder import TOKENIZER
+    from vocabseg.runtime.bundle.manifest import PromptSpec
+    from vocabseg.runtime.text.prompts import check_length
+    from vocabseg.runtime.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
     for prompt in (bundle.manifest.prompts.query, bundle.manifest.prompts.region):

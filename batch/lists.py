@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vocabseg.batch.inputs import InputError, Item
-from vocabseg.runtime.settings import nearest
+from vocabseg.runtime.bundle.settings import nearest
 
 # What the column of paths may be called where the user does not say.
 PATHS = ("path", "image", "file", "filename", "file_name", "image_path")

@@ -8,9 +8,9 @@ import numpy as np
 from vocabseg.batch.inputs import Item
 from vocabseg.batch.plan import planned_shards, read_shard
 from vocabseg.batch.shard import IMAGES, MASKS, committed, shard_folder
-from vocabseg.runtime.draw import class_colours
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.result.picture import class_colours
 
 if TYPE_CHECKING:
     from vocabseg.batch.summary import Frequencies

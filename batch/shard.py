@@ -28,7 +28,7 @@ from vocabseg.batch.job import SHARDS, WORK
 from vocabseg.runtime.errors import OutputError
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.result import Result
+    from vocabseg.runtime.result.result import Result
 
 MANIFEST = "manifest.json"
 IMAGES, MASKS, ERRORS, LABELS = "images.parquet", "masks.parquet", "errors.parquet", "labels"

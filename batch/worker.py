@@ -21,7 +21,7 @@ from vocabseg.batch.shard import ShardWriter, is_committed, read_counts
 from vocabseg.runtime.errors import EngineError, ImageError, VocabsegError
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.segmenter import Segmenter
+    from vocabseg.runtime.segmenter.segmenter import Segmenter
 
 # Images that are read before their turn; what bounds the worker's memory, with the size of the largest image.
 AHEAD = 3

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vocabseg.benchmarks.batch_processes import (
+from vocabseg.benchmarks.scale.processes import (
     committed_shards,
     kill,
     outputs,
@@ -21,7 +21,7 @@ from vocabseg.benchmarks.batch_processes import (
     workers_of,
     write_images,
 )
-from vocabseg.benchmarks.bench_machine import describe_machine
+from vocabseg.benchmarks.speed.machine import describe_machine
 
 SIZE = (160, 208)
 SHARD = 20

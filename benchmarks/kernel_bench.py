@@ -24,22 +24,24 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vocabseg.benchmarks.kernel_inputs import (
+from vocabseg.benchmarks.kernels.inputs import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGE_MEAN,
+    IMAGE_STD,
     ORIGINAL,
     PADDED,
     RESIZED,
     THRESHOLD,
     Inputs,
     class_probabilities,
+    cropping,
     recorded_inputs,
     synthetic_inputs,
 )
 from vocabseg.runtime.errors import VocabsegError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.threads import thread_count
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGE_MEAN, IMAGE_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class WrongResultError(VocabsegError):
@@ -74,13 +76,12 @@ def contenders(inputs: Inputs, threads: int, class_counts: tuple[int, ...]) -> I
     import torch
 
     from vocabseg.export import reference
-    from vocabseg.export.config import InputSection, RegionSection
+    from vocabseg.runtime.bundle.sections import InputSection, RegionSection
 
     kernels = load_kernels()
     section = InputSection(min_size=640, max_size=2560, divisor=32, mean=IMAGE_MEAN, std=IMAGE_STD)
     masks = torch.from_numpy(inputs.mask_logits)
     clip: Any = SimpleNamespace(mean=CLIP_MEAN, std=CLIP_STD)
-    mean, std = np.array(CLIP_MEAN) * 255, np.array(CLIP_STD) * 255
 
     def torch_resize() -> Any:
         resized = reference.resize_shortest_edge(inputs.image, section)
@@ -101,7 +102,7 @@ def contenders(inputs: Inputs, threads: int, class_counts: tuple[int, ...]) -> I
 
     yield Contender(
         "region_boxes",
-        lambda: kernels.region_boxes(inputs.mask_logits, PADDED, RESIZED, THRESHOLD, threads=threads),
+        lambda: kernels.region_boxes(inputs.masks, THRESHOLD, threads=threads),
         torch_boxes,
         box_difference,
         1,  # a pixel whose probability rounds to the threshold may count or not
@@ -120,10 +121,8 @@ def contenders(inputs: Inputs, threads: int, class_counts: tuple[int, ...]) -> I
         return torch.cat([resize(cut[None]) for cut in cuts])
 
     def kernel_crops(matting: bool) -> Any:
-        return kernels.crop_regions(
-            inputs.resized, inputs.mask_logits, PADDED, inputs.boxes, inputs.indices, THRESHOLD, matting, mean, mean,
-            std, 224, threads=threads,
-        )  # fmt: skip
+        picture, masks = inputs.resized, inputs.masks
+        return kernels.crop_regions(picture, masks, inputs.boxes, inputs.indices, cropping(matting), threads=threads)
 
     for matting in (False, True):
         yield Contender(
@@ -141,7 +140,7 @@ def contenders(inputs: Inputs, threads: int, class_counts: tuple[int, ...]) -> I
         return scores, scores.argmax(dim=0)
 
     def kernel_compose(probabilities: Any) -> Any:
-        return kernels.compose(inputs.mask_logits, probabilities, PADDED, RESIZED, ORIGINAL, threads=threads)
+        return kernels.compose(inputs.masks, probabilities, threads=threads)
 
     for classes in class_counts:
         for decided in (True, False):
@@ -206,7 +205,7 @@ def many_classes(threads: int, classes: int) -> tuple[float, int | None]:
     """
     inputs, probabilities = synthetic_inputs(), class_probabilities(classes, decided=True)
     before, start = _memory("VmRSS"), time.perf_counter()
-    load_kernels().compose(inputs.mask_logits, probabilities, PADDED, RESIZED, ORIGINAL, threads=threads)
+    load_kernels().compose(inputs.masks, probabilities, threads=threads)
     seconds, after = time.perf_counter() - start, _memory("VmHWM")
     return seconds, None if before is None or after is None else max(after - before, 0)
 

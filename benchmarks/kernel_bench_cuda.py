@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,25 +19,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vocabseg.benchmarks.kernel_inputs import (
+from vocabseg.benchmarks.kernels.inputs import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CROP_SIZE,
+    IMAGE_MEAN,
+    IMAGE_STD,
     ORIGINAL,
     PADDED,
     RESIZED,
     THRESHOLD,
     Inputs,
     class_probabilities,
+    cropping,
     synthetic_inputs,
 )
-from vocabseg.runtime.cuda import Device, open_device
-from vocabseg.runtime.cuda_arrays import DeviceArray
-from vocabseg.runtime.cuda_streams import Stream
-from vocabseg.runtime.kernels.cuda import CropSource, CudaKernels
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import Device, open_device
+from vocabseg.runtime.cuda.streams import Stream
+from vocabseg.runtime.kernels.device.arguments import CropSource
+from vocabseg.runtime.kernels.device.face import CudaKernels
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGE_MEAN, IMAGE_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 # More than the second-level cache of any GPU so far (126 MB on Blackwell).
 ROTATION_BYTES = 256_000_000
-CROP_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ class Arrays:
         dtype = np.float16 if half else np.float32
         n, (h, w) = len(inputs.mask_logits), RESIZED
         self.image, self.resized = up(inputs.image), up(inputs.resized)
-        self.logits, self.probabilities = up(inputs.mask_logits.astype(dtype)), up(probabilities)
+        self.masks = replace(inputs.masks, logits=up(inputs.mask_logits.astype(dtype)))
+        self.probabilities = up(probabilities)
         self.network_input = device.empty((1, 3, *PADDED), dtype)
         self.boxes, self.areas = device.empty((n, 4), np.int32), device.empty((n,), np.int32)
         self.bits = device.empty((n, h, -(-w // 32)), np.uint32)
@@ -134,7 +139,7 @@ class Arrays:
 
 def works(kernels: CudaKernels, stream: Stream, arrays: Sequence[Arrays], regions: int) -> list[Work]:
     """The calls that are measured; region_boxes and select_regions must have run on `arrays`."""
-    first, mean, std = arrays[0], np.array(CLIP_MEAN) * 255, np.array(CLIP_STD) * 255
+    first = arrays[0]
     masks, classes = first.probabilities.shape
 
     def resize(k: int) -> None:
@@ -143,7 +148,7 @@ def works(kernels: CudaKernels, stream: Stream, arrays: Sequence[Arrays], region
 
     def boxes(k: int) -> None:
         a = arrays[k]
-        kernels.region_boxes(a.logits, PADDED, RESIZED, THRESHOLD, a.boxes, a.areas, a.bits, stream)
+        kernels.region_boxes(a.masks, THRESHOLD, a.boxes, a.areas, a.bits, stream)
 
     def select(k: int) -> None:
         a = arrays[k]
@@ -151,15 +156,16 @@ def works(kernels: CudaKernels, stream: Stream, arrays: Sequence[Arrays], region
 
     def crops(k: int) -> None:
         a = arrays[k]
-        source = CropSource(a.resized, a.logits, a.bits, PADDED, a.crop_boxes, a.order, a.count, 0)
-        kernels.crop_regions([source], mean, mean, std, THRESHOLD, False, a.crops, stream)
+        source = CropSource(a.resized, a.masks, a.bits, a.crop_boxes, a.order, a.count, 0)
+        kernels.crop_regions([source], cropping(), a.crops, stream)
 
     def compose(k: int) -> None:
         a = arrays[k]
-        kernels.compose(a.logits, a.probabilities, None, None, PADDED, RESIZED, a.labels, a.scores, stream)
+        kernels.compose(a.masks, a.probabilities, None, None, a.labels, a.scores, stream)
 
     def size(*names: str) -> int:
-        return sum(getattr(first, name).nbytes for name in names)
+        arrays = {**vars(first), "logits": first.masks.logits}
+        return sum(arrays[name].nbytes for name in names)
 
     written_crops = first.crops.nbytes // masks * regions
     return [

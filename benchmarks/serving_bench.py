@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime import engines
-from vocabseg.runtime.bundle import Bundle, open_bundle
+from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.doctor import processor
+from vocabseg.runtime.engines.choose import choose
 from vocabseg.runtime.errors import VocabsegError
 from vocabseg.runtime.threads import usable_cpus
 from vocabseg.serving import processes
@@ -91,7 +91,7 @@ def _images(folder: Path, count: int) -> list[Path]:
     """Scenes that the demo model knows, as files."""
     from PIL import Image
 
-    from vocabseg.benchmarks.datasets.world import render_scene
+    from vocabseg.benchmarks.scenes.world import render_scene
 
     paths = []
     for number in range(count):
@@ -129,7 +129,7 @@ def _local(arguments: argparse.Namespace, images: list[Path]) -> dict[str, float
 def _served(
     bundle: Bundle, folder: Path, arguments: argparse.Namespace, images: list[Path], max_batch: int, seconds: float
 ) -> dict[str, Any]:
-    choice = engines.choose(None, "cpu", None, bundle.manifest.graph_bytes)
+    choice = choose(None, "cpu", None, bundle.manifest.graph_bytes)
     environment = prepare(choice.name, lambda what, done, total: None)
     serving = Serving(
         instances=arguments.instances, threads=arguments.threads, max_batch=max_batch,

@@ -5,8 +5,8 @@ import math
 import sys
 from pathlib import Path
 
-from vocabseg.benchmarks.bench_results import Report, VariantResult, read_report
-from vocabseg.benchmarks.bench_tables import Table
+from vocabseg.benchmarks.page.tables import Table
+from vocabseg.benchmarks.speed.results import Report, VariantResult, read_report
 from vocabseg.runtime.errors import VocabsegError
 
 SECONDS_PER_HOUR = 3600
@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(f"vocabseg: {error}")
     from rich.console import Console
 
-    from vocabseg.benchmarks.bench_report import print_tables
+    from vocabseg.benchmarks.page.report import print_tables
 
     print_tables(tables, Console())
 

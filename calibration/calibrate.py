@@ -18,11 +18,11 @@ from vocabseg.calibration.quantize import write_quantised
 from vocabseg.calibration.ranges import GRAPHS, Ranges, filled, observe
 from vocabseg.calibration.search import BlockLoss, Search, Tried
 from vocabseg.calibration.targets import load_graph, targets
-from vocabseg.export.half import add_half_graphs
-from vocabseg.export.recipe import write_recipe
-from vocabseg.runtime.bundle import Bundle, open_bundle
-from vocabseg.runtime.variants import new_variants
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.export.half.convert import add_half_graphs
+from vocabseg.export.half.recipe import write_recipe
+from vocabseg.runtime.bundle.folder import Bundle, open_bundle
+from vocabseg.runtime.bundle.variants import new_variants
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 Notify = Callable[[str], None]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vocabseg.calibration.images import Chosen
-from vocabseg.runtime import engines
-from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.geometry import padded_size, resized_size
-from vocabseg.runtime.segmenter import Segmenter
-from vocabseg.runtime.text_embedder import TextEmbedder
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.engines.interface import KeyedRunnable
+from vocabseg.runtime.segmenter.host_stages import HostStages
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.embedder import TextEmbedder
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Crops taken of one image: its regions overlap, so more of them tell little that is new.
 CROPS = 8
@@ -34,7 +34,9 @@ class FeedMaker:
     """Runs the pipeline of a bundle on a CPU up to each graph's input."""
 
     def __init__(self, bundle: Bundle, seed: int, crops: int = CROPS):
-        self.segmenter = Segmenter(bundle, "cpu", None, "float32")
+        segmenter = Segmenter(bundle, "cpu", None, "float32")
+        assert isinstance(segmenter.stages, HostStages)
+        self.segmenter, self._stages = segmenter, segmenter.stages
         self.seed = seed
         self.crops = crops
 
@@ -44,25 +46,19 @@ class FeedMaker:
             yield self._feeds(number, image)
 
     def _feeds(self, number: int, image: Chosen) -> ImageFeeds:
-        segmenter = self.segmenter
-        pixels, spec = image.read(), segmenter.bundle.manifest.input
-        size = resized_size(pixels.shape[0], pixels.shape[1], spec.min_size, spec.max_size)
-        padded = padded_size(*size, spec.divisor)
-        network_input, resized = segmenter.kernels.resize_normalize(pixels, size, padded, spec.mean, spec.std)
-        mask_logits = segmenter.engine("proposal").run({"image": network_input})["mask_logits"][0]
-        region = segmenter.bundle.manifest.region
-        boxes, areas = segmenter.kernels.region_boxes(mask_logits, padded, size, region.mask_threshold)
+        stages = self._stages
+        prepared = stages.prepare(image.read())
+        proposals = stages.propose(prepared)
+        stages.describe(proposals)
         generator = np.random.default_rng((self.seed, number))
-        picked = np.sort(generator.permutation(np.flatnonzero(areas > 0))[: self.crops])
-        parts = [crops for crops, _ in segmenter.crops(resized, mask_logits, padded, boxes[picked], picked)]
-        none = np.zeros((0, 3, region.crop_size, region.crop_size), np.float32)
-        return ImageFeeds(image.name, network_input, np.concatenate([none, *parts]))
+        regions = np.sort(generator.permutation(len(proposals.boxes))[: self.crops])
+        return ImageFeeds(image.name, prepared.network_input, stages.crops_of(proposals, regions))
 
 
 class _Recording:
     """An engine that keeps what it is fed with."""
 
-    def __init__(self, engine: engines.Engine):
+    def __init__(self, engine: KeyedRunnable):
         self.key = engine.key
         self.fed: list[dict[str, np.ndarray]] = []
         self._engine = engine

@@ -11,10 +11,10 @@ from vocabseg.calibration.half_search import HalfSearch, describe
 from vocabseg.calibration.observe import Feed, Observer, float_tensors
 from vocabseg.calibration.ranges import GRAPHS, Ranges
 from vocabseg.calibration.statistics import Statistics
-from vocabseg.export.recipe import GraphRecipe, Recipe, default_recipe
-from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.segmenter import Segmenter
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.export.half.recipe import GraphRecipe, Recipe, default_recipe
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 Remember = Callable[[str, type[GraphRecipe], Callable[[], GraphRecipe]], GraphRecipe]

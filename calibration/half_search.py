@@ -11,9 +11,9 @@ import msgspec
 from vocabseg.calibration.errors import CalibrationError
 from vocabseg.calibration.fidelity import Fidelity, Judge
 from vocabseg.calibration.statistics import HALF_MAX, HALF_NORMAL, Statistics
-from vocabseg.export.half import write_half
-from vocabseg.export.half_rounding import write_rounded
-from vocabseg.export.recipe import GraphRecipe, Keep, Recipe
+from vocabseg.export.half.convert import write_half
+from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe
+from vocabseg.export.half.rounding import write_rounded
 
 # Images to come may reach further than those that were looked at.
 HEADROOM = 2.0

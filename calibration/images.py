@@ -75,8 +75,8 @@ def trial_scenes(folder: Path, count: int, notify: Notify) -> Path:
 
     They are of the split that ranges come from too, but of another seed: no scene is among both.
     """
-    from vocabseg.benchmarks.datasets.world import WORLD_VERSION
-    from vocabseg.benchmarks.datasets.world_files import write_world
+    from vocabseg.benchmarks.scenes.files import write_world
+    from vocabseg.benchmarks.scenes.world import WORLD_VERSION
 
     target = folder / f"scenes-{WORLD_VERSION}-{count}"
     if not (target / "classes.json").is_file() or len(list((target / "images" / WORLD_SPLIT).glob("*"))) < count:
@@ -97,7 +97,7 @@ def _scenes(count: int, seed: int) -> Iterator[Chosen]:
 
 
 def _scene(seed: int, index: int) -> np.ndarray:
-    from vocabseg.benchmarks.datasets.world import render_scene
+    from vocabseg.benchmarks.scenes.world import render_scene
 
     return render_scene(seed, WORLD_SPLIT, index).image
 

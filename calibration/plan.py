@@ -7,8 +7,8 @@ import msgspec
 from vocabseg.calibration.scales import Scheme
 from vocabseg.calibration.search import BlockLoss, Tried
 from vocabseg.calibration.targets import load_graph, targets
-from vocabseg.export.recipe import GraphRecipe, Keep, Recipe
-from vocabseg.runtime.bundle import Bundle
+from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe
+from vocabseg.runtime.bundle.folder import Bundle
 
 
 class GraphPlan(msgspec.Struct, frozen=True):

@@ -16,8 +16,8 @@ from vocabseg.calibration.scales import Scheme, activation_scales, quantised_wei
 from vocabseg.calibration.smooth import smooth
 from vocabseg.calibration.statistics import Statistics
 from vocabseg.calibration.targets import Target, load_graph, targets
-from vocabseg.export.graph_files import save_graph
-from vocabseg.runtime.bundle import GraphRecord
+from vocabseg.export.graph.files import save_graph
+from vocabseg.runtime.bundle.manifest import GraphRecord
 
 # Operations on E4M3 began with opset 19; ONNX Runtime runs them from 19 on, TensorRT reads up to 24.
 FP8_OPSET = 21

@@ -14,7 +14,7 @@ from vocabseg.calibration.images import identity as images_identity
 from vocabseg.calibration.observe import MEMORY, Observer, float_tensors
 from vocabseg.calibration.statistics import Statistics, pack, unpack
 from vocabseg.calibration.targets import load_graph, targets
-from vocabseg.runtime.bundle import Bundle
+from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.files import atomic_write
 
 # Graphs that work on images; the text encoder runs once per class name and stays as it is.

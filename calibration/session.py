@@ -12,8 +12,8 @@ from vocabseg.calibration.ranges import GRAPHS
 from vocabseg.calibration.report import Report
 from vocabseg.calibration.targets import ends, load_graph
 from vocabseg.calibration.trials import TrialSet, default_precisions, run_trials
-from vocabseg.export.recipe import write_recipe
-from vocabseg.runtime import engines
+from vocabseg.export.half.recipe import write_recipe
+from vocabseg.runtime.engines.choose import installed
 
 Progress = Callable[[str, int, int], None]
 Notify = Callable[[str], None]
@@ -39,7 +39,7 @@ def calibrate_bundle(
     Raises CalibrationError, BundleError, EngineError and OutputError.
     """
     run = Calibration(folder, images, held, seed, output, progress, notify)
-    fast = "openvino" if engines.installed("openvino") else "onnxruntime"
+    fast = "openvino" if installed("openvino") else "onnxruntime"
     plans: dict[str, dict[str, GraphPlan]] = {}
     notes: list[str] = []
     for kind in kinds:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vocabseg.calibration.errors import CalibrationError
-from vocabseg.export.half import mapped_weight
+from vocabseg.export.half.convert import mapped_weight
 
 # Products of two activations (attention) are left alone: both sides would need an activation's scale, and their share
 # of the operations is small.

@@ -9,15 +9,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
 from vocabseg.benchmarks.datasets.dataset import Dataset
-from vocabseg.benchmarks.metrics import ConfusionMatrix
 from vocabseg.calibration.errors import CalibrationError
 from vocabseg.calibration.fidelity import cosine
-from vocabseg.runtime import engines
-from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.images import load_image
-from vocabseg.runtime.segmenter import Segmenter
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.engines.choose import installed
+from vocabseg.runtime.engines.interface import VARIANTS
+from vocabseg.runtime.segmenter.host_stages import HostStages
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Images on which region embeddings are compared.
 EMBEDDED = 16
@@ -123,6 +124,8 @@ class _Run:
 
     def __init__(self, bundle: Bundle, engine: str, precision: str, images: TrialSet):
         self.segmenter = Segmenter(bundle, "cpu", engine, precision)
+        assert isinstance(self.segmenter.stages, HostStages)
+        self.stages = self.segmenter.stages
         self.segmenter.embed_names(images.vocabulary)
         self.precision, self.images = precision, images
         self.seconds: list[float] = []
@@ -182,39 +185,29 @@ def image_bytes(records: Mapping[str, Any]) -> int:
 
 def default_precisions(bundle: Bundle) -> list[tuple[str, str]]:
     """(engine, precision) of everything that can be tried here, float32 first."""
-    fast = "openvino" if engines.installed("openvino") else "onnxruntime"
+    fast = "openvino" if installed("openvino") else "onnxruntime"
     wanted = [(fast, "float32")]
     if fast == "openvino":
         wanted.append((fast, "bfloat16"))
     for precision in ("float16", "int8", "fp8"):
         engine = "onnxruntime" if precision in EMULATED else fast
-        variant = engines.VARIANTS.get((engine, "cpu", precision), precision)
-        if engines.installed(engine) and bundle.manifest.graphs_in(variant):
+        variant = VARIANTS.get((engine, "cpu", precision), precision)
+        if installed(engine) and bundle.manifest.graphs_in(variant):
             wanted.append((engine, precision))
     return wanted
 
 
 def _compare_embeddings(runs: Sequence[_Run], path: Path) -> None:
     """The embeddings of float32's regions, whatever proposals the other precisions would have found."""
-    regions = runs[0].segmenter.propose(path)
-    if regions.embeddings is None or not len(regions.embeddings):
-        return
-    resized = _resized(runs[0].segmenter, path)
+    wanted: np.ndarray | None = None
+    first = runs[0].stages
+    proposals = first.propose(first.prepare(first.load(path)))
     for run in runs:
-        found = run.segmenter.describe(
-            regions.image, resized, regions.mask_logits, regions.query_embeddings, regions.padded_size
-        )
-        if found.embeddings is not None:
-            run.cosines.append(cosine(regions.embeddings, found.embeddings))
-
-
-def _resized(segmenter: Segmenter, path: Path) -> np.ndarray:
-    """The image as the networks see it, (h, w, 3) uint8."""
-    from vocabseg.runtime.geometry import padded_size, resized_size
-
-    pixels, spec = load_image(path), segmenter.bundle.manifest.input
-    size = resized_size(pixels.shape[0], pixels.shape[1], spec.min_size, spec.max_size)
-    resized: np.ndarray = segmenter.kernels.resize_normalize(
-        pixels, size, padded_size(*size, spec.divisor), spec.mean, spec.std
-    )[1]
-    return resized
+        own = run.stages.given(proposals.image, proposals.resized, proposals.masks, proposals.query_embeddings)
+        run.stages.describe(own)
+        if not len(own.boxes):
+            return
+        run.stages.encode(own)
+        assert own.embeddings is not None
+        wanted = own.embeddings if wanted is None else wanted
+        run.cosines.append(cosine(wanted, own.embeddings))

@@ -1,6 +1,6 @@
 """What the graphs are checked on: random numbers, and what a real photo and real names become on their way in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from vocabseg.export.config import Configuration
-from vocabseg.runtime.bundle import PromptSpec, RegionSpec
-from vocabseg.runtime.crops import cut_crops
+from vocabseg.export.configuration import Configuration
+from vocabseg.runtime.bundle.manifest import PromptSpec
+from vocabseg.runtime.bundle.sections import RegionSpec
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.geometry import padded_size, resized_size
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
-from vocabseg.runtime.prompts import token_sequences
-from vocabseg.runtime.tokenizer import Tokenizer
+from vocabseg.runtime.segmenter.host_stages import HostStages
+from vocabseg.runtime.text.prompts import token_sequences
+from vocabseg.runtime.text.tokenizer import Tokenizer
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,25 +36,30 @@ def sample_pixels(path: str | Path | None) -> np.ndarray:
 class Photo:
     """A photo on its way through the model: the proposal network's input and, once it has run, the regions' crops."""
 
-    def __init__(self, pixels: np.ndarray, configuration: Configuration):
-        spec = configuration.input
-        self.size = resized_size(pixels.shape[0], pixels.shape[1], spec.min_size, spec.max_size)
-        self.padded = padded_size(*self.size, spec.divisor)
+    def __init__(self, pixels: np.ndarray, configuration: Configuration, region: RegionSpec, proposal: nn.Module):
         try:
-            self.kernels = load_kernels()
+            kernels = load_kernels()
         except EngineError:
-            self.kernels = load_kernels("reference")
-        self.network_input, self.resized = self.kernels.resize_normalize(
-            pixels, self.size, self.padded, spec.mean, spec.std
-        )
+            kernels = load_kernels("reference")
 
-    def crops(self, proposal: nn.Module, spec: RegionSpec) -> np.ndarray:
+        def run(graph: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+            with torch.no_grad():
+                masks, queries = proposal(torch.from_numpy(inputs["image"]))
+            return {"mask_logits": masks.numpy(), "query_embeddings": queries.numpy()}
+
+        self._stages = HostStages(configuration.input, region, run, kernels)
+        self._prepared = self._stages.prepare(pixels)
+
+    @property
+    def network_input(self) -> np.ndarray:
+        """(1, 3, Hp, Wp) float32."""
+        return self._prepared.network_input
+
+    def crops(self) -> np.ndarray:
         """Crops (V, 3, S, S) of the first regions that the network finds; V is at most 8 and may be 0."""
-        with torch.no_grad():
-            masks = proposal(torch.from_numpy(self.network_input))[0][0].numpy()
-        boxes, areas = self.kernels.region_boxes(masks, self.padded, self.size, spec.mask_threshold)
-        chosen = np.flatnonzero(areas)[:CROPS]
-        return cut_crops(self.kernels, spec, self.resized, masks, self.padded, boxes[chosen], chosen)
+        proposals = self._stages.propose(self._prepared)
+        self._stages.describe(proposals)
+        return self._stages.crops_of(proposals, range(CROPS))
 
 
 def proposal_inputs(photo: Photo) -> list[Arrays]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vocabseg.export.bundle_writer import export_bundle
-from vocabseg.export.checkpoint import load_model, random_state_dict, read_state_dict
-from vocabseg.export.config import load_configuration
-from vocabseg.runtime.bundle import sha256_file
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.export.bundle import export_bundle
+from vocabseg.export.checkpoint.load import load_model, random_state_dict, read_state_dict
+from vocabseg.export.configuration import load_configuration
+from vocabseg.runtime.bundle.manifest import sha256_file
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 

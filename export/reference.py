@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vocabseg.export.checkpoint import LearnedPrompt, Model
-from vocabseg.export.clip import ClipModel
-from vocabseg.export.config import Configuration, InputSection, RegionSection
+from vocabseg.export.checkpoint.load import LearnedPrompt, Model
+from vocabseg.export.configuration import Configuration
+from vocabseg.export.model.clip import ClipModel
+from vocabseg.runtime.bundle.sections import InputSection, RegionSection
 from vocabseg.runtime.errors import VocabularyError
-from vocabseg.runtime.prompts import PROMPTS
+from vocabseg.runtime.text.prompts import PROMPTS
 
 DOT = 269  # CLIP's token of "."
 

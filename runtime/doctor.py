@@ -2,12 +2,14 @@
 
 import os
 import platform
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
-from vocabseg.runtime import engines
-from vocabseg.runtime.doctor_gpu import Finding, gpu_findings
+import msgspec
+
+from vocabseg.runtime.engines import choose as engines
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.threads import thread_count
 
@@ -25,47 +27,117 @@ PACKAGES = {
 }
 
 
-def examine() -> list[Finding]:
-    """Look at this machine; nothing heavy is imported and nothing is written."""
-    import sys
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the report: what was looked for, whether it is fine, and what was found or is missing."""
 
-    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    findings = [
-        Finding("python", sys.version_info >= (3, 11), python),
-        Finding("processor", True, processor()),
-        _kernels(),
-    ]
-    for package, purpose in PACKAGES.items():
+    what: str
+    fine: bool
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Look at this machine; nothing heavy is imported, nothing is written, and no GPU is opened where there is none."""
+    findings = []
+    for what, look in _checks():
         try:
-            findings.append(Finding(package, True, version(package)))
-        except PackageNotFoundError:
-            findings.append(Finding(package, False, f"not installed ({purpose})"))
-    findings += [_engine(name) for name in engines.CPU_ENGINES]
-    findings += gpu_findings()
-    try:
-        choice = engines.choose()
-        text = f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"
-        findings.append(Finding("engine used here", True, text))
-    except EngineError as error:
-        findings.append(Finding("engine used here", False, str(error)))
+            findings.append(Finding(what, True, look()))
+        except EngineError as error:
+            findings.append(Finding(what, False, str(error)))
     return findings
 
 
-def _engine(name: str) -> Finding:
-    module, precisions = engines.CPU_ENGINES[name]
-    if find_spec(module) is None:
-        return Finding(f"engine {name}", False, f"package {module} is missing: pip install 'vocabseg[cpu]'")
-    return Finding(f"engine {name}", True, f"can run here in {' or '.join(precisions)}")
+def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
+    """What is looked for, and what finds it or raises EngineError."""
+    yield "python", _python
+    yield "processor", processor
+    yield "host kernels", _host_kernels
+    for package, purpose in PACKAGES.items():
+        yield package, partial(_package, package, f"not installed ({purpose})")
+    for offer in engines.ON_CPU:
+        yield f"engine {offer.name}", partial(_cpu_engine, offer)
+    yield "GPU", _gpu
+    yield "CUDA kernels", _cuda_kernels
+    yield (
+        "pycuda",
+        partial(_package, "pycuda", "not installed (the GPU's memory and streams: pip install 'vocabseg[gpu]')"),
+    )
+    yield "CUDA graphs", _cuda_graphs
+    yield "engine tensorrt on the GPU", _tensorrt
+    yield "engine onnxruntime on the GPU", _onnxruntime_gpu
+    yield "engine used here", _choice
 
 
-def _kernels() -> Finding:
+def _python() -> str:
+    return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+
+
+def _package(name: str, missing: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        raise EngineError(missing) from None
+
+
+def _host_kernels() -> str:
     from vocabseg.runtime.kernels import load_kernels
 
-    try:
-        host = load_kernels("host")
-    except EngineError as error:
-        return Finding("host kernels", False, str(error))
-    return Finding("host kernels", True, f"built, {thread_count()} threads, instruction set {host.variant()}")
+    return f"built, {thread_count()} threads, instruction set {load_kernels('host').variant()}"
+
+
+def _cpu_engine(offer: engines.Offer) -> str:
+    if not engines.installed(offer.name):
+        raise EngineError(f"package {offer.name} is missing: pip install 'vocabseg[cpu]'")
+    return f"can run here in {' or '.join(offer.precisions)}"
+
+
+def _gpu() -> str:
+    from vocabseg.runtime.cuda.device import open_device
+    from vocabseg.runtime.cuda.driver import megabytes
+
+    if not engines.gpu_present():
+        raise EngineError("no NVIDIA GPU was found (or CUDA_VISIBLE_DEVICES hides it)")
+    device = open_device(0)
+    driver = f"{device.driver_version // 1000}.{device.driver_version % 1000 // 10}"
+    free = megabytes(device.memory()["free"])
+    return f"{device.name} ({device.key}), {free} of {megabytes(device.total_memory)} free, driver for CUDA {driver}"
+
+
+def _cuda_kernels() -> str:
+    from vocabseg.runtime.kernels.device.face import CudaKernels
+    from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
+
+    size = len(kernels_fatbin())
+    if not engines.gpu_present():
+        return f"built ({size // 1000} kB)"
+    from vocabseg.runtime.cuda.device import open_device
+
+    CudaKernels(open_device(0))
+    return f"built ({size // 1000} kB), and they load on this GPU"
+
+
+def _cuda_graphs() -> str:
+    return f"through cuda-bindings {_package('cuda-bindings', 'not used, which is slower: pip install cuda-bindings')}"
+
+
+def _tensorrt() -> str:
+    from vocabseg.runtime.engines.tensorrt.package import package_info
+
+    package = package_info()
+    return f"TensorRT {package.version} ({package.kind}); `vocabseg build` makes a bundle's plans"
+
+
+def _onnxruntime_gpu() -> str:
+    from vocabseg.runtime.engines.onnxruntime_cuda import check_provider
+
+    check_provider()
+    import onnxruntime
+
+    return f"ONNX Runtime {onnxruntime.__version__} with its CUDA provider"
+
+
+def _choice() -> str:
+    choice = engines.choose()
+    return f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"
 
 
 def processor() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.result import Result
+from vocabseg.runtime.result.result import Result
 from vocabseg.serving import protocol
 from vocabseg.serving.requests import Ask, RequestError
 
@@ -38,13 +38,14 @@ def tensors(result: Result, ask: Ask) -> Tensors:
     evidence = result.evidence
     if evidence is not None:
         if protocol.MASK_LOGITS in wanted:
-            found[protocol.MASK_LOGITS] = evidence.mask_logits
+            found[protocol.MASK_LOGITS] = evidence.masks.logits
         if protocol.CLASS_PROBABILITIES in wanted:
             found[protocol.CLASS_PROBABILITIES] = evidence.class_probabilities
         if protocol.NO_OBJECT in wanted:
             found[protocol.NO_OBJECT] = evidence.no_object
         if protocol.SIZES in wanted:
-            sizes = (*evidence.padded_size, *evidence.image_size, *evidence.output_size)
+            masks = evidence.masks
+            sizes = (*masks.padded_size, *masks.image_size, *masks.output_size)
             found[protocol.SIZES] = np.array(sizes, np.int32)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.errors import ServerError
-from vocabseg.runtime.result import Result
+from vocabseg.runtime.result.result import Result
 from vocabseg.serving import protocol
 from vocabseg.serving.call import Call, Named, json_of, passes, pauses, result_of, translated
 from vocabseg.serving.client import RESULT, is_timeout, panoptic_call, transport_of

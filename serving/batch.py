@@ -13,10 +13,10 @@ import numpy as np
 
 from vocabseg.runtime.errors import ImageError, VocabsegError
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.result import Result
-from vocabseg.runtime.segmenter import Segmenter
+from vocabseg.runtime.result.result import Result
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.runtime.threads import thread_count
-from vocabseg.runtime.vocabulary import Vocabulary
 from vocabseg.serving.answers import Tensors, tensors
 from vocabseg.serving.protocol import Limits
 from vocabseg.serving.requests import Ask

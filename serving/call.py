@@ -6,15 +6,15 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from vocabseg.runtime.errors import ImageError, ServerError, VocabularyError
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.result import Result
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.result import GivenEvidence, Result
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving import protocol
 
 # Seconds before the second try; the time doubles at each further one.
@@ -96,29 +96,21 @@ class RemoteResult(Result):
         self._picture = picture
 
 
-class RemoteEvidence:
+def evidence_of(arrays: Mapping[str, np.ndarray]) -> GivenEvidence:
     """What the server based its answer on, so that further questions are answered here as they would be there."""
+    from vocabseg.runtime.kernels import load_kernels
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.mask_logits = arrays[protocol.MASK_LOGITS][0]
-        self.class_probabilities = arrays[protocol.CLASS_PROBABILITIES][0]
-        self.no_object = arrays[protocol.NO_OBJECT][0]
-        sizes = [int(length) for length in arrays[protocol.SIZES][0]]
-        self.padded_size = (sizes[0], sizes[1])
-        self.image_size = (sizes[2], sizes[3])
-        self.output_size = (sizes[4], sizes[5])
-
-    @property
-    def kernels(self) -> ModuleType:
-        from vocabseg.runtime.kernels import load_kernels
-
-        return load_kernels(None)
+    sizes = [int(length) for length in arrays[protocol.SIZES][0]]
+    padded, image, output = zip(sizes[::2], sizes[1::2], strict=True)
+    masks = Masks(arrays[protocol.MASK_LOGITS][0], padded, image, output)
+    probabilities, no_object = arrays[protocol.CLASS_PROBABILITIES][0], arrays[protocol.NO_OBJECT][0]
+    return GivenEvidence(masks, probabilities, no_object, load_kernels())
 
 
 def result_of(call: Call, arrays: Mapping[str, np.ndarray]) -> Result:
     """The result in a server's answer."""
     classes = [name.decode() for name in arrays[protocol.CLASS_NAMES][0]]
-    evidence = RemoteEvidence(arrays) if protocol.SIZES in arrays else None
+    evidence = evidence_of(arrays) if protocol.SIZES in arrays else None
     labels, scores = arrays[protocol.LABELS][0], arrays[protocol.SCORES][0]
     # What comes over the wire is read-only, and what a segmenter gives is not.
     return RemoteResult(np.array(labels), np.array(scores), classes, call.source, evidence)

@@ -167,8 +167,23 @@ def write_backends(folder: Path, target: Path) -> None:
     stub = server / "python_backend_stubs" / python / "triton_python_backend_stub"
     shutil.copy2(stub, backend / stub.name)
     (backend / stub.name).chmod(0o755)
-    spec = find_spec("vocabseg")
-    assert spec is not None
-    assert spec.submodule_search_locations
     (target / "package").mkdir()
-    (target / "package" / "vocabseg").symlink_to(Path(next(iter(spec.submodule_search_locations))).absolute())
+    _link_package("vocabseg", target / "package" / "vocabseg")
+
+
+def _link_package(name: str, target: Path) -> None:
+    """A package at `target` by links; in an editable installation its parts lie in several places."""
+    spec = find_spec(name)
+    assert spec is not None
+    places = [Path(place).absolute() for place in spec.submodule_search_locations or ()]
+    places = [place for place in places if not (place / "pyproject.toml").exists()]  # no package, but the checkout
+    if len(places) == 1 and (name != "vocabseg" or (places[0] / "runtime").is_dir()):
+        target.symlink_to(places[0])
+        return
+    target.mkdir()
+    entries = {entry.name: entry for place in places for entry in place.iterdir() if entry.name != "__pycache__"}
+    for child in sorted({*entries, *(("runtime", "serving") if name == "vocabseg" else ())}):
+        if "." not in child and find_spec(f"{name}.{child}") is not None:
+            _link_package(f"{name}.{child}", target / child)
+        else:
+            (target / child).symlink_to(entries[child])

@@ -37,7 +37,7 @@ class TritonPythonModel:
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         folder = Path(args["model_repository"]) / args["model_version"]
 
-        from vocabseg.runtime.segmenter import load
+        from vocabseg.runtime.segmenter.segmenter import load
 
         segmenter = load(folder / BUNDLE, device, settings.get("engine") or None, settings.get("precision") or None)
         limits = msgspec.convert(

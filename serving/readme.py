@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.configuration import Serving
 
 TEXT = """# {name}: {bundle} on Triton Inference Server

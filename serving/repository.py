@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from vocabseg.runtime.bundle import Bundle
+from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.errors import ConfigurationError, OutputError
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.configuration import WARM_UP_FILE, Serving, model_configuration, warm_up_classes
 from vocabseg.serving.dashboard import dashboard
 from vocabseg.serving.protocol import NamedVocabulary

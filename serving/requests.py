@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from vocabseg.runtime.errors import ImageError, VocabsegError, VocabularyError
-from vocabseg.runtime.prompts import shorten
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.text.prompts import shorten
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.protocol import CLASSES, IMAGE, LABELS, OUTPUTS, PIXELS, Limits, NamedVocabulary, Options
 
 # Parameters that hold a list, as JSON.

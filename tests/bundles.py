@@ -22,10 +22,12 @@ import msgspec
 
 from tests.golden import REPOSITORY, load_golden
 from tests.reference_cases import case_configuration, case_model, shapes
-from vocabseg.export import bundle_writer
-from vocabseg.export.bundle_writer import export_bundle
-from vocabseg.export.config import Configuration
-from vocabseg.runtime.bundle import MANIFEST, Manifest, RegionSpec, open_bundle, write_manifest
+from vocabseg.export import bundle as bundle_writer
+from vocabseg.export.bundle import export_bundle
+from vocabseg.export.configuration import Configuration
+from vocabseg.runtime.bundle.folder import open_bundle
+from vocabseg.runtime.bundle.manifest import MANIFEST, Manifest, write_manifest
+from vocabseg.runtime.bundle.sections import RegionSpec
 
 
 def bundle_for_case(name: str) -> Path:
@@ -108,6 +110,6 @@ def _key(name: str, configuration: Configuration) -> str:
 @lru_cache(maxsize=1)
 def _code_digest() -> bytes:
     digest = hashlib.sha256()
-    for path in sorted([*(REPOSITORY / "export").glob("*.py"), REPOSITORY / "runtime" / "bundle.py"]):
+    for path in sorted([*(REPOSITORY / "export").rglob("*.py"), *(REPOSITORY / "runtime" / "bundle").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.digest()

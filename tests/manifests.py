@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from vocabseg.runtime.bundle import FORMAT, EnsembleSpec, InputSpec, Manifest, Prompts, PromptSpec, RegionSpec
+from vocabseg.runtime.bundle.manifest import FORMAT, Manifest, Prompts, PromptSpec
+from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
 
 
 def small_manifest(**changes: Any) -> Manifest:
@@ -24,9 +25,9 @@ def small_manifest(**changes: Any) -> Manifest:
         name="test",
         graphs={},
         files={},
-        input=InputSpec(min_size=64, max_size=128, divisor=32, mean=(0, 0, 0), std=(1, 1, 1)),
+        input=InputSection(min_size=64, max_size=128, divisor=32, mean=(0, 0, 0), std=(1, 1, 1)),
         region=region,
-        ensemble=EnsembleSpec(enabled=True, weight=0.8, temperature=100),
+        ensemble=EnsembleSection(enabled=True, weight=0.8, temperature=100),
         prompts=Prompts(query=prompt, region=prompt),
     )
     return msgspec.structs.replace(manifest, **changes)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.golden import REPOSITORY, load_golden
-from vocabseg.export.checkpoint import Model, load_model
-from vocabseg.export.config import Configuration, load_configuration
+from vocabseg.export.checkpoint.load import Model, load_model
+from vocabseg.export.configuration import Configuration, load_configuration
 
 KEYS = REPOSITORY / "tests" / "data" / "keys" / "shapes.json.gz"
 REFERENCE = REPOSITORY.parent / "shared" / "reference"
@@ -82,7 +82,7 @@ def case_state_dict(name: str) -> dict[str, Any]:
     """The weights behind a golden, drawn from the names of its keys."""
     import torch
 
-    from vocabseg.export.random_weights import fill
+    from vocabseg.export.checkpoint.random_weights import fill
 
     return {key: torch.from_numpy(array) for key, array in fill(shapes(name)).items()}
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError
-from vocabseg.runtime.settings import nearest
+from vocabseg.runtime.bundle.settings import nearest
 
 # Name -> module, function that opens it, and the module's list of expected files.
 _HOMES = {

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vocabseg.export.clip import MEAN, STD
+from vocabseg.export.model.clip import MEAN, STD
 
 
 def assemble(clip: dict[str, Tensor], network: dict[str, Tensor], non_object_embedding: Tensor) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from scenes import Scenes, network_batch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vocabseg.export.maskformer import Attention, ProposalSizes
-from vocabseg.export.resnet import FrozenBatchNorm2d, ResNet
+from vocabseg.export.model.maskformer import Attention, ProposalSizes
+from vocabseg.export.model.resnet import FrozenBatchNorm2d, ResNet
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vocabseg.benchmarks.datasets.world import CLASSES, COLOURS, SEEN, SHAPES, SURFACES
-from vocabseg.benchmarks.datasets.world_textures import BACKGROUNDS
-from vocabseg.export.tokenizer_json import END, START, build_vocabulary, clip_merges
-from vocabseg.runtime.prompts import SINGLE, VILD
-from vocabseg.runtime.tokenizer import Tokenizer
+from vocabseg.benchmarks.scenes.textures import BACKGROUNDS
+from vocabseg.benchmarks.scenes.world import CLASSES, COLOURS, SEEN, SHAPES, SURFACES
+from vocabseg.export.tokenizer import END, START, build_vocabulary, clip_merges
+from vocabseg.runtime.text.prompts import SINGLE, VILD
+from vocabseg.runtime.text.tokenizer import Tokenizer
 
 VOCABULARY, CONTEXT = 2048, 24
 TEMPLATES = ("{}", "a {}", "the {}", *SINGLE, *VILD)

@@ -13,8 +13,8 @@ from scenes import Scenes, clip_crops, cut, soften
 from torch import Tensor
 from torch.nn import functional
 
-from vocabseg.benchmarks.datasets.world import CLASSES, SEEN, render_scene
-from vocabseg.export.clip import HEAD_WIDTH, MEAN, STD
+from vocabseg.benchmarks.scenes.world import CLASSES, SEEN, render_scene
+from vocabseg.export.model.clip import HEAD_WIDTH, MEAN, STD
 
 PROMPT = ("a photo of a {}.", "There is a {} in the scene")
 

@@ -10,18 +10,21 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from captions import Encoder
 from clip_stage import CROP_SIZE, class_embeddings, make_clip
 from torch.nn import functional
 
-from vocabseg.benchmarks.datasets.world import CLASSES, SEEN, Scene, render_scene
-from vocabseg.export.checkpoint import Model, load_model, read_state_dict
-from vocabseg.export.config import Configuration, load_configuration
-from vocabseg.runtime.classify import class_probabilities
-from vocabseg.runtime.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.benchmarks.scenes.world import CLASSES, SEEN, Scene, render_scene
+from vocabseg.export.checkpoint.load import Model, load_model, read_state_dict
+from vocabseg.export.configuration import Configuration, load_configuration
 from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.kernels.cropping import Cropping
+from vocabseg.runtime.kernels.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.segmenter.classify import class_probabilities
 
 Array = np.ndarray
 CONFIGURATION = Path(__file__).parent / "demo.toml"
@@ -31,12 +34,10 @@ CONFIGURATION = Path(__file__).parent / "demo.toml"
 class Proposals:
     """What the networks say about one scene."""
 
-    mask_logits: Array
+    masks: Masks
     queries: Array
     valid: Array
     regions: Array
-    padded: tuple[int, int]
-    size: tuple[int, int]
 
 
 class Evaluator:
@@ -65,27 +66,25 @@ class Evaluator:
         padded = padded_size(*size, settings.divisor)
         pixels, resized = self.kernels.resize_normalize(image, size, padded, settings.mean, settings.std)
         logits, queries = (output[0].numpy() for output in self.model.proposal(torch.from_numpy(pixels)))
-        boxes, areas = self.kernels.region_boxes(logits, padded, size, region.mask_threshold)
+        masks = Masks(logits, padded, size, image.shape[:2])
+        boxes, areas = self.kernels.region_boxes(masks, region.mask_threshold)
         valid = areas > 0
         indices = np.flatnonzero(valid).astype(np.int32)
         mean, std = (255 * np.float32(values) for values in (self.model.region_clip.mean, self.model.region_clip.std))
-        crops = self.kernels.crop_regions(
-            resized, logits, padded, expand_boxes(boxes[valid], region.expand_ratio, size), indices,
-            region.mask_threshold, region.matting, mean, mean, std, region.crop_size,
-        )  # fmt: skip
+        boxes = expand_boxes(boxes[valid], region.expand_ratio, size)
+        cropping = Cropping(region.mask_threshold, region.matting, mean, mean, std, region.crop_size)
+        crops = self.kernels.crop_regions(resized, masks, boxes, indices, cropping)
         features = functional.normalize(self.image_tower(torch.from_numpy(crops)), dim=-1).numpy()
-        return Proposals(logits, queries, valid, features, padded, size)
+        return Proposals(masks, queries, valid, features)
 
-    def labels(
-        self, found: Proposals, weight: float, output_size: tuple[int, int], query_text: Array, region_text: Array
-    ) -> Array:
+    def labels(self, found: Proposals, weight: float, query_text: Array, region_text: Array) -> Array:
         """The label map (H, W) at one ensemble weight."""
-        settings = self.configuration.ensemble
-        probabilities, indices = class_probabilities(
-            found.queries, query_text, found.valid, found.regions, region_text, np.array(SEEN), settings.enabled,
-            weight, settings.temperature,
-        )  # fmt: skip
-        return self.kernels.compose(found.mask_logits[indices], probabilities, found.padded, found.size, output_size)[0]
+        ensemble = msgspec.structs.replace(self.configuration.ensemble, weight=weight)
+        probabilities = class_probabilities(
+            found.queries, query_text, found.valid, found.regions, region_text, np.array(SEEN), ensemble
+        )
+        everyone = len(probabilities) == len(found.masks)
+        return self.kernels.compose(found.masks if everyone else found.masks[found.valid], probabilities)[0]
 
     def measure(
         self, scenes: list[Scene], weights: list[float], shuffle: bool = False
@@ -100,7 +99,7 @@ class Evaluator:
         for scene in scenes:
             found = self.propose(scene.image)
             for weight in weights:
-                labels = self.labels(found, weight, scene.labels.shape, query_text, region_text)
+                labels = self.labels(found, weight, query_text, region_text)
                 pairs = labels.astype(np.int64) * count + scene.labels
                 confusion[weight] += np.bincount(pairs.ravel(), minlength=count * count).reshape(count, count)
         return {weight: summarise(matrix) for weight, matrix in confusion.items()}

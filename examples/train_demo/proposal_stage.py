@@ -13,9 +13,9 @@ from scenes import Scenes
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vocabseg.benchmarks.datasets.world import CLASSES
-from vocabseg.export.maskformer import ProposalNetwork, ProposalSizes, sine_position_embedding
-from vocabseg.export.resnet import ResNetSizes
+from vocabseg.benchmarks.scenes.world import CLASSES
+from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, sine_position_embedding
+from vocabseg.export.model.resnet import ResNetSizes
 
 TEMPERATURE = 40.0
 NON_OBJECT_WEIGHT = 0.1

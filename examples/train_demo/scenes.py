@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vocabseg.benchmarks.datasets.world import SURFACES, render_scene
+from vocabseg.benchmarks.scenes.world import SURFACES, render_scene
 
 Array = np.ndarray
 Generator = np.random.Generator

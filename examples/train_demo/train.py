@@ -21,9 +21,9 @@ from proposal_stage import demo_sizes, polish_proposals, train_proposals
 from scenes import load_scenes
 from torch import Tensor
 
-from vocabseg.benchmarks.datasets.world import CLASSES, COLOURS, SEEN, SHAPES
+from vocabseg.benchmarks.scenes.world import CLASSES, COLOURS, SEEN, SHAPES
 from vocabseg.export.pipeline import export_checkpoint
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 CLIP_STEPS, CLIP_BATCH = 2400, 96
 BACKBONE_STEPS, PROPOSAL_STEPS, POLISH_STEPS, PROPOSAL_BATCH = 6000, 11_000, 2600, 8

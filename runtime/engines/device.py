@@ -1,44 +1,33 @@
-"""Graphs on a GPU: what an engine offers there, and the face by which code on the host runs one."""
+"""A bundle's graphs on a GPU, and the face by which code on the host runs one."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from vocabseg.runtime.bundle import Bundle, TensorRecord, resolve_shape
-from vocabseg.runtime.cuda import Device
-from vocabseg.runtime.cuda_arrays import DeviceArray
-from vocabseg.runtime.cuda_streams import Stream
-from vocabseg.runtime.engines import Choice
-from vocabseg.runtime.engines.cuda_choice import open_graph
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import TensorRecord, resolve_shape
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.cuda.streams import Stream
+from vocabseg.runtime.engines.choose import VISION, choose
+from vocabseg.runtime.engines.host import Engine
+from vocabseg.runtime.engines.interface import Choice, DeviceGraph, KeyedRunnable
+from vocabseg.runtime.errors import BundleError, EngineError
 
 # Makes the memory of one output: name, shape, dtype.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], DeviceArray]
 
 
-class DeviceGraph(Protocol):
-    """One graph, ready to run on a GPU."""
-
-    @property
-    def input_dtypes(self) -> Mapping[str, np.dtype]: ...
-
-    @property
-    def output_dtypes(self) -> Mapping[str, np.dtype]: ...
-
-    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: Stream) -> None:
-        """Start the graph on `stream`; inputs and outputs stay as they are until it is done.
-
-        Raises EngineError for shapes that it cannot take and DeviceMemoryError where memory runs out.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
 class DeviceEngine:
-    """One of a bundle's graphs on a GPU, opened when it is first needed."""
+    """One of a bundle's graphs on a GPU, opened when it is first needed.
 
-    def __init__(self, device: Device, bundle: Bundle, name: str, choice: Choice, stream: Stream):
+    `lock` is held while `run` works for the host; whoever calls `start` holds it already.
+    """
+
+    def __init__(
+        self, device: Device, bundle: Bundle, name: str, choice: Choice, stream: Stream, lock: "threading.RLock"
+    ):
         self.device = device
         self.name = name
         self.choice = choice
@@ -46,7 +35,7 @@ class DeviceEngine:
         digest = graphs[name].digest()[:16] if choice.precision != "float32" and name in graphs else ""
         self.key = "-".join(filter(None, (choice.name, device.key, choice.precision, digest)))
         self.stream = stream
-        self._bundle = bundle
+        self._bundle, self._lock = bundle, lock
         self._record = bundle.graph(name)
         self._graph: DeviceGraph | None = None
 
@@ -81,7 +70,7 @@ class DeviceEngine:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run on host arrays and wait: outputs by name, floats as float32; for text, tests and measurements."""
-        with self.device.activate():
+        with self._lock, self.device.activate():
             on_device = {}
             for name, array in inputs.items():
                 host = np.ascontiguousarray(array, self.graph.input_dtypes[name])
@@ -97,6 +86,57 @@ class DeviceEngine:
             self.stream.synchronize()
             self._graph.close()
             self._graph = None
+
+
+class DeviceEngines:
+    """The engines of a bundle's graphs on one GPU by name, each made once; threads may share it.
+
+    A text encoder that the chosen engine does not have runs on the CPU: it sees a name once.
+    """
+
+    def __init__(self, device: Device, bundle: Bundle, choice: Choice, lock: "threading.RLock"):
+        self._device, self._bundle, self._choice, self._lock = device, bundle, choice, lock
+        self._engines: dict[str, KeyedRunnable] = {}
+
+    def __call__(self, graph: str, stream: Stream) -> KeyedRunnable:
+        """The engine of a graph; where it is made, its work goes on `stream`."""
+        with self._lock:
+            if graph not in self._engines:
+                on_cpu = graph not in VISION and not can_open(self._device, self._bundle, graph, self._choice)
+                self._engines[graph] = (
+                    Engine(self._bundle.graph_path(graph), choose(device="cpu")) if on_cpu
+                    else DeviceEngine(self._device, self._bundle, graph, self._choice, stream, self._lock)
+                )  # fmt: skip
+            return self._engines[graph]
+
+
+def open_graph(device: Device, bundle: Bundle, name: str, choice: Choice, stream: Stream) -> DeviceGraph:
+    """Open a graph on the engine that was chosen, for work on `stream`; raises EngineError or BundleError."""
+    if choice.name == "tensorrt":
+        from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
+        from vocabseg.runtime.engines.tensorrt.scratch import scratch_of
+
+        return TensorRtGraph(bundle, name, choice.precision, device, scratch_of(device))
+    from vocabseg.runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaGraph, graph_path
+
+    return OnnxRuntimeCudaGraph(device, graph_path(bundle, name, choice.precision), choice.precision, stream)
+
+
+def can_open(device: Device, bundle: Bundle, graph: str, choice: Choice) -> bool:
+    """Whether the chosen engine has this graph; text encoders may be missing."""
+    try:
+        if choice.name == "tensorrt":
+            from vocabseg.runtime.bundle.plans import find_plan
+            from vocabseg.runtime.engines.tensorrt.package import package_info
+
+            find_plan(bundle, graph, choice.precision, device, package_info())
+        else:
+            from vocabseg.runtime.engines.onnxruntime_cuda import graph_path
+
+            graph_path(bundle, graph, choice.precision)
+    except (EngineError, BundleError):
+        return False
+    return True
 
 
 def _sizes(record: TensorRecord, shape: Sequence[int]) -> dict[str, int]:

@@ -6,14 +6,17 @@ back silently, opening the graph fails and says what to install.
 
 import threading
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.cuda import Device
-from vocabseg.runtime.cuda_arrays import DeviceArray
-from vocabseg.runtime.cuda_streams import Stream
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.cuda.streams import Stream
+from vocabseg.runtime.engines.interface import VARIANTS
 from vocabseg.runtime.engines.onnxruntime_libraries import preload_libraries, why_no_provider
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
@@ -54,6 +57,24 @@ _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
     "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
 }  # fmt: skip
+
+
+def graph_path(bundle: Bundle, graph: str, precision: str) -> Path:
+    """The file that is run: in FP16 the one with ONNX Runtime's own operations, if the bundle has it."""
+    own = VARIANTS.get(("onnxruntime", "cuda", precision), precision)
+    return bundle.graph_path(graph, own if graph in bundle.manifest.graphs_in(own) else precision)
+
+
+def check_provider() -> None:
+    """Raise EngineError where ONNX Runtime is not installed, or knows no GPU."""
+    if find_spec("onnxruntime") is None:
+        raise EngineError("the package onnxruntime is not installed: pip install 'vocabseg[gpu]'")
+    import onnxruntime
+
+    if CUDA not in onnxruntime.get_available_providers():
+        raise EngineError(
+            "the installed ONNX Runtime knows no GPU: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
+        )
 
 
 class OnnxRuntimeCudaGraph:
@@ -167,10 +188,7 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
         import onnxruntime
     except ImportError as error:
         raise EngineError(f"ONNX Runtime cannot be imported ({error}): pip install 'vocabseg[gpu]'") from None
-    if CUDA not in onnxruntime.get_available_providers():
-        raise EngineError(
-            "the installed ONNX Runtime knows no GPU: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
-        )
+    check_provider()
     preload_libraries(onnxruntime)
     provider = provider_options(ordinal, stream, cuda_graphs)
     try:

@@ -1,11 +1,11 @@
-"""The fused image operations: a readable NumPy specification and a host extension with the same functions."""
+"""The fused image operations: a readable NumPy specification, the host's extension and the CUDA kernels."""
 
 import importlib
 from types import ModuleType
 
 from vocabseg.runtime.errors import EngineError
 
-NAMES = ("host", "reference")
+MODULES = {"host": "vocabseg.runtime.kernels.host.face", "reference": "vocabseg.runtime.kernels.reference"}
 
 
 def load_kernels(name: str | None = None) -> ModuleType:
@@ -14,10 +14,10 @@ def load_kernels(name: str | None = None) -> ModuleType:
     Raises EngineError for another name, and where the host extension is not installed or cannot be loaded.
     """
     chosen = "host" if name is None else name
-    if chosen not in NAMES:
-        raise EngineError(f"no kernels named {chosen!r}: choose one of {', '.join(NAMES)}")
+    if chosen not in MODULES:
+        raise EngineError(f"no kernels named {chosen!r}: choose one of {', '.join(MODULES)}")
     try:
-        return importlib.import_module(f"vocabseg.runtime.kernels.{chosen}")
+        return importlib.import_module(MODULES[chosen])
     except ImportError as error:
         raise EngineError(
             f"the kernels {chosen!r} cannot be loaded ({error}): reinstall vocabseg with a C++ compiler present, "

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from vocabseg.runtime.kernels.cropping import Cropping
+from vocabseg.runtime.masks import Masks, Size
+
 Array = np.ndarray[Any, Any]
-Size = tuple[int, int]
 
 
 def array(name: str, value: object, dtype: type, shape: Sequence[int | str]) -> Array:
@@ -31,11 +33,12 @@ def image(value: object, name: str = "image") -> Array:
     return checked
 
 
-def masks(value: object) -> Array:
-    """(masks, h, w) float32; there may be no mask, but a mask is not empty."""
-    checked = array("mask_logits", value, np.float32, ("masks", "h", "w"))
-    size("mask_logits", checked.shape[1:])
-    return checked
+def masks(value: Masks) -> Masks:
+    """Logits (masks, h, w) float32 and their sizes; there may be no mask, but a mask is not empty."""
+    logits = array("mask_logits", value.logits, np.float32, ("masks", "h", "w"))
+    size("mask_logits", logits.shape[1:])
+    image_size, padded_size = sizes(value.image_size, value.padded_size)
+    return Masks(logits, padded_size, image_size, size("output size", value.output_size))
 
 
 def size(name: str, value: Sequence[int]) -> Size:
@@ -74,17 +77,19 @@ def deviation(value: object) -> Array:
     return deviations
 
 
-def regions(boxes: object, indices: object, image_size: Size, mask_count: int) -> tuple[Array, Array]:
+def regions(boxes: object, indices: object, picture: Array, masks: Masks) -> tuple[Array, Array]:
     """Boxes (regions, 4) int32, inside the image and not empty, and the mask's index of each, (regions,) int32."""
+    if picture.shape[:2] != masks.image_size:
+        raise ValueError(f"image is {picture.shape[0]} x {picture.shape[1]}, the masks' image size {masks.image_size}")
     checked = array("boxes", boxes, np.int32, ("regions", 4))
     chosen = array("indices", indices, np.int32, (len(checked),))
-    h, w = image_size
+    h, w = masks.image_size
     x1, y1, x2, y2 = checked.T
     bad = (x1 < 0) | (y1 < 0) | (x2 > w) | (y2 > h) | (x2 <= x1) | (y2 <= y1)
     if bad.any():
         raise ValueError(f"box {checked[bad][0].tolist()} is empty or leaves the image of {w} x {h} pixels")
-    if ((chosen < 0) | (chosen >= mask_count)).any():
-        raise ValueError(f"indices reach from {chosen.min()} to {chosen.max()}, but there are {mask_count} masks")
+    if ((chosen < 0) | (chosen >= len(masks))).any():
+        raise ValueError(f"indices reach from {chosen.min()} to {chosen.max()}, but there are {len(masks)} masks")
     return checked, chosen
 
 
@@ -94,6 +99,12 @@ def probabilities(value: object, mask_count: int) -> Array:
     if checked.shape[1] == 0:
         raise ValueError("class_probabilities has no class: give at least one")
     return checked
+
+
+def cropping(value: Cropping) -> Cropping:
+    """Its colours as float32, and its size a number from 1 on."""
+    fill, mean, std = colour("fill", value.fill), colour("mean", value.mean), deviation(value.std)
+    return Cropping(float(value.threshold), bool(value.matting), fill, mean, std, crop_size(value.size))
 
 
 def crop_size(value: int) -> int:

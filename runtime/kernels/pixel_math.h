@@ -1,4 +1,4 @@
-// The arithmetic of one pixel, written once: host_loops.cpp loops over it, CUDA kernels launch it.
+// The arithmetic of one pixel, written once: host/loops.cpp loops over it, CUDA kernels launch it.
 //
 // Everything here is a plain inline function of numbers and pointers, so nvcc compiles it for the device as it stands.
 // Results are the same bits on every machine if the compiler fuses no multiply-add by itself: build with
@@ -22,7 +22,7 @@
 #if defined(__CUDACC__)
 #define VOCABSEG_HD __host__ __device__ __forceinline__
 #else
-#define VOCABSEG_HD static inline  // static: each unit of host_loops.cpp keeps the code of its own instruction set
+#define VOCABSEG_HD static inline  // static: each unit of host/loops.cpp keeps the code of its own instruction set
 #endif
 
 namespace vocabseg {

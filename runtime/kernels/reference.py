@@ -13,6 +13,8 @@ import numpy as np
 
 from vocabseg.runtime.kernels import checks
 from vocabseg.runtime.kernels.checks import Array
+from vocabseg.runtime.kernels.cropping import Cropping
+from vocabseg.runtime.masks import Masks
 
 TRIANGLE_BITS = 22  # fraction bits of Pillow's weights: 8 bits of pixel and 2 of headroom fit a 32-bit sum
 
@@ -39,18 +41,15 @@ def resize_normalize(
     return network_input, resized
 
 
-def region_boxes(
-    mask_logits: Array, padded_size: Sequence[int], image_size: Sequence[int], threshold: float
-) -> tuple[Array, Array]:
-    """Bounding boxes and areas of the masks whose probability exceeds the threshold.
+def region_boxes(masks: Masks, threshold: float) -> tuple[Array, Array]:
+    """Bounding boxes and areas of the masks whose probability exceeds the threshold, in pixels of the image size.
 
     Returns boxes (N, 4) int32 [x1, y1, x2, y2), all zero where no pixel does, and areas (N,) int32. Raises ValueError.
     """
-    masks = checks.masks(mask_logits)
-    image_size, padded_size = checks.sizes(image_size, padded_size)
+    masks = checks.masks(masks)
     boxes, areas = np.zeros((len(masks), 4), np.int32), np.zeros(len(masks), np.int32)
-    for index, mask in enumerate(masks):
-        inside = upsample(mask, padded_size, image_size) > threshold_logit(threshold)
+    for index, mask in enumerate(masks.logits):
+        inside = upsample(mask, masks.padded_size, masks.image_size) > threshold_logit(threshold)
         areas[index] = inside.sum()
         if inside.any():
             xs, ys = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
@@ -58,34 +57,18 @@ def region_boxes(
     return boxes, areas
 
 
-def crop_regions(
-    image: Array,
-    mask_logits: Array,
-    padded_size: Sequence[int],
-    boxes: Array,
-    indices: Array,
-    threshold: float,
-    matting: bool,
-    fill: object,
-    mean: object,
-    std: object,
-    crop_size: int,
-) -> Array:
+def crop_regions(image: Array, masks: Masks, boxes: Array, indices: Array, cropping: Cropping) -> Array:
     """Cuts regions out of the image, fills what is outside the mask, normalises, and resizes bicubically to a square.
 
-    image (h, w, 3) uint8 RGB; boxes (V, 4) int32 inside the image, not empty; indices (V,) int32: the mask of each.
-    With matting the mask probability weighs image against fill, else the thresholded mask does. fill, mean and std
-    (3,), 0..255.
-    Returns (V, 3, crop_size, crop_size) float32. Raises ValueError.
+    image (h, w, 3) uint8 RGB, of the masks' image size; boxes (V, 4) int32 inside the image, not empty; indices (V,)
+    int32: the mask of each. Returns (V, 3, size, size) float32. Raises ValueError.
     """
-    image, masks = checks.image(image), checks.masks(mask_logits)
-    image_size, padded_size = checks.sizes(image.shape[:2], padded_size)
-    boxes, indices = checks.regions(boxes, indices, image_size, len(masks))
-    side = checks.crop_size(crop_size)
-    fill, mean, std = checks.colour("fill", fill), checks.colour("mean", mean), checks.deviation(std)
+    image, masks = checks.image(image), checks.masks(masks)
+    boxes, indices = checks.regions(boxes, indices, image, masks)
+    threshold, matting, fill, mean, std, side = checks.cropping(cropping)
     crops = np.empty((len(boxes), 3, side, side), np.float32)
     for region, ((x1, y1, x2, y2), index) in enumerate(zip(boxes, indices, strict=True)):
-        logits = upsample(masks[index], padded_size, image_size)[y1:y2, x1:x2]
+        logits = upsample(masks.logits[index], masks.padded_size, masks.image_size)[y1:y2, x1:x2]
         coverage = sigmoid(logits) if matting else (logits > threshold_logit(threshold)).astype(np.float32)
         coverage = coverage[..., None]
         cut = image[y1:y2, x1:x2] * coverage + (np.float32(1) - coverage) * fill
@@ -94,50 +77,34 @@ def crop_regions(
     return crops
 
 
-def resample_masks(
-    mask_logits: Array, padded_size: Sequence[int], image_size: Sequence[int], output_size: Sequence[int]
-) -> Array:
+def resample_masks(masks: Masks) -> Array:
     """Mask probabilities at the output size: logits bilinearly to image size, sigmoid, bilinearly to output size.
 
     Returns (M, H, W) float32. Raises ValueError.
     """
-    masks = checks.masks(mask_logits)
-    image_size, padded_size = checks.sizes(image_size, padded_size)
-    output_size = checks.size("output size", output_size)
-    probabilities = np.empty((len(masks), *output_size), np.float32)
-    for index, mask in enumerate(masks):
-        probabilities[index] = upsample(sigmoid(upsample(mask, padded_size, image_size)), output_size, output_size)
+    masks = checks.masks(masks)
+    size = masks.output_size
+    probabilities = np.empty((len(masks), *size), np.float32)
+    for index, mask in enumerate(masks.logits):
+        probabilities[index] = upsample(sigmoid(upsample(mask, masks.padded_size, masks.image_size)), size, size)
     return probabilities
 
 
-def class_scores(
-    mask_logits: Array,
-    class_probabilities: Array,
-    padded_size: Sequence[int],
-    image_size: Sequence[int],
-    output_size: Sequence[int],
-) -> Array:
+def class_scores(masks: Masks, class_probabilities: Array) -> Array:
     """Every class's score at every pixel: the sum over masks of class probability (M, C) times mask probability.
 
     Returns (C, H, W) float32, zero where there is no mask. Raises ValueError.
     """
-    probabilities = checks.probabilities(class_probabilities, len(checks.masks(mask_logits)))
-    masks = resample_masks(mask_logits, padded_size, image_size, output_size)
-    return np.einsum("mc,mhw->chw", probabilities, masks, optimize=True).astype(np.float32)
+    probabilities = checks.probabilities(class_probabilities, len(checks.masks(masks)))
+    return np.einsum("mc,mhw->chw", probabilities, resample_masks(masks), optimize=True).astype(np.float32)
 
 
-def compose(
-    mask_logits: Array,
-    class_probabilities: Array,
-    padded_size: Sequence[int],
-    image_size: Sequence[int],
-    output_size: Sequence[int],
-) -> tuple[Array, Array]:
+def compose(masks: Masks, class_probabilities: Array) -> tuple[Array, Array]:
     """The class with the highest score at every pixel, the first of equals, and that score.
 
     Returns labels (H, W) int32 and scores (H, W) float32; both zero where there is no mask. Raises ValueError.
     """
-    scores = class_scores(mask_logits, class_probabilities, padded_size, image_size, output_size)
+    scores = class_scores(masks, class_probabilities)
     return scores.argmax(axis=0).astype(np.int32), scores.max(axis=0)
 
 

@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vocabseg.runtime.errors import VocabsegError
-    from vocabseg.runtime.regions import Regions
-    from vocabseg.runtime.result import Result
-    from vocabseg.runtime.segmenter import Segmenter, load
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.result.result import Result
+    from vocabseg.runtime.segmenter.regions import Regions
+    from vocabseg.runtime.segmenter.segmenter import Segmenter, load
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
 __all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load"]
 
 # Where each public name lives: imported when first used, so that `vocabseg --help` and the exporter load nothing else.
 _HOMES = {
-    "Regions": "vocabseg.runtime.regions",
-    "Result": "vocabseg.runtime.result",
-    "Segmenter": "vocabseg.runtime.segmenter",
-    "Vocabulary": "vocabseg.runtime.vocabulary",
+    "Regions": "vocabseg.runtime.segmenter.regions",
+    "Result": "vocabseg.runtime.result.result",
+    "Segmenter": "vocabseg.runtime.segmenter.segmenter",
+    "Vocabulary": "vocabseg.runtime.text.vocabulary",
     "VocabsegError": "vocabseg.runtime.errors",
-    "load": "vocabseg.runtime.segmenter",
+    "load": "vocabseg.runtime.segmenter.segmenter",
 }
 
 

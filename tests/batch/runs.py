@@ -4,7 +4,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from vocabseg.benchmarks.batch_processes import committed_shards, started
+from vocabseg.benchmarks.scale.processes import committed_shards, started
 
 # Larger network input than the demo model's own makes its images slow enough to be interrupted.
 SLOW = ("--set", "input.min_size=448")

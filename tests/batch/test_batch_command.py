@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.batch.runs import SLOW, run, wait_for_end, wait_for_shards
 from tests.batch.test_batch_inputs import write_tar
-from vocabseg.benchmarks.batch_processes import (
+from vocabseg.benchmarks.scale.processes import (
     committed_shards,
     kill,
     outputs,

@@ -15,8 +15,8 @@ from vocabseg.batch.plan import PlannedShard, extend_plan
 from vocabseg.batch.shard import ShardWriter, is_committed
 from vocabseg.batch.worker import read_progress, write_shard
 from vocabseg.runtime.errors import EngineError, VocabsegError
-from vocabseg.runtime.result import Result
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.result.result import Result
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'vocabseg[batch]'")
 

@@ -13,10 +13,11 @@ from vocabseg.calibration.quantize import write_quantised
 from vocabseg.calibration.scales import Scheme
 from vocabseg.calibration.statistics import Statistics
 from vocabseg.calibration.targets import load_graph, targets
-from vocabseg.export.recipe import read_recipe
-from vocabseg.runtime.bundle import demo_folder, file_record, open_bundle
+from vocabseg.export.half.recipe import read_recipe
+from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.manifest import file_record
 from vocabseg.runtime.errors import BundleError
-from vocabseg.runtime.segmenter import Segmenter
+from vocabseg.runtime.segmenter.segmenter import Segmenter
 
 
 def run(*arguments: object) -> int:

@@ -10,7 +10,7 @@ from vocabseg.calibration.fidelity import Judge
 from vocabseg.calibration.half_search import HalfSearch, describe, passes
 from vocabseg.calibration.observe import Observer, float_tensors
 from vocabseg.calibration.statistics import Statistics
-from vocabseg.export.recipe import GraphRecipe, Recipe, read_recipe, write_recipe
+from vocabseg.export.half.recipe import GraphRecipe, Recipe, read_recipe, write_recipe
 
 Maker = Callable[[Path], Path]
 

@@ -15,9 +15,10 @@ from vocabseg.calibration.scales import Scheme, quantised_weights, to_fp8, weigh
 from vocabseg.calibration.smooth import smoothing_factors
 from vocabseg.calibration.statistics import Statistics
 from vocabseg.calibration.targets import block_of, ends, load_graph, targets
-from vocabseg.export.tensorrt_operators import check_operators
-from vocabseg.runtime.bundle import demo_folder
-from vocabseg.runtime.engines import Engine, choose, installed
+from vocabseg.export.tensorrt.operators import check_operators
+from vocabseg.runtime.bundle.folder import demo_folder
+from vocabseg.runtime.engines.choose import choose, installed
+from vocabseg.runtime.engines.host import Engine
 
 WIDTH = planted.WIDTH
 

@@ -11,7 +11,7 @@ from vocabseg.calibration.images import choose_images
 from vocabseg.calibration.observe import Observer, float_tensors
 from vocabseg.calibration.ranges import Ranges, observe
 from vocabseg.calibration.statistics import Statistics
-from vocabseg.runtime.bundle import open_bundle
+from vocabseg.runtime.bundle.folder import open_bundle
 
 
 def same(one: Ranges, other: Ranges) -> bool:

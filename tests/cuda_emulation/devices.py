@@ -1,4 +1,4 @@
-"""The two devices that the kernels' tests run on: a GPU, and the emulation of one. Both through runtime/cuda.py."""
+"""The two devices that the kernels' tests run on: a GPU, and the emulation of one. Both through runtime/cuda/."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ import pytest
 from tests.cuda_emulation import fake_pycuda
 from tests.cuda_emulation.library import Emulation, compiler, emulation
 from tests.cuda_emulation.machine import Machine
-from vocabseg.runtime.cuda import Device, open_device
-from vocabseg.runtime.cuda_arrays import DeviceArray
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import Device, open_device
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.kernels.cuda import CudaKernels
+from vocabseg.runtime.kernels.device.face import CudaKernels
 
 DEVICES = ("emulated", pytest.param("gpu", marks=pytest.mark.gpu))
 

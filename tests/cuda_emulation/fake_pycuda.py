@@ -408,7 +408,7 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
     module_error (class, text), largest_block (bytes; larger ones are out of memory).
     """
     global _machine, _launch
-    from vocabseg.runtime import cuda
+    from vocabseg.runtime.cuda import device as cuda
 
     this = sys.modules[__name__]
     with pytest.MonkeyPatch.context() as patch:

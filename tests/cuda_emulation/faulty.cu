@@ -1,5 +1,5 @@
 // Kernels with faults that the emulation must find, and right ones whose results are known.
-#include "device_mma.cuh"
+#include "mma.cuh"
 
 namespace {
 __device__ int* shared_numbers() { return reinterpret_cast<int*>(vocabseg::dynamic_shared()); }

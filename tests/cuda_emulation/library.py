@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "runtime" / "kernels"
-DEVICE = KERNELS / "device.cu"
+KERNELS = HERE.parents[1] / "runtime" / "kernels" / "device"
+DEVICE = KERNELS / "kernels.cu"
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas")
 # Accesses to memory call functions of watch.cpp; the sanitizer's own library takes no part.
 WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=0")
@@ -37,7 +37,7 @@ def compiler() -> str | None:
 
 def kernel_names(source: Path = DEVICE) -> list[str]:
     """The kernels that a source and the headers beside it define."""
-    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("device_*.cuh")))]
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.cuh")))]
     found = [plain or from_macro for text in texts for plain, from_macro in ENTRY.findall(text)]
     return [name for name in found if name not in ("name", "__launch_bounds__")]  # those stand in the macros themselves
 
@@ -129,7 +129,7 @@ def _three(sizes: Sequence[int]) -> tuple[int, ...]:
 
 def _build(watched: bool, turing: bool, source: Path) -> Path:
     """The shared library, built unless that was done for these very sources and flags."""
-    sources = [source, *sorted(KERNELS.glob("device_*.cuh")), KERNELS / "pixel_math.h"]
+    sources = [source, *sorted(KERNELS.glob("*.cuh")), KERNELS.parent / "pixel_math.h"]
     sources += sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".cpp"))
     flags = (*FLAGS, *(WATCHED if watched else ()), *(["-DVOCABSEG_EMULATE_TURING"] if turing else ()))
     digest = hashlib.sha256(" ".join(flags).encode())

@@ -1,13 +1,16 @@
 """Graphs and kernels for an emulated GPU: the bundle's own graphs on ONNX Runtime, the host's kernels."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from vocabseg.runtime.bundle import Bundle
-from vocabseg.runtime.classify import class_probabilities, query_distribution
-from vocabseg.runtime.cuda_arrays import DeviceArray
-from vocabseg.runtime.engines import Choice
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError
-from vocabseg.runtime.kernels import host
+from vocabseg.runtime.kernels.host import face as host
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
 
 
 def view(array: DeviceArray) -> np.ndarray:
@@ -33,7 +36,7 @@ class EmulatedGraph:
     """
 
     def __init__(self, bundle: Bundle, name: str, dtype: type = np.float32):
-        from vocabseg.runtime.engines.onnxruntime import OnnxRuntimeGraph
+        from vocabseg.runtime.engines.onnxruntime_cpu import OnnxRuntimeGraph
 
         record = bundle.graph(name)
         self.name = name
@@ -87,6 +90,10 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
+def _on_host(masks: Masks) -> Masks:
+    return replace(masks, logits=_wide(view(masks.logits)))
+
+
 class HostKernels:
     """The methods of CudaKernels over the host's kernels, for tests of the pipeline alone."""
 
@@ -101,16 +108,14 @@ class HostKernels:
 
         put(stream, work)
 
-    def region_boxes(self, mask_logits, padded_size, image_size, threshold, boxes, areas, bits, stream) -> None:
+    def region_boxes(self, masks, threshold, boxes, areas, bits, stream) -> None:
         def work() -> None:
-            view(boxes)[...], view(areas)[...] = host.region_boxes(
-                _wide(view(mask_logits)), padded_size, image_size, threshold
-            )
+            view(boxes)[...], view(areas)[...] = host.region_boxes(_on_host(masks), threshold)
 
         put(stream, work)
 
     def select_regions(self, boxes, areas, expand_ratio, image_size, order, crop_boxes, count, stream) -> None:
-        from vocabseg.runtime.geometry import expand_boxes
+        from vocabseg.runtime.kernels.geometry import expand_boxes
 
         def work() -> None:
             chosen = np.flatnonzero(view(areas) > 0)
@@ -120,49 +125,41 @@ class HostKernels:
 
         put(stream, work)
 
-    def crop_regions(self, sources, fill, mean, std, threshold, matting, crops, stream) -> None:
+    def crop_regions(self, sources, cropping, crops, stream) -> None:
+        assert crops.shape[2:] == (cropping.size, cropping.size)
+
         def work() -> None:
             for source in sources:
                 count = int(view(source.count)[0])
                 assert 0 <= count <= len(source.order)
                 view(crops)[source.first : source.first + count] = host.crop_regions(
-                    view(source.resized), _wide(view(source.mask_logits)), source.padded_size,
-                    view(source.crop_boxes)[:count], view(source.order)[:count], threshold, matting, fill, mean, std,
-                    crops.shape[-1],
+                    view(source.resized), _on_host(source.masks), view(source.crop_boxes)[:count],
+                    view(source.order)[:count], cropping,
                 )  # fmt: skip
 
         put(stream, work)
 
-    def classify(
-        self, query_embeddings, query_text, image_features, region_text, seen, order, count, enabled, weight,
-        temperature, probabilities, no_object, stream,
-    ) -> None:  # fmt: skip
+    def classify(self, query, region, seen, order, count, ensemble, probabilities, no_object, stream) -> None:
         def work() -> None:
             valid = np.zeros(len(order), bool)
             valid[view(order)[: int(view(count)[0])]] = True
-            query = None if query_embeddings is None else _wide(view(query_embeddings))
-            text = None if query_text is None else view(query_text)
-            regions = None if image_features is None else _wide(view(image_features))
-            region = None if region_text is None else view(region_text)
-            found, _ = class_probabilities(
-                query, text, valid, regions, region, view(seen) != 0, enabled, weight, temperature,
-            )  # fmt: skip
+            queries, query_text = (None, None) if query is None else (_wide(view(array)) for array in query)
+            regions, region_text = (None, None) if region is None else (_wide(view(array)) for array in region)
+            found = class_probabilities(queries, query_text, valid, regions, region_text, view(seen) != 0, ensemble)
             view(probabilities)[: len(found)] = found
-            if query is not None:
-                view(no_object)[...] = query_distribution(query, text, temperature)[:, -1]
+            if queries is not None:
+                view(no_object)[...] = query_distribution(queries, query_text, ensemble.temperature)[:, -1]
 
         put(stream, work)
 
-    def compose(
-        self, mask_logits, probabilities, order, count, padded_size, image_size, labels, scores, stream
-    ) -> None:
+    def compose(self, masks, probabilities, order, count, labels, scores, stream) -> None:
+        assert labels.shape == scores.shape == masks.output_size
+
         def work() -> None:
-            masks, values = _wide(view(mask_logits)), view(probabilities)
+            voters, values = _on_host(masks), view(probabilities)
             if order is not None:
                 chosen = view(order)[: int(view(count)[0])]
-                masks, values = masks[chosen], values[: len(chosen)]
-            view(labels)[...], view(scores)[...] = host.compose(
-                np.ascontiguousarray(masks), np.ascontiguousarray(values), padded_size, image_size, labels.shape
-            )
+                voters, values = voters[chosen], values[: len(chosen)]
+            view(labels)[...], view(scores)[...] = host.compose(voters, values)
 
         put(stream, work)

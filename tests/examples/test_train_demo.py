@@ -22,11 +22,11 @@ import scenes  # noqa: E402
 from assemble import write_checkpoint  # noqa: E402
 from train import text_embeddings  # noqa: E402
 
-from vocabseg.benchmarks.datasets.world import CLASSES, SEEN, render_scene  # noqa: E402
-from vocabseg.export.checkpoint import load_model, read_state_dict  # noqa: E402
-from vocabseg.export.config import load_configuration  # noqa: E402
-from vocabseg.export.maskformer import ProposalNetwork, ProposalSizes  # noqa: E402
-from vocabseg.export.resnet import ResNetSizes  # noqa: E402
+from vocabseg.benchmarks.scenes.world import CLASSES, SEEN, render_scene  # noqa: E402
+from vocabseg.export.checkpoint.load import load_model, read_state_dict  # noqa: E402
+from vocabseg.export.configuration import load_configuration  # noqa: E402
+from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes  # noqa: E402
+from vocabseg.export.model.resnet import ResNetSizes  # noqa: E402
 
 STEPS = 20
 TINY = ProposalSizes(
@@ -183,18 +183,19 @@ def test_every_caption_fits_the_context():
 
 def test_training_crops_are_cut_like_the_runtimes():
     from vocabseg.runtime.kernels import load_kernels
+    from vocabseg.runtime.kernels.cropping import Cropping
+    from vocabseg.runtime.masks import Masks
 
     scene = render_scene(0, "test", 1, size=(128, 160))
     h, w = scene.labels.shape
     coarse = (scene.segmentation == scene.segments[-1].id).astype(np.float32).reshape(h // 4, 4, w // 4, 4)
-    logits = (coarse.mean(axis=(1, 3))[None] - 0.5) * 8
+    masks = Masks((coarse.mean(axis=(1, 3))[None] - 0.5) * 8, (h, w), (h, w), (h, w))
     host = load_kernels("reference")
-    boxes, _ = host.region_boxes(logits, (h, w), (h, w), 0.5)
+    boxes, _ = host.region_boxes(masks, 0.5)
     mean, std = 255 * np.float32(clip_stage.MEAN), 255 * np.float32(clip_stage.STD)
-    expected = host.crop_regions(
-        scene.image, logits, (h, w), boxes, np.zeros(1, np.int32), 0.5, False, mean, mean, std, clip_stage.CROP_SIZE
-    )
-    mask = host.resample_masks(logits, (h, w), (h, w), (h, w))[0] > 0.5
+    cropping = Cropping(0.5, False, mean, mean, std, clip_stage.CROP_SIZE)
+    expected = host.crop_regions(scene.image, masks, boxes, np.zeros(1, np.int32), cropping)
+    mask = host.resample_masks(masks)[0] > 0.5
     crop = scenes.cut(scene.image.astype(np.float32), mask, mean, clip_stage.CROP_SIZE)
     found = clip_stage.normalise_crops(crop[None]).numpy()
     assert np.abs(found - expected).max() < 2e-3

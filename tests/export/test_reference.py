@@ -8,8 +8,8 @@ import torch
 
 from tests import parity
 from tests.reference_cases import BIG_CASES, SMALL_CASES, case_model
-from vocabseg.export.checkpoint import Model
-from vocabseg.export.config import Configuration
+from vocabseg.export.checkpoint.load import Model
+from vocabseg.export.configuration import Configuration
 from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
 
 # Rounding of float32, between one CPU and another: at ViT-B/16's size the golden's own text embeddings are up to 2.1e-5

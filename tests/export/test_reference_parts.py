@@ -14,12 +14,12 @@ from tests.golden import load_golden
 from tests.parity import check_close
 from tests.reference_cases import shapes
 from vocabseg.export import reference
-from vocabseg.export.checkpoint import LearnedPrompt
-from vocabseg.export.clip import ClipModel, build_clip
-from vocabseg.export.config import load_configuration
-from vocabseg.export.random_weights import fill
+from vocabseg.export.checkpoint.load import LearnedPrompt
+from vocabseg.export.checkpoint.random_weights import fill
+from vocabseg.export.configuration import load_configuration
+from vocabseg.export.model.clip import ClipModel, build_clip
 from vocabseg.runtime.errors import VocabularyError
-from vocabseg.runtime.prompts import PROMPTS
+from vocabseg.runtime.text.prompts import PROMPTS
 
 PUBLISHED = load_configuration("zsseg-r50-vitb16-vild")
 

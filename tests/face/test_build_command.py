@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from tests import tensorrt_double
 from tests.cuda_emulation import fake_pycuda
 from tests.cuda_emulation.machine import Machine
-from tests.tensorrt_cases import half_bundle
+from tests.doubles import tensorrt as tensorrt_double
+from tests.doubles.tensorrt_cases import half_bundle
 from vocabseg import cli
-from vocabseg.runtime.bundle import demo_folder, open_bundle
-from vocabseg.runtime.cuda import open_device
-from vocabseg.runtime.engines.plans import ENGINES, RECORD, read_plans
-from vocabseg.runtime.engines.scratch import scratch_of
-from vocabseg.runtime.engines.tensorrt import TensorRtGraph
+from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.plans import ENGINES, RECORD, read_plans
+from vocabseg.runtime.cuda.device import open_device
+from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
+from vocabseg.runtime.engines.tensorrt.scratch import scratch_of
 
 
 def run(capsys, *arguments):

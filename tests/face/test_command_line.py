@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.bundles import bundle_for_case, copy_bundle_with
 from tests.golden import load_golden
-from vocabseg.benchmarks.datasets.world import CLASSES, render_scene
+from vocabseg.benchmarks.scenes.world import CLASSES, render_scene
 from vocabseg.cli import main
 
 CASE = "c_r50_tiny16_vild"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serving.servers import Running, missing, running
-from vocabseg.runtime.segmenter import Segmenter, load
+from vocabseg.runtime.segmenter.segmenter import Segmenter, load
 
 ROAD = "road=grass,red circle,sky"
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.serving.servers import SCENE
 from vocabseg.runtime.errors import EngineError, ImageError, VocabularyError
-from vocabseg.runtime.segmenter import Segmenter
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.batch import Batch
 from vocabseg.serving.protocol import Limits, Options
 from vocabseg.serving.requests import Ask, RequestError

@@ -67,7 +67,7 @@ def test_the_client_loads_no_engine_and_no_kernels() -> None:
     code = (
         "import sys; from vocabseg.client import Client; Client('http://127.0.0.1:9').ready(); "
         "heavy = {'onnxruntime', 'openvino', 'cv2', 'torch', 'onnx', 'vocabseg.runtime._host', "
-        "'vocabseg.runtime.segmenter', 'vocabseg.runtime.kernels'}; print(sorted(heavy & set(sys.modules)))"
+        "'vocabseg.runtime.segmenter.segmenter', 'vocabseg.runtime.kernels'}; print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

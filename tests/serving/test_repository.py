@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vocabseg.runtime.bundle import open_bundle
+from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving import environment
 from vocabseg.serving.configuration import Serving, model_configuration, warm_up_classes
 from vocabseg.serving.protocol import INPUTS, OUTPUTS, Limits

@@ -16,8 +16,8 @@ from tests.serving.malformed import Bad, malformed
 from tests.serving.servers import SCENE, Running
 from vocabseg.client import AsyncClient, Client
 from vocabseg.runtime.errors import ImageError, ServerError, VocabularyError
-from vocabseg.runtime.segmenter import Segmenter
-from vocabseg.runtime.vocabulary import Vocabulary
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 NAMES = ["red circle", "blue square", "grass"]
 OTHERS = ["green star", "sky", "water", "sand"]

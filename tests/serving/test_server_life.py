@@ -12,7 +12,7 @@ import pytest
 
 from tests.serving.servers import SCENE, run, running, serving_folder
 from vocabseg.client import Client
-from vocabseg.runtime.segmenter import Segmenter
+from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.serving import processes
 from vocabseg.serving import server as server_module
 from vocabseg.serving.environment import prepare

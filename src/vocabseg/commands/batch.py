@@ -76,8 +76,8 @@ def batch(
     from vocabseg.batch.job import KINDS, Job
     from vocabseg.batch.run import Workers, run_batch
     from vocabseg.batch.summary import summary_lines, write_summary
-    from vocabseg.runtime.settings import open_adjusted
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.bundle.settings import open_adjusted
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if device.startswith("cuda:"):
         raise ConfigurationError(f"--device {device}: every worker is given a GPU of its own; use --device cuda")

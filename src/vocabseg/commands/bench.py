@@ -12,7 +12,7 @@ from vocabseg.commands.progress import progress
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from vocabseg.benchmarks.bench_plan import Budget, Plan
+    from vocabseg.benchmarks.speed.selection import Budget, Plan
 
 HELP = "Measure a bundle: latency of every stage against this machine's peak, throughput, memory, and parity."
 EXAMPLE = (
@@ -74,9 +74,9 @@ def bench(
     if compare is not None:
         _compare(*compare)
         return
-    from vocabseg.benchmarks.bench_plan import Budget
-    from vocabseg.benchmarks.bench_report import check_folder, print_report, write_report
-    from vocabseg.benchmarks.bench_run import run_benchmark
+    from vocabseg.benchmarks.page.report import check_folder, print_report, write_report
+    from vocabseg.benchmarks.speed.run import run_benchmark
+    from vocabseg.benchmarks.speed.selection import Budget
 
     budget = Budget(repeat, seconds, _batches(batches), scenes, cold)
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
@@ -119,12 +119,12 @@ def _plan(
     device: str,
 ) -> "Plan":
     """Everything is looked at before anything is measured."""
-    from vocabseg.benchmarks.bench_inputs import default_images, default_vocabulary, images_in
-    from vocabseg.benchmarks.bench_plan import make_plan
-    from vocabseg.benchmarks.bench_torch import find_weights
+    from vocabseg.benchmarks.speed.inputs import default_images, default_vocabulary, images_in
+    from vocabseg.benchmarks.speed.pytorch import find_weights
+    from vocabseg.benchmarks.speed.selection import make_plan
     from vocabseg.commands.packages import require
-    from vocabseg.runtime.settings import open_adjusted
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.bundle.settings import open_adjusted
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     require(("onnx",), "counting the graphs' operations", "benchmarks")
     if checkpoint is None and (config is not None or clip is not None):
@@ -151,9 +151,9 @@ def _announce(plan: "Plan", output: Path) -> None:
 def _compare(old: Path, new: Path) -> None:
     from rich.console import Console
 
-    from vocabseg.benchmarks.bench_compare import compare_table
-    from vocabseg.benchmarks.bench_report import print_tables
-    from vocabseg.benchmarks.bench_results import read_report
+    from vocabseg.benchmarks.page.report import print_tables
+    from vocabseg.benchmarks.speed.compare import compare_table
+    from vocabseg.benchmarks.speed.results import read_report
 
     table = compare_table(read_report(old), read_report(new))
     if not table.rows:

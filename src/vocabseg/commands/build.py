@@ -9,14 +9,15 @@ import typer
 from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
 from vocabseg.commands.progress import Report, progress
+from vocabseg.runtime.bundle.settings import nearest
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
-from vocabseg.runtime.settings import nearest
 
 if TYPE_CHECKING:
-    from vocabseg.export.tensorrt import BuildOptions
-    from vocabseg.runtime.bundle import Bundle, GraphRecord
-    from vocabseg.runtime.cuda import Device
-    from vocabseg.runtime.engines.plans import Profile
+    from vocabseg.export.tensorrt.build import BuildOptions
+    from vocabseg.runtime.bundle.folder import Bundle
+    from vocabseg.runtime.bundle.manifest import GraphRecord
+    from vocabseg.runtime.bundle.plans import Profile
+    from vocabseg.runtime.cuda.device import Device
 
 HELP = "Make a bundle's FP16 graphs, and where TensorRT is installed its engines for this machine's GPU."
 EXAMPLE = (
@@ -68,8 +69,8 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir"), "building", "build")
-    from vocabseg.export.tensorrt_profiles import choose_profiles
-    from vocabseg.runtime.bundle import open_bundle
+    from vocabseg.export.tensorrt.profiles import choose_profiles
+    from vocabseg.runtime.bundle.folder import open_bundle
 
     wanted = _precision(precision)
     options = _options(level, workspace, version_compatible, hardware)
@@ -108,7 +109,7 @@ def _precision(text: str) -> str:
 def _options(level: int, workspace: float | None, version_compatible: bool, hardware: str) -> "BuildOptions":
     import msgspec
 
-    from vocabseg.export.tensorrt import BuildOptions
+    from vocabseg.export.tensorrt.build import BuildOptions
 
     if hardware not in COMPATIBILITIES:
         raise ConfigurationError(f"--hardware-compatible {hardware!r} is unknown: {nearest(hardware, COMPATIBILITIES)}")
@@ -133,8 +134,8 @@ def _graphs(bundle: "Bundle", text: str) -> "dict[str, GraphRecord]":
 
 
 def _target(text: str) -> Target:
-    from vocabseg.runtime.cuda import open_device, parse_device
-    from vocabseg.runtime.engines.tensorrt_package import require_builder
+    from vocabseg.runtime.cuda.device import open_device, parse_device
+    from vocabseg.runtime.engines.tensorrt.package import require_builder
 
     ordinal = parse_device(text)
     try:
@@ -147,10 +148,10 @@ def _target(text: str) -> Target:
 
 def _half_graphs(bundle: "Bundle", recipe: Path | None, report: Report, quiet: bool) -> "Bundle":
     """The bundle with FP16 graphs that were made from its float32 ones."""
-    from vocabseg.export.half import add_half_graphs
-    from vocabseg.export.recipe import read_recipe
-    from vocabseg.export.tensorrt_engines import stale_half
-    from vocabseg.runtime.bundle import open_bundle
+    from vocabseg.export.half.convert import add_half_graphs
+    from vocabseg.export.half.recipe import read_recipe
+    from vocabseg.export.tensorrt.engines import stale_half
+    from vocabseg.runtime.bundle.folder import open_bundle
 
     given = None if recipe is None else read_recipe(recipe)
     if given is None and not stale_half(bundle, bundle.manifest.graphs):
@@ -172,7 +173,7 @@ def _kept(name: str, record: "GraphRecord") -> str:
 
 def _check(bundle: "Bundle", precision: str, records: "dict[str, GraphRecord]") -> None:
     """Every operator is one that TensorRT's parser takes, whether or not it is installed here."""
-    from vocabseg.export.tensorrt_operators import check_operators
+    from vocabseg.export.tensorrt.operators import check_operators
 
     problems = [line for name in records for line in check_operators(bundle.graph_path(name, precision))]
     if problems:
@@ -188,7 +189,7 @@ def _engines(
     device: "Device",
     report: Report,
 ) -> None:
-    from vocabseg.export.tensorrt_engines import build_engine
+    from vocabseg.export.tensorrt.engines import build_engine
 
     for name, profiles in sizes.items():
         plan = build_engine(bundle, name, precision, profiles, options, device, report)
@@ -205,9 +206,9 @@ def _show(
     target: Target,
 ) -> None:
     """What would be done, on standard output: it is what a dry run is for."""
-    from vocabseg.export.tensorrt_engines import stale_half
-    from vocabseg.export.tensorrt_profiles import describe_profiles
-    from vocabseg.runtime.engines.plans import ENGINES
+    from vocabseg.export.tensorrt.engines import stale_half
+    from vocabseg.export.tensorrt.profiles import describe_profiles
+    from vocabseg.runtime.bundle.plans import ENGINES
 
     made = stale_half(bundle, records) if precision == "float16" else []
     print(f"FP16 graphs to make: {', '.join(made) or 'none'}")

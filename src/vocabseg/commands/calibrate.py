@@ -71,7 +71,7 @@ def calibrate(
     from vocabseg.calibration.images import choose_images
     from vocabseg.calibration.report import lines, write_report
     from vocabseg.calibration.session import calibrate_bundle
-    from vocabseg.runtime.bundle import open_bundle
+    from vocabseg.runtime.bundle.folder import open_bundle
 
     say = _silent if quiet else _say
     kinds = _kinds(precision)
@@ -107,7 +107,8 @@ def _kinds(text: str) -> list[str]:
 
 def _demo_copy(say: "Say") -> Path:
     """The demo model where it can be written to: the package's own folder is left alone."""
-    from vocabseg.runtime.bundle import MANIFEST, demo_folder
+    from vocabseg.runtime.bundle.folder import demo_folder
+    from vocabseg.runtime.bundle.manifest import MANIFEST
 
     if not (DEMO / MANIFEST).is_file():
         say(f"Copying the demo model to {DEMO}")
@@ -123,12 +124,12 @@ def _trial_set(
     classes: str | None, scratch: Path, say: "Say",
 ) -> "TrialSet":  # fmt: skip
     """What the precisions are tried on: a data set, or the images themselves, or rendered scenes."""
-    from vocabseg.benchmarks.bench_inputs import default_vocabulary
     from vocabseg.benchmarks.datasets.registry import get_dataset
+    from vocabseg.benchmarks.speed.inputs import default_vocabulary
     from vocabseg.calibration.images import image_files, trial_scenes
     from vocabseg.calibration.trials import TrialSet
-    from vocabseg.runtime.bundle import open_bundle
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.bundle.folder import open_bundle
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if dataset is not None:
         if data_dir is None:

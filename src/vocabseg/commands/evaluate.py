@@ -13,7 +13,7 @@ from vocabseg.commands.progress import counting
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from vocabseg.benchmarks.sources import Source
+    from vocabseg.benchmarks.accuracy.sources import Source
 
 HELP = "Measure a model's accuracy on a data set: mIoU of seen and unseen classes, panoptic quality, mask AP."
 EXAMPLE = (
@@ -65,10 +65,10 @@ def evaluate(
     list_: Annotated[bool, typer.Option("--list", help="List the data sets with the files they expect.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    from vocabseg.benchmarks.accuracy import evaluate as measure_accuracy
-    from vocabseg.benchmarks.accuracy_report import summary_lines, write_report
+    from vocabseg.benchmarks.accuracy.evaluate import evaluate as measure_accuracy
+    from vocabseg.benchmarks.accuracy.report import summary_lines, write_report
     from vocabseg.benchmarks.datasets.registry import NAMES, describe, get_dataset
-    from vocabseg.benchmarks.datasets.world_files import SCENES, rendered_world
+    from vocabseg.benchmarks.scenes.files import SCENES, rendered_world
     from vocabseg.runtime.files import check_writable
 
     if list_:
@@ -122,8 +122,8 @@ def _source(
     device: str,
     precision: str | None,
 ) -> "Source":
-    from vocabseg.benchmarks.sources import BundleSource, ReferenceSource
-    from vocabseg.runtime.bundle import demo_folder
+    from vocabseg.benchmarks.accuracy.sources import BundleSource, ReferenceSource
+    from vocabseg.runtime.bundle.folder import demo_folder
 
     if reference is None:
         if config is not None or clip is not None:

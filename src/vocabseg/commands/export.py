@@ -12,7 +12,7 @@ from vocabseg.commands.progress import progress
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
 HELP = "Turn a published checkpoint into a bundle: ONNX graphs, tokenizer and a manifest with the measured parity."
 EXAMPLE = (
@@ -58,7 +58,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     require(EXPORTER, "exporting", "export,cpu")
-    from vocabseg.export.config import list_configurations, load_configuration
+    from vocabseg.export.configuration import list_configurations, load_configuration
 
     if list_:
         for name in list_configurations():
@@ -93,7 +93,7 @@ def export(
 
 
 def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if classes is None:
         if seen is not None:
@@ -104,7 +104,7 @@ def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
 
 
 def _summary(folder: Path) -> None:
-    from vocabseg.runtime.bundle import open_bundle
+    from vocabseg.runtime.bundle.folder import open_bundle
 
     manifest = open_bundle(folder, verify=False).manifest
     for name, graph in manifest.graphs.items():

@@ -12,8 +12,8 @@ from vocabseg.commands.progress import Report, progress
 from vocabseg.runtime.errors import OutputError, VocabularyError
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.result import Result
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.result.result import Result
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
 HELP = "Segment images into the classes you name; writes an overlay with a legend, and on request labels and JSON."
 EXAMPLE = (
@@ -62,16 +62,16 @@ def segment(
     precision: Precision = None,
     quiet: Quiet = False,
 ) -> None:
-    from vocabseg.runtime.segmenter import open_segmenter
-    from vocabseg.runtime.settings import open_adjusted
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.bundle.settings import open_adjusted
+    from vocabseg.runtime.segmenter.segmenter import Segmenter
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     targets = [_targets(image, output, kinds, len(images)) for image in images]
     _check_targets(targets)
     names = None if classes is None else Vocabulary.of(classes)
     opened = open_adjusted(bundle, settings or [])
-    segmenter = open_segmenter(opened, device, engine, precision)
+    segmenter = Segmenter(opened, device, engine, precision)
     vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
     if not quiet:
         what = images[0].name if len(images) == 1 else f"{len(images)} images"
@@ -112,7 +112,7 @@ def _check_targets(targets: list[dict[Kind, Path]]) -> None:
 
 
 def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str] | None) -> "Vocabulary":
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if seen is None and not template:
         return vocabulary

@@ -57,8 +57,8 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show everything the server says.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    from vocabseg.runtime import engines
-    from vocabseg.runtime.settings import open_adjusted
+    from vocabseg.runtime.bundle.settings import open_adjusted
+    from vocabseg.runtime.engines.choose import choose
     from vocabseg.serving.environment import check_platform, prepare
     from vocabseg.serving.keeper import SCRATCH, Keeper, sweep
     from vocabseg.serving.repository import write_repository
@@ -67,7 +67,7 @@ def serve(
     check_platform()
     named = named_vocabularies(vocabularies or [])
     opened = open_adjusted(bundle, settings or [])
-    choice = engines.choose(engine, "cpu", precision, opened.manifest.graph_bytes)
+    choice = choose(engine, "cpu", precision, opened.manifest.graph_bytes)
     serving = serving_of(
         name, "", instances, threads, max_batch, delay, queue, limits or [], choice.name, choice.precision,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from vocabseg.commands.options import (
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.text.vocabulary import Vocabulary
     from vocabseg.serving.configuration import Serving
     from vocabseg.serving.protocol import Limits
 
@@ -53,7 +53,7 @@ def triton(
     engine: Annotated[str | None, typer.Option(help="As for segment. Default: the fastest installed there.")] = None,
     precision: Precision = None,
 ) -> None:
-    from vocabseg.runtime.settings import open_adjusted
+    from vocabseg.runtime.bundle.settings import open_adjusted
     from vocabseg.serving.repository import check_target, write_repository
 
     named = named_vocabularies(vocabularies or [])
@@ -106,7 +106,7 @@ def serving_of(
 
 def named_vocabularies(given: list[str]) -> "dict[str, Vocabulary]":
     """Vocabularies by name; raises ConfigurationError for an entry without a name."""
-    from vocabseg.runtime.vocabulary import Vocabulary
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     found = {}
     for entry in given:

@@ -1,0 +1,180 @@
+"""The report of an evaluation: JSON for programs, Markdown to read, PNG to look at."""
+
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from vocabseg.benchmarks.accuracy.evaluate import Accuracy, Evaluation
+from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics
+from vocabseg.benchmarks.accuracy.metrics import SemanticMetrics
+from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
+from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.files import atomic_write
+
+JSON, MARKDOWN = "accuracy.json", "accuracy.md"
+BARS, CONFUSION, EXAMPLES = "per_class.png", "confusion.png", "examples.png"
+# The evaluation set of the classes seen in training, in every data set that has a split.
+SEEN_SET = "base"
+
+
+def write_report(evaluation: Evaluation, folder: str | Path, notify: Callable[[str], None] | None = None) -> list[Path]:
+    """Write the report's files into `folder`, which is made; returns them in the order in which to look at them.
+
+    Without matplotlib the pictures are left out, which `notify` is told. Raises OutputError where it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder} ({error}): choose another place") from None
+    pictures: list[Path] = []
+    if find_spec("matplotlib") is None:
+        if notify is not None:
+            notify("no pictures: they need the package matplotlib (pip install 'vocabseg[benchmarks]')")
+    else:
+        pictures = _write_pictures(evaluation, folder)
+    text = to_markdown(evaluation.accuracy, [path.name for path in pictures])
+    with atomic_write(folder / MARKDOWN) as file:
+        file.write(text.encode())
+    with atomic_write(folder / JSON) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(evaluation.accuracy), indent=2) + b"\n")
+    return [folder / MARKDOWN, *pictures, folder / JSON]
+
+
+def _write_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
+    from vocabseg.benchmarks.accuracy import examples as example_plots
+    from vocabseg.benchmarks.accuracy import plots as accuracy_plots
+
+    accuracy = evaluation.accuracy
+    written = []
+    if accuracy.semantic is not None and evaluation.confusion is not None:
+        accuracy_plots.plot_classes(accuracy, folder / BARS)
+        accuracy_plots.plot_confusion(accuracy, evaluation.confusion, folder / CONFUSION)
+        written += [folder / BARS, folder / CONFUSION]
+    if evaluation.worst or evaluation.best:
+        example_plots.plot_examples(evaluation, folder / EXAMPLES)
+        written.append(folder / EXAMPLES)
+    return written
+
+
+def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = ()) -> str:
+    """The report as Markdown; `pictures` are file names to show."""
+    source = accuracy.source
+    measured = f"{accuracy.images} images" + (f", {len(accuracy.broken)} left out" if accuracy.broken else "")
+    parts = [
+        f"# {source.get('model', 'model')} on {accuracy.dataset}",
+        f"Engine {source.get('engine', 'unknown')}; {measured}; {len(accuracy.classes)} classes. Figures in percent.",
+    ]
+    if accuracy.semantic is not None:
+        parts += _semantic(accuracy.semantic)
+    if accuracy.panoptic is not None:
+        parts += _panoptic(accuracy.panoptic)
+    if accuracy.masks is not None:
+        parts += _masks(accuracy.masks)
+    parts += [f"![{name}]({name})" for name in pictures]
+    parts += _confusions(accuracy)
+    parts += _classes(accuracy)
+    if accuracy.broken:
+        rows = [[image, reason] for image, reason in accuracy.broken.items()]
+        parts += ["## Images left out", markdown_table(["image", "why"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_lines(accuracy: Accuracy) -> list[str]:
+    """The main figures, one line each, for a terminal."""
+    lines = []
+    if accuracy.semantic is not None:
+        metrics = accuracy.semantic
+        lines.append(
+            f"mIoU {_number(metrics.miou)}   pAcc {_number(metrics.pacc)}   "
+            f"mAcc {_number(metrics.macc)}   fwIoU {_number(metrics.fwiou)}"
+        )
+        base = metrics.sets.get(SEEN_SET)
+        if base is not None:
+            lines.append(
+                f"mIoU of seen classes {_number(base.miou)}, of unseen classes {_number(base.complement_miou)}, "
+                f"harmonic mean {_number(base.hiou)}"
+            )
+    if accuracy.panoptic is not None:
+        group = accuracy.panoptic.all
+        lines.append(f"PQ {_number(group.pq)}   SQ {_number(group.sq)}   RQ {_number(group.rq)}")
+    if accuracy.masks is not None:
+        masks = accuracy.masks
+        lines.append(f"mask AP {_number(masks.ap)}   AP50 {_number(masks.ap50)}   AP75 {_number(masks.ap75)}")
+    return lines
+
+
+def _semantic(metrics: SemanticMetrics) -> list[str]:
+    row = [metrics.miou, metrics.pacc, metrics.macc, metrics.fwiou]
+    header = ["mIoU", "pAcc", "mAcc", "fwIoU"]
+    parts = ["## Semantic segmentation", markdown_table(header, [[_number(value) for value in row]])]
+    rows = []
+    for name, part in metrics.sets.items():
+        what = "seen (base)" if name == SEEN_SET else name
+        figures = [part.miou, part.complement_miou, part.hiou, part.pacc, part.complement_pacc]
+        rows.append([what, *(_number(value) for value in figures)])
+    if rows:
+        header = ["classes", "mIoU", "mIoU of the others", "hIoU", "pAcc", "pAcc of the others"]
+        parts.append(markdown_table(header, rows))
+    return parts
+
+
+def _panoptic(metrics: PanopticMetrics) -> list[str]:
+    rows = []
+    for name, group in (("all", metrics.all), ("things", metrics.things), ("stuff", metrics.stuff)):
+        rows.append([name, *(_number(value) for value in (group.pq, group.sq, group.rq)), str(group.classes)])
+    return ["## Panoptic segmentation", markdown_table(["", "PQ", "SQ", "RQ", "classes"], rows)]
+
+
+def _masks(metrics: MaskMetrics) -> list[str]:
+    header = ["AP", "AP50", "AP75", "small", "medium", "large", "recall"]
+    row = [
+        metrics.ap,
+        metrics.ap50,
+        metrics.ap75,
+        metrics.ap_small,
+        metrics.ap_medium,
+        metrics.ap_large,
+        metrics.recall,
+    ]
+    return ["## Masks of objects", markdown_table(header, [[_number(value) for value in row]])]
+
+
+def _confusions(accuracy: Accuracy) -> list[str]:
+    rows = [[c.true, c.predicted, f"{c.pixels:,}", _number(c.share)] for c in accuracy.confusions]
+    header = ["true class", "taken for", "pixels", "% of the true class"]
+    return ["## Largest confusions", markdown_table(header, rows)] if rows else []
+
+
+def _classes(accuracy: Accuracy) -> list[str]:
+    header, columns = ["class"], [accuracy.classes]
+    if accuracy.seen is not None:
+        header.append("in training")
+        columns.append(["seen" if flag else "unseen" for flag in accuracy.seen])
+    if accuracy.semantic is not None:
+        header += ["IoU", "accuracy", "pixels"]
+        columns += [_numbers(accuracy.semantic.iou), _numbers(accuracy.semantic.accuracy)]
+        columns.append([f"{count:,}" for count in accuracy.semantic.pixels])
+    if accuracy.panoptic is not None:
+        header += ["PQ"]
+        columns.append(_numbers(accuracy.panoptic.pq))
+    if accuracy.masks is not None:
+        header += ["mask AP"]
+        columns.append(_numbers(accuracy.masks.per_class))
+    return ["## Classes", markdown_table(header, zip(*columns, strict=True))]
+
+
+def _numbers(values: Iterable[float | None]) -> list[str]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; bars inside cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,224 @@
+"""The parity contract: what every stage of a variant gives, held against the same stage of another.
+
+Each stage is fed with what the other one's previous stage gave, so that an error is seen where it is made; the labels
+of the whole way from the image are compared besides. Thresholds make exceptions necessary: a mask's pixel whose
+probability lies within rounding of the threshold may fall on either side, and changes its crop, embedding and class
+probabilities with it. Such masks are left out where they are compared one by one; for the labels, what they can have
+moved widens the margin that a pixel needs in order to count.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vocabseg.benchmarks.speed.results import Check, Parity
+from vocabseg.benchmarks.speed.variants import Capture
+from vocabseg.runtime.bundle.sections import RegionSpec
+
+# How far from the threshold a box is taken at both sides, and a pixel's probability, before they count as steady. From
+# the same mask logits rounding moves a probability by 1.5e-6: logits reach 37, a float32 has 24 bits, the sigmoid's
+# slope is 1/4.
+BOX_STABLE, PIXEL_STABLE = 1e-4, 5e-6
+MARGIN = 1e-4
+SIGMOID_SLOPE = 0.25
+END_TO_END = "labels"
+# Makes one figure out of those of all images; a value that is no number stays one.
+Pick = Callable[[Sequence[float]], Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The contract's figures; None where it states none."""
+
+    network_input: float
+    mask_logits: float | None
+    queries: float | None
+    crops: float
+    cosine_mean: float | None
+    cosine_worst: float | None
+    probabilities: float | None
+    labels_same: float | None
+    labels_clear: float | None
+    labels_all: float | None
+    miou: float
+
+
+LIMITS = {
+    "float32": Limits(1e-5, 1e-3, 0.99999, 1e-4, 0.99999, 0.99999, 1e-3, 0.9999, 0.9999, None, 0.01),
+    "bfloat16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
+    "float16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
+    "int8": Limits(1e-5, None, None, 1e-4, None, None, None, None, None, None, 0.5),
+    "fp8": Limits(1e-5, None, None, 1e-4, None, None, None, None, None, None, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What comparing one image gave; `agreement` is the share of all its pixels that have the same label."""
+
+    values: dict[str, float]
+    agreement: float
+
+
+def compare_image(
+    expected: Capture, alone: Capture, whole: Capture, kernels: ModuleType, region: RegionSpec
+) -> Figures:
+    """The figures of one image.
+
+    Args:
+        expected: everything the other variant gave.
+        alone: this variant's stages, each fed by `expected` (`capture_from`).
+        whole: everything this variant gave on the whole way from the image (`capture`).
+        kernels: to resample the expected masks with, as `region` says what counts as inside.
+    """
+    steady, boxed = _steady(expected, kernels, region, PIXEL_STABLE), _boxed(expected, kernels, region)
+    values: dict[str, float] = {
+        "network input": _largest(alone.network_input, expected.network_input),
+        "mask logits": _largest(alone.mask_logits, expected.mask_logits),
+        "queries": float(_cosines(alone.query_embeddings, expected.query_embeddings).min(initial=1.0)),
+        "boxes": float(_differing_boxes(alone, expected, boxed)),
+        "left out": float(np.count_nonzero(~steady & expected.valid)),
+        "steady": float(np.count_nonzero(steady & expected.valid)),
+    }
+    if expected.crops is not None and alone.crops is not None:
+        mine, theirs = _rows(alone.valid), _rows(expected.valid)
+        shared = np.flatnonzero(steady & alone.valid & expected.valid)
+        here, there = mine[shared], theirs[shared]
+        values["crops"] = _largest(alone.crops[here], expected.crops[there])
+        if alone.embeddings is not None and expected.embeddings is not None:
+            cosines = _cosines(alone.embeddings[here], expected.embeddings[there])
+            if cosines.size:
+                values |= {"cosine mean": float(cosines.mean()), "cosine worst": float(cosines.min())}
+    values["probabilities"], same_shift = _probabilities(alone, expected, steady)
+    values["labels, same"] = _agreement(alone.labels, expected, same_shift)
+    drift = _largest(whole.mask_logits, expected.mask_logits)
+    reach = SIGMOID_SLOPE * drift + PIXEL_STABLE
+    _, shift = _probabilities(whole, expected, _steady(expected, kernels, region, reach))
+    agreement = float(np.mean(whole.labels == expected.labels))
+    values |= {
+        "mask logits, whole way": drift,
+        "clear pixels": float(np.mean(expected.margin > MARGIN + shift)),
+        "labels, clear": _agreement(whole.labels, expected, shift),
+        "labels, all": agreement,
+    }
+    return Figures(values, agreement)
+
+
+def judge(figures: Sequence[Figures], against: str, precision: str) -> Parity:
+    """The contract over all images: the worst of each figure, and the first stage beyond its tolerance."""
+    limits = LIMITS[precision]
+    rules: list[tuple[str, str, str, Pick, float | None, bool]] = [
+        ("resize_normalize", "network input, largest difference", "network input", np.max, limits.network_input, False),
+        ("proposal", "mask logits, largest difference", "mask logits", np.max, limits.mask_logits, False),
+        ("proposal", "query embeddings, worst cosine", "queries", np.min, limits.queries, True),
+        ("region_boxes", "boxes and flags that differ", "boxes", np.sum, 0.0, False),
+        ("crop_regions", "crops, largest difference", "crops", np.max, limits.crops, False),
+        ("image_encoder", "region embeddings, mean cosine", "cosine mean", np.mean, limits.cosine_mean, True),
+        ("image_encoder", "region embeddings, worst cosine", "cosine worst", np.min, limits.cosine_worst, True),
+        ("classify", "probabilities, largest difference", "probabilities", np.max, limits.probabilities, False),
+        ("compose", "labels from the same proposals, share", "labels, same", np.mean, limits.labels_same, True),
+        (END_TO_END, "mask logits of the whole way", "mask logits, whole way", np.max, limits.mask_logits, False),
+        (END_TO_END, "labels of clear pixels, share", "labels, clear", np.mean, limits.labels_clear, True),
+        (END_TO_END, "pixels that are clear, share", "clear pixels", np.mean, None, True),
+        (END_TO_END, "labels of all pixels, share", "labels, all", np.mean, limits.labels_all, True),
+        ("regions", "compared one by one", "steady", np.sum, None, True),
+        ("regions", "left out, too near the threshold", "left out", np.sum, None, False),
+    ]
+    checks = []
+    for stage, what, name, pick, limit, least in rules:
+        found = [one.values[name] for one in figures if name in one.values]
+        if found:
+            value = _writable(float(pick(found)), least)
+            checks.append(Check(stage=stage, what=what, value=value, limit=limit, least=least))
+    agreement = [one.agreement for one in figures]
+    return Parity(
+        against=against,
+        precision=precision,
+        checks=checks,
+        broken=first_broken(checks),
+        worst_image=int(np.argmin(agreement)),
+        agreement=agreement,
+    )
+
+
+def first_broken(checks: Sequence[Check]) -> str | None:
+    """The stage of the first check that failed, in the order of the pipeline."""
+    return next((check.stage for check in checks if not check.passed), None)
+
+
+def _writable(value: float, least: bool) -> float:
+    """JSON knows no infinity: what is no finite number becomes the worst that is."""
+    return value if np.isfinite(value) else float(np.finfo(np.float64).max) * (-1 if least else 1)
+
+
+def _largest(one: np.ndarray, other: np.ndarray) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    return float(np.abs(one.astype(np.float64) - other).max(initial=0.0))
+
+
+def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    if one.shape != other.shape:
+        return np.array([-1.0])
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def _steady(expected: Capture, kernels: ModuleType, region: RegionSpec, reach: float) -> np.ndarray:
+    """(N,) bool: no pixel of the mask has a probability within `reach` of the threshold."""
+    steady = np.ones(len(expected.mask_logits), bool)
+    for index in range(len(steady)):  # one at a time: all masks at full size may be hundreds of megabytes
+        probability = kernels.resample_masks(expected.masks[index : index + 1])
+        steady[index] = not np.any(np.abs(probability - region.mask_threshold) < reach)
+    return steady
+
+
+def _boxed(expected: Capture, kernels: ModuleType, region: RegionSpec) -> np.ndarray:
+    """(N,) bool: box and flag are the same at thresholds a little lower and higher."""
+    found = []
+    for threshold in (region.mask_threshold - BOX_STABLE, region.mask_threshold + BOX_STABLE):
+        limit = min(max(threshold, 0.0), 1.0)
+        boxes, areas = kernels.region_boxes(expected.masks, limit)
+        found.append(np.where((areas > 0)[:, None], boxes, -1))
+    return (found[0] == found[1]).all(axis=1)
+
+
+def _differing_boxes(alone: Capture, expected: Capture, stable: np.ndarray) -> int:
+    """Masks with a stable box whose flag or box differs."""
+
+    def full(capture: Capture) -> np.ndarray:
+        boxes = np.full((len(capture.valid), 4), -1, np.int64)
+        boxes[capture.valid] = capture.boxes
+        return boxes
+
+    return int(np.count_nonzero((full(alone) != full(expected)).any(axis=1) & stable))
+
+
+def _rows(flags: np.ndarray) -> np.ndarray:
+    """(N,) the row of each valid mask among the valid ones."""
+    return np.cumsum(flags) - 1
+
+
+def _probabilities(found: Capture, expected: Capture, steady: np.ndarray) -> tuple[float, float]:
+    """The largest difference of a steady mask's probabilities, and what the others can have moved.
+
+    A class score is a sum of probability times mask, which is at most 1: the difference of two scores moves by twice
+    the largest per-class sum at most.
+    """
+    count, classes = len(expected.mask_logits), expected.probabilities.shape[1]
+    full = np.zeros((2, count, classes))
+    full[0][found.voters], full[1][expected.voters] = found.probabilities, expected.probabilities
+    moved = np.abs(full[0] - full[1])
+    # A flag that differs shows among the boxes; here its mask has no counterpart.
+    compared = steady & (found.valid == expected.valid)
+    largest = float(moved[compared].max(initial=0.0))
+    return largest, 2 * float(moved[~compared].sum(axis=0).max(initial=0.0))
+
+
+def _agreement(labels: np.ndarray, expected: Capture, shift: float) -> float:
+    """Share of the pixels with a margin over 1e-4 and `shift` that have the expected label."""
+    clear = expected.margin > MARGIN + shift
+    return float(np.mean(labels[clear] == expected.labels[clear])) if clear.any() else 1.0

@@ -1,0 +1,307 @@
+"""PyTorch as a variant: the reference in plain float32, and the same modules compiled."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE
+from vocabseg.benchmarks.speed.stages import Stopwatch
+from vocabseg.benchmarks.speed.variants import Capture, Run, lead
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import sha256_file
+from vocabseg.runtime.bundle.settings import apply_settings
+from vocabseg.runtime.engines.interface import QUANTISED
+from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.images import load_image
+from vocabseg.runtime.text.vocabulary import Vocabulary
+from vocabseg.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from vocabseg.export.configuration import Configuration
+    from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
+
+PRECISIONS = ("float32", "bfloat16", "float16", *QUANTISED)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The PyTorch weights a bundle was made of: a checkpoint, or else random weights, which can be drawn again."""
+
+    configuration: "Configuration"
+    checkpoint: Path | None
+    clip_source: str | None = None
+
+    def load(self) -> "ReferenceSegmenter":
+        """The model, ready to segment; raises CheckpointError or ConfigurationError."""
+        from vocabseg.export.checkpoint.load import load_model, random_state_dict, read_state_dict
+        from vocabseg.export.reference import ReferenceSegmenter
+
+        tensors = random_state_dict(self.configuration) if self.checkpoint is None else read_state_dict(self.checkpoint)
+        return ReferenceSegmenter(load_model(tensors, self.configuration, self.clip_source), self.configuration)
+
+
+def find_weights(
+    bundle: Bundle, checkpoint: Path | None, config: str | None, clip: str | None, settings: Sequence[str]
+) -> Weights | str:
+    """The weights behind a bundle, or why there are none; raises ConfigurationError for a checkpoint of another bundle.
+
+    Without `config`, the configuration is the one that the bundle's provenance records.
+    """
+    if not _installed():
+        if checkpoint is not None:
+            raise ConfigurationError("--checkpoint needs PyTorch: pip install 'vocabseg[export]'")
+        return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    from vocabseg.export.configuration import Configuration, load_configuration
+
+    provenance = bundle.manifest.provenance
+    drawn = str(provenance.get("weights", "")).startswith("random")
+    if checkpoint is None and not drawn:
+        return "the weights were not given (--checkpoint FILE)"
+    if checkpoint is not None:
+        _check_checkpoint(bundle, checkpoint)
+    if config is not None:
+        configuration = load_configuration(config)
+    elif "configuration" in provenance:
+        try:
+            configuration = msgspec.convert(provenance["configuration"], Configuration)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                f"the bundle records a configuration of another kind ({error}): give --config"
+            ) from None
+    else:
+        raise ConfigurationError("--checkpoint needs --config NAME: the bundle does not record its configuration")
+    return Weights(apply_settings(configuration, settings), checkpoint, clip)
+
+
+def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise ConfigurationError(f"there is no checkpoint {checkpoint}: give the path of its file")
+    recorded = bundle.manifest.provenance.get("weights_sha256")
+    if recorded is not None and sha256_file(checkpoint) != recorded:
+        raise ConfigurationError(
+            f"{checkpoint} is not the checkpoint that {bundle.folder} was exported from "
+            f"({bundle.manifest.provenance.get('weights')}): give that one"
+        )
+
+
+def unavailable(compiled: bool, device: str = "cpu", precision: str = "float32") -> str | None:
+    """Why PyTorch, compiled or not, cannot run on that device in that precision; None where it can."""
+    if not _installed():
+        return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    if precision in QUANTISED:
+        return f"the reference has no {precision} form: it is made of a bundle's graphs (vocabseg calibrate)"
+    if device == "cpu" and precision == "float16":
+        return "PyTorch's float16 is measured on a GPU only: CPUs compute it slowly"
+    if device != "cpu":
+        import torch
+
+        return None if torch.cuda.is_available() else "the installed PyTorch sees no GPU: install it with CUDA"
+    if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return "torch.compile needs a C++ compiler: install g++"
+    return None
+
+
+def _installed() -> bool:
+    return all(find_spec(module) is not None for module in ("torch", "open_clip"))
+
+
+@dataclass(frozen=True)
+class TorchSpec:
+    """The reference with these weights, plain or compiled."""
+
+    weights: Weights
+    precision: str
+    vocabulary: Vocabulary
+    compiled: bool = False
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The name, with the precision where that is not the usual one."""
+        name = "torch-compile" if self.compiled else "torch-eager"
+        return name if self.precision == "float32" else f"{name} {self.precision}"
+
+    def open(self) -> "TorchVariant":
+        """Load the weights, and compile the networks when they first run."""
+        return TorchVariant(self)
+
+
+class TorchVariant:
+    """`export/reference.py`, timed between its networks."""
+
+    def __init__(self, spec: TorchSpec):
+        import torch
+
+        torch.set_num_threads(thread_count())
+        self.spec = spec
+        self._no_gradients = torch.no_grad
+        self.watch = Stopwatch()
+        self.reference = spec.weights.load()
+        if spec.device != "cpu":
+            self._move(torch)
+        self._proposal = self._network(self.reference.model.proposal)
+        tower = self._network(self.reference.image_tower)
+        self.reference.image_tower = partial(self._encode, tower)
+        with torch.inference_mode():
+            self._text = self.reference.text_embeddings(spec.vocabulary.names)
+        self._encoding = (0.0, 0.0)
+
+    def _move(self, torch: Any) -> None:
+        """The model to the GPU, and all that the reference makes from now on, in true float32."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        device = torch.device(self.spec.device)
+        torch.cuda.set_device(device)
+        model = self.reference.model
+        model.proposal.to(device)
+        for clip in {id(clip): clip for clip in (model.query_clip, model.region_clip)}.values():
+            for tensor in (*clip.module.parameters(), *clip.module.buffers()):
+                if not tensor.is_meta:  # a tower that is not asked has no weights
+                    tensor.data = tensor.data.to(device)
+        self.reference.image_tower.to(device)
+        prompts = [
+            prompt and replace(prompt, prefix=prompt.prefix.to(device), suffix=prompt.suffix.to(device))
+            for prompt in (model.query_prompt, model.region_prompt)
+        ]
+        self.reference.model = replace(
+            model,
+            query_prompt=prompts[0],
+            region_prompt=prompts[1],
+            non_object_embedding=model.non_object_embedding.to(device),
+        )
+        torch.set_default_device(device)
+        self.watch.synchronise = torch.cuda.synchronize
+
+    def _network(self, module: Any) -> Callable[[Any], Any]:
+        import torch
+
+        run: Any = module
+        on_gpu = self.spec.device != "cpu"
+        if self.spec.compiled:
+            import torch._inductor.config as inductor
+
+            inductor.freezing = True
+            run = torch.compile(module, mode="max-autotune") if on_gpu else torch.compile(module)
+        half, dtype = self.spec.precision != "float32", getattr(torch, self.spec.precision)
+
+        def network(inputs: Any) -> Any:
+            # Freezing needs no_grad; tensors made under inference_mode would be compiled for apart.
+            kind = "cuda" if on_gpu else "cpu"
+            with torch.no_grad(), torch.autocast(kind, dtype if half else torch.bfloat16, enabled=half):
+                outputs = run(inputs)
+            return tuple(part.float() for part in outputs) if isinstance(outputs, tuple) else outputs.float()
+
+        return network
+
+    def _encode(self, tower: Callable[[Any], Any], crops: Any) -> Any:
+        begin = self.watch.now()
+        features = tower(crops)
+        self._encoding = (begin, self.watch.now())
+        return features
+
+    def run(self, image: Path) -> Run:
+        """Segment one image, timed."""
+        watch = self.watch
+        watch.start()
+        begin = watch.now()
+        with self._no_gradients():
+            output, _, _ = self._segment(image)
+        return Run(dict(watch.seconds), watch.now() - begin, len(output.boxes))
+
+    def device_memory(self) -> int:
+        """The most bytes of the GPU that PyTorch held."""
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+
+    def many(self, images: Sequence[Path]) -> float:
+        """Seconds of the images one by one: in the published padded batch their results would change."""
+        begin = self.watch.now()
+        for image in images:
+            self.run(image)
+        return self.watch.now() - begin
+
+    def labels(self, image: Path) -> np.ndarray:
+        """The label map (H, W) int32."""
+        with self._no_gradients():
+            return _host(self._segment(image)[0].labels).astype(np.int32)
+
+    def text(self, names: Sequence[str]) -> float:
+        """Seconds for both sides' prompts."""
+        begin = self.watch.now()
+        self.reference.text_embeddings(names)
+        return self.watch.now() - begin
+
+    def capture(self, image: Path) -> Capture:
+        """Segment one image and keep everything."""
+        with self._no_gradients():
+            output, network_input, _ = self._segment(image)
+            return self._captured(output, network_input, output.mask_logits, output.query_embeddings)
+
+    def capture_from(self, image: Path, given: Capture) -> Capture:
+        """Every stage on its own, fed with what `given` has."""
+        import torch
+
+        with self._no_gradients():
+            pixels, _, network_input = self._input(image)
+            masks, queries = self._proposal(torch.tensor(given.network_input))
+            output = self._classify(
+                pixels, given.resized, torch.tensor(given.mask_logits), torch.tensor(given.query_embeddings)
+            )
+            return self._captured(output, network_input, masks[0], queries[0])
+
+    def _input(self, image: Path) -> tuple[np.ndarray, np.ndarray, Any]:
+        from vocabseg.export.reference import normalise_and_pad, resize_shortest_edge
+
+        with self.watch.measure("decode"):
+            pixels = load_image(image)
+        with self.watch.measure("resize_normalize"):
+            resized = resize_shortest_edge(pixels, self.reference.configuration.input)
+            network_input = normalise_and_pad([resized], self.reference.configuration.input)
+        return pixels, resized, network_input
+
+    def _segment(self, image: Path) -> tuple["ReferenceOutput", Any, np.ndarray]:
+        pixels, resized, network_input = self._input(image)
+        with self.watch.measure("proposal"):
+            masks, queries = self._proposal(network_input)
+        begin = self.watch.now()
+        self._encoding = (begin, begin)
+        output = self._classify(pixels, resized, masks[0], queries[0])
+        end = self.watch.now()
+        self.watch.add(BOXES_AND_CROPS, self._encoding[0] - begin)
+        self.watch.add("image_encoder", self._encoding[1] - self._encoding[0])
+        self.watch.add(CLASSIFY_AND_COMPOSE, end - self._encoding[1])
+        return output, network_input, pixels
+
+    def _classify(self, pixels: np.ndarray, resized: np.ndarray, masks: Any, queries: Any) -> "ReferenceOutput":
+        seen = self.spec.vocabulary.seen
+        flags = None if seen is None else [bool(flag) for flag in seen]
+        return self.reference.classify(pixels, resized, masks, queries, self._text, flags)
+
+    def _captured(self, output: "ReferenceOutput", network_input: Any, masks: Any, queries: Any) -> Capture:
+        valid = _host(output.valid)
+        everyone = len(output.class_probabilities) == len(valid)
+        return Capture(
+            resized=output.resized,
+            network_input=_host(network_input),
+            mask_logits=_host(masks),
+            query_embeddings=_host(queries),
+            valid=valid,
+            boxes=_host(output.boxes).astype(np.int32),
+            crops=None if output.crops is None else _host(output.crops),
+            embeddings=None if output.region_embeddings is None else _host(output.region_embeddings),
+            probabilities=_host(output.class_probabilities),
+            voters=np.arange(len(valid)) if everyone else np.flatnonzero(valid),
+            labels=_host(output.labels).astype(np.int32),
+            margin=lead(_host(output.class_scores)),
+        )
+
+
+def _host(tensor: Any) -> np.ndarray:
+    return tensor.cpu().numpy()

@@ -1,0 +1,133 @@
+"""A process of its own for every variant: none shares threads or memory with another, and all take turns."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from vocabseg.benchmarks.speed.variants import Spec
+from vocabseg.runtime.errors import EngineError, VocabsegError
+
+# How numerical libraries are told how many threads to use; they read it when they are loaded.
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Worker:
+    """A variant in a process of its own; calls of its methods go there and come back, one at a time."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        context = get_context("spawn")  # engines with threads do not survive a fork
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
+        with _deaf_to_ctrl_c():
+            self._process.start()
+        theirs.close()
+
+    def ready(self) -> None:
+        """Wait until the variant is open; raises VocabsegError with the reason when it cannot be."""
+        self._receive()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of the variant returns; raises VocabsegError when it fails there."""
+        try:
+            self._connection.send((method, arguments))
+        except OSError:
+            raise EngineError(f"the process of {self.spec.name} has ended") from None
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            self._connection.close()
+        self._process.join(timeout=2)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(timeout=5)
+            code = self._process.exitcode
+            raise EngineError(
+                f"the process of {self.spec.name} died (exit code {code}), perhaps for want of memory"
+            ) from None
+        if kind == "error":
+            raise value
+        return value
+
+
+def _serve(connection: Connection, spec: Spec) -> None:
+    """Open the variant and answer until the other side hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent, which then hangs up
+    try:
+        variant = spec.open()
+    except Exception as error:
+        connection.send(("error", _portable(error)))
+        return
+    connection.send(("done", None))
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, arguments = connection.recv()
+            try:
+                value = peak_memory() if method == "memory" else getattr(variant, method)(*arguments)
+            except Exception as error:
+                connection.send(("error", _portable(error)))
+            else:
+                connection.send(("done", value))
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, not even while they load their modules."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _portable(error: Exception) -> VocabsegError:
+    """An error that can be sent: one of our own as it is, others as text."""
+    if isinstance(error, VocabsegError):
+        return error
+    text = " ".join(str(error).split())
+    return EngineError(f"{type(error).__name__}: {text[:300]}")
+
+
+def peak_memory() -> int | None:
+    """The most host memory this process ever had, in bytes; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def numerical_threads(count: int) -> Iterator[None]:
+    """Processes started inside give numerical libraries that many threads, unless the user has said otherwise."""
+    added = [name for name in THREAD_SETTINGS if name not in os.environ]
+    os.environ.update({name: str(count) for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

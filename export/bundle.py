@@ -1,0 +1,215 @@
+"""A loaded model -> a bundle: graphs, tokenizer, tensors, and a manifest with the measured parity."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from vocabseg.export import check_inputs
+from vocabseg.export.check_inputs import Photo
+from vocabseg.export.checkpoint.load import Model
+from vocabseg.export.configuration import Configuration
+from vocabseg.export.graph.trace import COSINE_LIMIT, OPSET, RELATIVE_LIMIT, check_graph, export_graph
+from vocabseg.export.model.text import TextPlan, plan_text
+from vocabseg.export.model.towers import without_unread_tokens
+from vocabseg.export.tokenizer import vocabulary_merges, write_tokenizer
+from vocabseg.runtime.bundle.folder import TENSORS, TOKENIZER
+from vocabseg.runtime.bundle.manifest import FORMAT, MANIFEST, GraphRecord, Manifest, file_record, write_manifest
+from vocabseg.runtime.bundle.sections import RegionSpec
+from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.files import whole_folder
+from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.vocabulary import Vocabulary
+
+# Called as progress(what, done, total).
+Progress = Callable[[str, int, int], None]
+
+_PACKAGES = ("vocabseg", "torch", "open_clip_torch", "onnx", "onnxscript", "openvino", "onnxruntime")
+
+
+def export_bundle(
+    model: Model,
+    configuration: Configuration,
+    output: str | Path,
+    name: str,
+    provenance: Mapping[str, Any] | None = None,
+    opset: int = OPSET,
+    fused_attention: bool = False,
+    sample_image: str | Path | None = None,
+    vocabulary: Vocabulary | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write `model` as a bundle at `output` and return its folder.
+
+    Every graph is compared with its module on every installed engine, on noise, on a photo (`sample_image`, or the
+    package's own) and on class names; the figures go into the manifest. The bundle appears under its name when it is
+    complete; with `overwrite` it takes the place of a bundle that is there.
+
+    Raises OutputError where it cannot be written, ImageError for the photo, ConfigurationError for a crop size or CLIP
+    models that do not fit, and ExportError where a graph strays from its module or no engine is installed.
+    """
+    target = _check_target(Path(output), overwrite)
+    pixels = check_inputs.sample_pixels(sample_image)
+    plan = plan_text(model, configuration)
+    region = RegionSpec(
+        **msgspec.structs.asdict(configuration.region), mean=model.region_clip.mean, std=model.region_clip.std
+    )
+    photo = Photo(pixels, configuration, region, model.proposal)
+    tower = model.region_clip.make_image_tower(region.crop_size)
+    with whole_folder(target, "the bundle", lambda: _check_target(target, overwrite)) as folder:
+        writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(plan.graphs))
+        writer.proposal(model, photo)
+        writer.image_encoder(model, tower, photo, region)
+        writer.text_encoders(model, plan)
+        _write_tensors(folder, model)
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            graphs=writer.records,
+            files={file: file_record(folder, file) for file in (TOKENIZER, TENSORS)},
+            input=configuration.input,
+            region=region,
+            ensemble=configuration.ensemble,
+            prompts=plan.prompts,
+            vocabulary=None if vocabulary is None else list(vocabulary.names),
+            seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
+            provenance=_provenance(configuration, provenance or {}),
+            parity={
+                "compared_with": "PyTorch, float32",
+                "limits": {"cosine": COSINE_LIMIT, "relative": RELATIVE_LIMIT},
+                "graphs": writer.parity,
+            },
+        )
+        write_manifest(manifest, folder)
+        writer.tick("done")
+    return target
+
+
+class _Writer:
+    """Exports and checks one graph after the other, so that only one tower and one engine are in memory at a time."""
+
+    def __init__(self, folder: Path, opset: int, fused: bool, progress: Progress | None, graphs: int):
+        self.folder, self.opset, self.fused, self.progress = folder, opset, fused, progress
+        self.done, self.total = 0, 2 * graphs
+        self.records: dict[str, GraphRecord] = {}
+        self.parity: dict[str, Any] = {}
+
+    def tick(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(what, self.done, self.total)
+        self.done += 1
+
+    def graph(
+        self,
+        name: str,
+        module: nn.Module,
+        sample: Mapping[str, torch.Tensor],
+        dimensions: Mapping[str, Sequence[int | str]],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> None:
+        path = self.folder / f"{name}.onnx"
+        self.tick(f"exporting {name}")
+        shortened = without_unread_tokens(module)
+        self.records[name] = export_graph(shortened, sample, dimensions, path, self.opset, self.fused)
+        self.tick(f"checking {name}")
+        report = check_graph(path, module, inputs)
+        self.parity[name] = {
+            engine: {output: _shorten(figures) for output, figures in outputs.items()}
+            for engine, outputs in report.items()
+        }
+
+    def proposal(self, model: Model, photo: Photo) -> None:
+        queries = model.proposal.sizes.queries
+        dimensions: dict[str, Sequence[int | str]] = {
+            "image": ("batch", 3, "height", "width"),
+            "mask_logits": ("batch", queries, "height/4", "width/4"),
+            "query_embeddings": ("batch", queries, model.query_clip.embed_dim),
+        }
+        sample = {"image": torch.randn(2, 3, 64, 96)}
+        self.graph("proposal", model.proposal, sample, dimensions, check_inputs.proposal_inputs(photo))
+
+    def image_encoder(self, model: Model, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:
+        size = (3, spec.crop_size, spec.crop_size)
+        dimensions: dict[str, Sequence[int | str]] = {
+            "crops": ("batch", *size),
+            "image_features": ("batch", model.region_clip.embed_dim),
+        }
+        sample = {"crops": torch.randn(2, *size)}
+        crops = photo.crops()
+        self.graph("image_encoder", tower, sample, dimensions, check_inputs.image_inputs(crops))
+
+    def text_encoders(self, model: Model, plan: TextPlan) -> None:
+        context = model.query_clip.context_length
+        merges = vocabulary_merges(model.query_clip.vocab_size)
+        write_tokenizer(self.folder / TOKENIZER, merges, context_length=context)
+        tokenizer = Tokenizer.from_file(self.folder / TOKENIZER)
+        for name, graph in plan.graphs.items():
+            tower = graph.tower()
+            dimensions: dict[str, Sequence[int | str]] = {
+                "token_ids": ("batch", context),
+                "eot_index": ("batch",),
+                "text_features": ("batch", graph.clip.embed_dim),
+            }
+            sample = {"token_ids": torch.ones(2, context, dtype=torch.int64), "eot_index": torch.tensor([3, 4])}
+            sides = (plan.prompts.query, plan.prompts.region)
+            prompts = [prompt for prompt in sides if prompt.graph == name]
+            ids = graph.clip.vocab_size + sum(map(len, graph.rows))
+            inputs = check_inputs.text_inputs(tokenizer, prompts, ids)
+            self.graph(name, tower, sample, dimensions, inputs)
+
+
+def _check_target(target: Path, overwrite: bool) -> Path:
+    """The folder to write, links resolved; fails before the long work does."""
+    target = Path(os.path.realpath(target))
+    parent = target.parent
+    if not parent.is_dir():
+        raise OutputError(f"cannot write the bundle {target}: the folder {parent} does not exist; create it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write the bundle {target}: no permission to write in {parent}; choose another place")
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise OutputError(f"cannot write the bundle {target}: a file has that name; choose another")
+    if any(target.iterdir()):
+        if not (target / MANIFEST).is_file():
+            raise OutputError(f"cannot write the bundle {target}: that folder holds other files; choose another name")
+        if not overwrite:
+            raise OutputError(
+                f"there is a bundle at {target} already: choose another name, or replace it (--overwrite)"
+            )
+    return target
+
+
+def _write_tensors(folder: Path, model: Model) -> None:
+    from safetensors.numpy import save
+
+    embedding = model.non_object_embedding.detach().float().numpy()
+    # Not its save_file, which makes the file readable by its owner alone.
+    (folder / TENSORS).write_bytes(save({"query.non_object_embedding": np.ascontiguousarray(embedding)}))
+
+
+def _provenance(configuration: Configuration, given: Mapping[str, Any]) -> dict[str, Any]:
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        **given,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": versions,
+        "configuration": msgspec.to_builtins(configuration),
+    }
+
+
+def _shorten(figures: Mapping[str, float]) -> dict[str, float]:
+    """Digits that mean something: errors to three, a cosine to nine places."""
+    return {key: round(value, 9) if key == "cosine" else float(f"{value:.3g}") for key, value in figures.items()}

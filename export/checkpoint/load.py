@@ -1,0 +1,299 @@
+"""Published checkpoints -> modules. Loading is strict, and sizes are read off the tensors."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vocabseg.export.checkpoint.file import read_state_dict
+from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS, fill
+from vocabseg.export.configuration import Configuration
+from vocabseg.export.model.clip import ClipModel, build_clip, open_clip_model
+from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, proposal_sizes, read_proposal_sizes
+from vocabseg.runtime.errors import CheckpointError
+
+__all__ = [
+    "LearnedPrompt",
+    "Model",
+    "load_clip_source",
+    "load_model",
+    "normalise_keys",
+    "random_state_dict",
+    "read_state_dict",
+]
+
+QUERY, REGION = "clip_adapter.", "_region_clip_adapter."
+LISTED = 8  # keys named in an error; the others are counted
+PROMPT_LENGTH = 16  # of a published learned prompt: vectors before the class name, none behind it
+CLASSES = 156  # of the published training set (voc15: 15); they only size the training loss
+
+
+@dataclass(frozen=True)
+class LearnedPrompt:
+    """Learned vectors before and behind the class name: `prefix` (P, width) and `suffix` (S, width), float32.
+
+    The sequence is [start] prefix name suffix ["."] [end]. Start, ".", end and padding are rows of the token embedding,
+    of which a checkpoint holds copies; where a copy differs, the token embedding counts and a warning says so.
+    """
+
+    prefix: Tensor
+    suffix: Tensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, float32, in evaluation mode; without a separate region adapter both sides are the same objects.
+
+    `non_object_embedding` is the query side's (1, D), not normalised.
+    """
+
+    proposal: ProposalNetwork
+    query_clip: ClipModel
+    region_clip: ClipModel
+    query_prompt: LearnedPrompt | None
+    region_prompt: LearnedPrompt | None
+    non_object_embedding: Tensor
+
+    @property
+    def separate_region(self) -> bool:
+        """Whether regions have a CLIP of their own."""
+        return self.region_clip is not self.query_clip
+
+
+def normalise_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One spelling for the pixel decoder's keys, and nothing that inference never reads.
+
+    Left out: the training loss (`criterion.*`), `num_batches_tracked`, and the top-level `pixel_mean` and `pixel_std`,
+    which the configuration holds.
+    """
+    head, decoder, predictor = "sem_seg_head.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+    result = {}
+    for key, value in state_dict.items():
+        name = key.removeprefix("module.")
+        if name.startswith("criterion.") or name in ("pixel_mean", "pixel_std") or name.endswith("num_batches_tracked"):
+            continue
+        if name.startswith(head) and not name.startswith((decoder, predictor)):
+            name = decoder + name.removeprefix(head)
+        result[name] = value
+    return result
+
+
+def load_model(
+    state_dict: Mapping[str, Tensor], configuration: Configuration, clip_source: str | Path | None = None
+) -> Model:
+    """Build and fill every module from a checkpoint's tensors, in any floating type.
+
+    `clip_source` (see load_clip_source) replaces the CLIP that embeds regions; for a checkpoint without CLIP tensors it
+    is the CLIP of both sides. Raises CheckpointError for missing, extra and misshapen keys, and where the configuration
+    does not describe the checkpoint.
+    """
+    tensors = normalise_keys(state_dict)
+    query, region = _part(tensors, QUERY), _part(tensors, REGION)
+    adapters = (QUERY, REGION)
+    proposal = _load_proposal({key: tensors[key] for key in tensors if not key.startswith(adapters)}, configuration)
+    source = None if clip_source is None else load_clip_source(clip_source)
+    if source is not None and not _part(query, "clip_model."):
+        query_clip, source = source, None
+    else:
+        query_clip = _load_clip(query, QUERY)
+    query_prompt = _load_prompt(query, QUERY, query_clip, configuration.prompt.query, "query")
+    _check_adapter(query, QUERY, query_clip, query_prompt)
+    if proposal.sizes.class_layers[-1] != query_clip.embed_dim:
+        raise CheckpointError(
+            f"query embeddings are {proposal.sizes.class_layers[-1]} wide but {QUERY}clip_model's are "
+            f"{query_clip.embed_dim}: these weights do not belong together"
+        )
+    region_clip, region_prompt = query_clip, query_prompt
+    if source is not None:
+        if configuration.region_prompt == "learned":
+            raise CheckpointError(
+                "a CLIP of your own has no learned prompt: choose one for the regions, such as --set prompt.region=vild"
+            )
+        region_clip, region_prompt = source, None
+    elif region or configuration.separate_region:
+        _check_separate(bool(region), configuration)
+        region_clip = _load_clip(region, REGION)
+        region_prompt = _load_prompt(region, REGION, region_clip, configuration.region_prompt, "region")
+        _check_adapter(region, REGION, region_clip, region_prompt)
+    non_object = query["non_object_embedding"].float()
+    return Model(proposal, query_clip, region_clip, query_prompt, region_prompt, non_object)
+
+
+def load_clip_source(source: str | Path) -> ClipModel:
+    """A CLIP by "model::weights" (open_clip's name and tag or file), or from a file.
+
+    The file is in OpenAI's layout, or a published checkpoint, of which the query side's CLIP is taken. Raises
+    CheckpointError or ConfigurationError.
+    """
+    name, separator, weights = str(source).partition("::")
+    if separator:
+        return open_clip_model(name, weights or None)
+    tensors = read_state_dict(source)
+    return build_clip(_part(tensors, QUERY + "clip_model.") or tensors)
+
+
+def random_state_dict(configuration: Configuration) -> dict[str, Tensor]:
+    """Stand-in weights for a configuration in its published sizes and layout: repeatable, and knowing nothing."""
+    return {key: torch.from_numpy(array) for key, array in fill(published_shapes(configuration)).items()}
+
+
+def published_shapes(configuration: Configuration) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of the checkpoint that the published code writes for a configuration.
+
+    CLIP's sizes are those of open_clip's model of that name; raises CheckpointError for an unknown one.
+    """
+    query = _clip_shapes(configuration.clip.model)
+    shapes = _shapes(_proposal_on_meta(proposal_sizes(configuration.proposal.backbone, query["text_projection"][1])))
+    shapes["criterion.empty_weight"] = (1 + (15 if configuration.name.endswith("-voc15") else CLASSES),)
+    adapters = {QUERY: (query, configuration.prompt.query)}
+    if configuration.separate_region:
+        adapters[REGION] = (_clip_shapes(configuration.region_model), configuration.region_prompt)
+    for prefix, (clip, prompt) in adapters.items():
+        width = clip["token_embedding.weight"][1]
+        shapes |= {f"{prefix}non_object_embedding": (1, clip["text_projection"][1])}
+        shapes |= {f"{prefix}{name}": (1, 3, 1, 1) for name in ("pixel_mean", "pixel_std")}
+        shapes |= {f"{prefix}clip_model.{key}": shape for key, shape in clip.items()}
+        if prompt == "learned":
+            shapes[f"{prefix}prompt_learner.prefix_prompt"] = (PROMPT_LENGTH, width)
+            shapes |= {f"{prefix}prompt_learner.{signal}": (1, width) for signal in SIGNAL_TOKENS}
+    return shapes
+
+
+def _clip_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    import open_clip
+
+    sizes = open_clip.get_model_config(name.replace("/", "-"))
+    if sizes is None:
+        raise CheckpointError(f"no sizes are known for the CLIP model {name!r}: use a name of open_clip.list_models()")
+    with torch.device("meta"):
+        return _shapes(open_clip.model.CLIP(sizes["embed_dim"], sizes["vision_cfg"], sizes["text_cfg"]))
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
+    with torch.device("meta"):
+        return ProposalNetwork(sizes)
+
+
+def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> ProposalNetwork:
+    try:
+        sizes = read_proposal_sizes({key: tuple(value.shape) for key, value in tensors.items()})
+    except (KeyError, IndexError):  # what is missing is best told by the published names
+        last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
+        sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
+    sizes = replace(sizes, backbone=replace(sizes.backbone, res5_dilation=configuration.proposal.res5_dilation))
+    backbone = "r101c" if sizes.backbone.deep_stem else "r50"
+    if backbone != configuration.proposal.backbone:
+        raise CheckpointError(
+            f"the checkpoint's backbone is {backbone}, configuration {configuration.name} says "
+            f"{configuration.proposal.backbone}: choose a matching configuration, or --set proposal.backbone={backbone}"
+        )
+    network = _proposal_on_meta(sizes)
+    _compare(_shapes(network), tensors)
+    network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _load_clip(adapter: Mapping[str, Tensor], prefix: str) -> ClipModel:
+    tensors = _part(adapter, "clip_model.")
+    if not tensors:
+        raise CheckpointError(f"the checkpoint has no {prefix}clip_model.*: give a CLIP of your own with it")
+    tensors.setdefault("logit_scale", torch.tensor(0.0))  # the temperature is the configuration's
+    try:
+        return build_clip(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{prefix}clip_model: {error}") from None
+
+
+def _load_prompt(
+    adapter: Mapping[str, Tensor], prefix: str, clip: ClipModel, prompt: str | list[str], side: str
+) -> LearnedPrompt | None:
+    tensors = _part(adapter, "prompt_learner.")
+    if prompt != "learned":
+        if tensors:
+            raise CheckpointError(
+                f"the checkpoint has a learned prompt ({prefix}prompt_learner.*) but the configuration's is "
+                f"{prompt!r}: set it with --set prompt.{side}=learned"
+            )
+        return None
+    if not tensors:
+        raise CheckpointError(
+            f"the checkpoint has no learned prompt ({prefix}prompt_learner.*): choose another, such as "
+            f"--set prompt.{side}=vild"
+        )
+    width = clip.token_embedding.shape[1]
+    expected = dict.fromkeys(SIGNAL_TOKENS, (1, width))
+    for name in ("prefix_prompt", "suffix_prompt"):
+        if name in tensors:
+            rows = tensors[name].shape[0] if tensors[name].ndim else 0
+            expected[name] = (rows, width)
+    _compare(expected, tensors, f"{prefix}prompt_learner.")
+    for name, token in SIGNAL_TOKENS.items():
+        if not torch.equal(tensors[name][0].float(), clip.token_embedding[token]):
+            warnings.warn(
+                f"{prefix}prompt_learner.{name} differs from row {token} of the token embedding, which is used instead",
+                stacklevel=3,
+            )
+    none = torch.zeros(0, width)
+    return LearnedPrompt(*(tensors.get(f"{place}_prompt", none).float() for place in ("prefix", "suffix")))
+
+
+def _check_adapter(adapter: Mapping[str, Tensor], prefix: str, clip: ClipModel, prompt: LearnedPrompt | None) -> None:
+    """What an adapter holds beside CLIP and prompt; the mean and std it was trained with must be CLIP's."""
+    parts = ("clip_model.", "prompt_learner.") if prompt is not None else ("clip_model.",)
+    own = {key: value for key, value in adapter.items() if not key.startswith(parts)}
+    expected: dict[str, tuple[int, ...]] = {"non_object_embedding": (1, clip.embed_dim)}
+    expected |= {name: (1, 3, 1, 1) for name in ("pixel_mean", "pixel_std") if name in own}
+    _compare(expected, own, prefix)
+    for name, values in (("pixel_mean", clip.mean), ("pixel_std", clip.std)):
+        if name in own and not np.allclose(own[name].flatten().numpy() / 255, values, rtol=0, atol=1e-3):
+            raise CheckpointError(
+                f"{prefix}{name} is {own[name].flatten().tolist()}, CLIP's is {[255 * value for value in values]}: "
+                "these weights do not belong together"
+            )
+
+
+def _check_separate(found: bool, configuration: Configuration) -> None:
+    if found and not configuration.separate_region:
+        raise CheckpointError(
+            f"the checkpoint has a separate region adapter, configuration {configuration.name} has none: "
+            "set its prompt, such as --set prompt.region=learned"
+        )
+    if not found:
+        raise CheckpointError(
+            f"configuration {configuration.name} has a separate region adapter, the checkpoint has none: "
+            "give a CLIP of your own for the regions, or --set prompt.region=none"
+        )
+
+
+def _compare(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Raise CheckpointError in one line unless names and shapes agree."""
+    missing = [f"missing {prefix}{key}" for key in expected if key not in found]
+    extra = [f"extra {prefix}{key}" for key in found if key not in expected]
+    misshapen = [
+        f"{prefix}{key} is {_size(found[key].shape)}, not {_size(shape)}"
+        for key, shape in expected.items()
+        if key in found and tuple(found[key].shape) != tuple(shape)
+    ]
+    problems = missing + extra + misshapen
+    if problems:
+        others = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise CheckpointError(
+            f"the checkpoint does not fit: {len(missing)} keys missing, {len(extra)} extra, {len(misshapen)} misshapen "
+            f"({'; '.join(problems[:LISTED])}{others}): give the checkpoint that belongs to the configuration"
+        )
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

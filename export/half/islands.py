@@ -1,0 +1,113 @@
+"""Which nodes of a graph run in FP16, and which inputs and outputs of each node have that type: by the operations' own
+definitions (onnx.defs), so that no operation needs a special case here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vocabseg.export.graph.files import ExportError
+from vocabseg.export.graph.values import gives_half, takes_half
+from vocabseg.export.half.recipe import GraphRecipe, Keep
+
+LARGEST = 65504.0  # in FP16; from 65520 a number is rounded to infinity
+OVERFLOW = 65520.0
+SMALLEST_NORMAL = 2.0**-14
+FEW = 16  # constants of at most this many numbers are scalars of a formula, where each one counts
+
+# Take what they are given: they give integers or, as a cast does, a type of their own.
+ANY_INPUT = ("Shape", "Size", "Cast")
+
+
+@dataclass
+class Plan:
+    """`low`: nodes that run in FP16. `kept`: float nodes that stay in float32, with the reason of each."""
+
+    low: set[Any] = field(default_factory=set)
+    kept: dict[Any, str] = field(default_factory=dict)
+
+
+def plan_nodes(model: Any, recipe: GraphRecipe, what: str, strict: bool = True) -> Plan:
+    """Sort the nodes of an onnx_ir model with types by the recipe; raises ExportError for what cannot be rewritten.
+
+    `what` is how errors call the graph; where not `strict`, nodes that the recipe names may be missing. Beside what the
+    recipe names, a node stays in float32 where its operation has no FP16 form, where a weight is too large for FP16,
+    and where a constant of its formula would vanish.
+    """
+    plan = Plan()
+    for entry in recipe.keep:
+        found = [node for node in model.graph if entry.covers(node.op_type, node.name or "")]
+        if strict and not found and entry.node is not None and not _is_pattern(entry):
+            raise ExportError(f"{what} has no node {entry.node!r}, which the recipe keeps in float32")
+        for node in _with_sources(found) if entry.feeding else found:
+            if is_float(node):
+                plan.kept.setdefault(node, entry.reason)
+    for node in model.graph:
+        if any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()):
+            raise ExportError(f"{what} has branches or loops ({node.op_type}): only plain graphs are rewritten")
+        if node in plan.kept or not is_float(node):
+            continue
+        reason = _must_stay(node, model)
+        if reason is None:
+            plan.low.add(node)
+        else:
+            plan.kept[node] = reason
+    return plan
+
+
+def is_float(node: Any) -> bool:
+    """Whether any input or output of a node is a float32 tensor."""
+    return any(value is not None and is_float_value(value) for value in (*node.inputs, *node.outputs))
+
+
+def is_float_value(value: Any) -> bool:
+    return value.dtype is not None and value.dtype.name == "FLOAT"
+
+
+def _is_pattern(entry: Keep) -> bool:
+    return any(mark in (entry.node or "") for mark in "*?[")
+
+
+def _with_sources(nodes: list[Any]) -> Iterator[Any]:
+    """The nodes and everything they are computed from."""
+    waiting, met = list(nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node not in met:
+            met.add(node)
+            yield node
+            if node.op_type == "Cast" and is_float_value(node.inputs[0]):
+                continue  # its input may have any type
+            waiting += [value.producer() for value in node.inputs if value is not None and value.producer() is not None]
+
+
+def _must_stay(node: Any, model: Any) -> str | None:
+    version = model.graph.opset_imports[""]
+    floats = [index for index, value in enumerate(node.inputs) if value is not None and is_float_value(value)]
+    outputs = [index for index, value in enumerate(node.outputs) if is_float_value(value)]
+    halves = [takes_half(node, index, version) for index in floats]
+    if outputs and not (any(halves) or any(gives_half(node, index, version) for index in outputs)):
+        return f"{node.op_type} has no FP16 form"
+    if outputs and not floats and node.op_type not in ("Cast", "ConstantOfShape"):
+        return f"{node.op_type} makes float32 numbers"
+    for index, half in zip(floats, halves, strict=True):
+        constant = node.inputs[index].const_value
+        if half and constant is not None:
+            reason = _does_not_fit(node.inputs[index].name, constant.numpy())
+            if reason is not None:
+                return reason
+    return None
+
+
+def _does_not_fit(name: str, values: np.ndarray) -> str | None:
+    magnitudes = np.abs(values[np.isfinite(values)])
+    largest = float(magnitudes.max(initial=0.0))
+    if largest >= OVERFLOW:
+        return f"{name} reaches {largest:.4g}, FP16 {LARGEST:.0f}"
+    with np.errstate(under="ignore"):
+        vanished = magnitudes[(magnitudes > 0) & (magnitudes.astype(np.float16) == 0)]
+    if values.size <= FEW and vanished.size:
+        return f"{name} holds {float(vanished[0]):.4g}, which is 0 in FP16"
+    return None

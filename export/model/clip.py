@@ -1,0 +1,218 @@
+"""CLIP models from a published checkpoint's tensors or from open_clip by name, as traceable image and text towers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vocabseg.export.model.attention import rewrite_attention
+from vocabseg.export.model.towers import TextTower, image_tower
+from vocabseg.runtime.errors import CheckpointError, ConfigurationError
+
+Colour = tuple[float, float, float]
+
+# The published preprocessing of OpenAI's CLIP; RGB, 0..1.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+CONTEXT_LENGTH = 77
+HEAD_WIDTH = 64
+
+# Stored by OpenAI's archives beside the weights; they only repeat sizes.
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+
+
+class ClipModel:
+    """A CLIP model in float32: its towers, its sizes, and the mean and std (RGB, 0..1) its image encoder expects."""
+
+    def __init__(self, module: Any, mean: Sequence[float] = MEAN, std: Sequence[float] = STD):
+        self.module = module.eval().requires_grad_(False)
+        rewrite_attention(module)
+        self.mean, self.std = (cast(Colour, tuple(values)) for values in (mean, std))
+        # open_clip keeps the text encoder either in `text` or in the model itself.
+        self._text = getattr(module, "text", module)
+        size = module.visual.image_size
+        self.image_size: int = size if isinstance(size, int) else size[0]
+        self.context_length: int = self._text.positional_embedding.shape[0]
+        self.vocab_size: int = self._text.token_embedding.weight.shape[0]
+        self.embed_dim: int = _text_dimension(self._text)
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """The embedding table (vocabulary size, width), without rows for learned prompts."""
+        return self._text.token_embedding.weight
+
+    @cached_property
+    def image_tower(self) -> nn.Module:
+        """crops (batch, 3, S, S) float32, S the native image size -> features (batch, D), not normalised."""
+        return self.make_image_tower()
+
+    @cached_property
+    def text_tower(self) -> nn.Module:
+        """token_ids (batch, context) int64, eot_index (batch,) int64 -> features (batch, D), not normalised."""
+        return self.make_text_tower()
+
+    def make_image_tower(self, crop_size: int | None = None) -> nn.Module:
+        """The image tower for crops of another size; the position embedding is resized once, here.
+
+        Raises ConfigurationError for a size the encoder cannot take.
+        """
+        return image_tower(self.module.visual, crop_size or self.image_size)
+
+    def make_text_tower(self, extra_rows: Tensor | None = None) -> nn.Module:
+        """The text tower with `extra_rows` (rows, width) of learned prompts behind the embedding table."""
+        causal = getattr(self._text, "attn_mask", None) is not None
+        return TextTower(self._text, causal, extra_rows).eval()
+
+
+def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
+    """A CLIP model from a state dict in OpenAI's layout (`visual.*`, `transformer.*`, ...).
+
+    Sizes are read off the tensors; weights become float32. Raises CheckpointError for missing, extra or misshapen keys.
+    """
+    from open_clip.model import CLIP
+
+    tensors = {key: value for key, value in state_dict.items() if key not in _SIZES}
+    try:
+        sizes = _read_sizes(tensors)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"no CLIP weights in OpenAI's layout: cannot read the sizes ({error}); give a full checkpoint"
+        ) from None
+    with torch.device("meta"):
+        module = CLIP(**sizes, quick_gelu=True)
+    _load(module, tensors)
+    return ClipModel(module)
+
+
+def open_clip_model(name: str, pretrained: str | Path | None = None) -> ClipModel:
+    """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags or a file of weights.
+
+    Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for a model
+    that cannot be used, CheckpointError for weights that cannot be had or do not fit.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    name = name.replace("/", "-")
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ConfigurationError(f"unknown CLIP model {name!r}: open_clip.list_models() lists the known ones")
+    _check_text(name, config)
+    tag = None if pretrained is None or Path(pretrained).is_file() else str(pretrained)
+    tags = list_pretrained_tags_by_model(name)
+    if tag is not None and tag not in tags:
+        raise ConfigurationError(
+            f"{tag!r} is neither a file nor one of the weights of {name}: use one of {', '.join(tags) or '(none)'}"
+        )
+    try:
+        # Weights trained with the sigmoid approximation of GELU need it whatever the architecture's own setting.
+        quick = bool(tag and get_pretrained_cfg(name, tag).get("quick_gelu", False))
+        module = open_clip.create_model(name, pretrained=tag, precision="fp32", force_quick_gelu=quick)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"cannot load {name} with weights {tag!r}: {reason}") from error
+    if pretrained is not None and tag is None:
+        _load_file(module, Path(pretrained))
+    preprocess = module.visual.preprocess_cfg
+    return ClipModel(module, preprocess["mean"], preprocess["std"])
+
+
+def _check_text(name: str, config: Mapping[str, Any]) -> None:
+    text = config["text_cfg"]
+    if (
+        text.get("hf_tokenizer_name")
+        or text.get("hf_model_name")
+        or text.get("tokenizer_kwargs")
+        or "siglip" in name.lower()
+    ):
+        problem = "its tokenizer is not CLIP's own"
+    elif text.get("context_length", CONTEXT_LENGTH) != CONTEXT_LENGTH:
+        problem = f"its text is {text['context_length']} tokens long, not {CONTEXT_LENGTH}"
+    elif text.get("embed_cls") or text.get("pool_type", "argmax") not in ("argmax", "eos"):
+        problem = "its text feature is not taken at the end token"
+    else:
+        return
+    raise ConfigurationError(
+        f"the CLIP model {name} cannot be used: {problem}; use another, such as ViT-B-16 or ViT-L-14"
+    )
+
+
+def _read_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `open_clip.model.CLIP` for these tensors."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    vision: dict[str, Any]
+    if "visual.proj" in tensors:
+        width, _, patch, _ = tensors["visual.conv1.weight"].shape
+        grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        vision = {
+            "layers": _count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."),
+            "width": width,
+            "patch_size": patch,
+            "image_size": patch * grid,
+            "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
+        }
+    else:
+        grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        vision = {
+            "layers": tuple(_count(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)),
+            "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
+            "image_size": 32 * grid,
+        }
+    width = tensors["ln_final.weight"].shape[0]
+    text = {
+        "context_length": tensors["positional_embedding"].shape[0],
+        "vocab_size": tensors["token_embedding.weight"].shape[0],
+        "width": width,
+        "heads": width // HEAD_WIDTH,
+        "layers": _count(tensors, r"transformer\.resblocks\.(\d+)\."),
+        "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
+    }
+    return {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "vision_cfg": CLIPVisionCfg(**vision, head_width=HEAD_WIDTH),
+        "text_cfg": CLIPTextCfg(**text),
+    }
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return len({match[1] for key in tensors if (match := re.match(pattern, key))})
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: value if "num_batches_tracked" in key else value.float() for key, value in tensors.items()}
+    for key in wanted:
+        if key.endswith("num_batches_tracked"):  # counts training steps; no number depends on it
+            found.setdefault(key, torch.zeros((), dtype=torch.int64))
+    problems = [f"missing {key}" for key in wanted if key not in found]
+    problems += [f"unknown {key}" for key in found if key not in wanted]
+    problems += [
+        f"{key} is {tuple(found[key].shape)}, expected {shape}"
+        for key, shape in wanted.items()
+        if key in found and tuple(found[key].shape) != shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise CheckpointError(f"CLIP weights do not fit ({len(problems)} keys): {listed}")
+    module.load_state_dict(found, strict=True, assign=True)
+
+
+def _load_file(module: nn.Module, path: Path) -> None:
+    from open_clip.convert import convert_state_dict
+
+    from vocabseg.export.checkpoint.load import read_state_dict
+
+    tensors = {key: value for key, value in read_state_dict(path).items() if key not in _SIZES}
+    _load(module, convert_state_dict(module, tensors))
+
+
+def _text_dimension(text: Any) -> int:
+    projection = text.text_projection
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return projection.shape[1] if projection is not None else text.token_embedding.weight.shape[1]

@@ -1,0 +1,253 @@
+"""The proposal network: image -> class-agnostic mask logits and one embedding per mask (MaskFormer, Cheng et al. 2021).
+
+Module names are the published state_dict keys. Only what inference needs is computed: the heads of the last layer.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vocabseg.export.model.attention import attend, merge_heads, split_heads
+from vocabseg.export.model.resnet import NormalisedConv2d, ResNet, ResNetSizes, read_resnet_sizes, resnet_sizes
+
+HEADS = 8  # of the decoder's attention, and GROUPS of the pixel decoder's normalisation: not readable from the weights
+GROUPS = 32
+
+
+@dataclass(frozen=True)
+class ProposalSizes:
+    """Sizes of a proposal network; `class_layers` and `mask_layers` list the widths of the two heads' layers."""
+
+    backbone: ResNetSizes
+    pixel: int = 256
+    mask: int = 256
+    hidden: int = 256
+    feed_forward: int = 2048
+    layers: int = 6
+    queries: int = 100
+    class_layers: tuple[int, ...] = (1024, 512)
+    mask_layers: tuple[int, ...] = (256, 256, 256)
+
+
+def proposal_sizes(backbone: str, embedding: int) -> ProposalSizes:
+    """Published sizes for a backbone ("r50" or "r101c") and the width of CLIP's embeddings."""
+    return ProposalSizes(backbone=resnet_sizes(backbone), class_layers=(1024, embedding))
+
+
+def read_proposal_sizes(shapes: Mapping[str, Sequence[int]]) -> ProposalSizes:
+    """Sizes read off the shapes of the tensors ("backbone.*", "sem_seg_head.*"); KeyError for a lacking one."""
+    prefix = "backbone."
+    backbone = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    pixel, predictor = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+    layers = predictor + "transformer.decoder.layers."
+
+    def widths(head: str) -> tuple[int, ...]:
+        prefix = f"{predictor}{head}.layers."
+        return tuple(shapes[f"{prefix}{index}.weight"][0] for index in range(_count(shapes, prefix)))
+
+    return ProposalSizes(
+        backbone=read_resnet_sizes(backbone),
+        pixel=shapes[pixel + "layer_4.weight"][0],
+        mask=shapes[pixel + "mask_features.weight"][0],
+        hidden=shapes[predictor + "query_embed.weight"][1],
+        feed_forward=shapes[layers + "0.linear1.weight"][0],
+        layers=_count(shapes, layers),
+        queries=shapes[predictor + "query_embed.weight"][0],
+        class_layers=widths("class_embed"),
+        mask_layers=widths("mask_embed"),
+    )
+
+
+def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+
+
+class PixelDecoder(nn.Module):
+    """Top-down feature pyramid: backbone features -> mask features (B, mask, H/4, W/4)."""
+
+    def __init__(self, sizes: ProposalSizes):
+        super().__init__()
+        width = sizes.pixel
+        channels = sizes.backbone.outer
+        for index in (1, 2, 3):
+            self.add_module(f"adapter_{index}", self._conv(channels[index - 1], width, 1))
+            self.add_module(f"layer_{index}", self._conv(width, width, 3))
+        self.add_module("layer_4", self._conv(channels[3], width, 3))
+        self.mask_features = nn.Conv2d(width, sizes.mask, 3, padding=1)
+        self.dilated = sizes.backbone.res5_dilation > 1
+
+    @staticmethod
+    def _conv(inputs: int, outputs: int, kernel: int) -> NormalisedConv2d:
+        return NormalisedConv2d(inputs, outputs, kernel, nn.GroupNorm(GROUPS, outputs))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        y = self.get_submodule("layer_4")(features[3]).relu()
+        for index in (3, 2, 1):
+            lateral = self.get_submodule(f"adapter_{index}")(features[index - 1])
+            if not (index == 3 and self.dilated):
+                y = functional.interpolate(y, scale_factor=2.0, mode="nearest")
+            y = self.get_submodule(f"layer_{index}")(lateral + y).relu()
+        return self.mask_features(y)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, batch first.
+
+    The published checkpoints stack the weights of queries, keys and values as `in_proj_weight` and `in_proj_bias`. Here
+    they are parameters of their own, so that an exported graph splits nothing; loading and saving use published names.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.fused_attention = False
+        for name in ("query", "key", "value"):
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.zeros(width, width)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(width)))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q = split_heads(functional.linear(query, self.query_weight, self.query_bias), self.heads)
+        k = split_heads(functional.linear(key, self.key_weight, self.key_bias), self.heads)
+        v = split_heads(functional.linear(value, self.value_weight, self.value_bias), self.heads)
+        mixed = attend(q * q.shape[-1] ** -0.5, k, v, fused=self.fused_attention)
+        return self.out_proj(merge_heads(mixed))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for kind in ("weight", "bias"):
+            parts = [self.get_parameter(f"{name}_{kind}") for name in ("query", "key", "value")]
+            destination[f"{prefix}in_proj_{kind}"] = torch.cat(parts).detach()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        for kind in ("weight", "bias"):
+            stacked = state_dict.pop(f"{prefix}in_proj_{kind}", None)
+            if stacked is not None:
+                for name, part in zip(("query", "key", "value"), stacked.chunk(3), strict=True):
+                    state_dict[f"{prefix}{name}_{kind}"] = part.clone()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries, attention to the image, feed-forward; normalised after each (DETR)."""
+
+    def __init__(self, width: int, feed_forward: int):
+        super().__init__()
+        self.self_attn = Attention(width, HEADS)
+        self.multihead_attn = Attention(width, HEADS)
+        self.linear1 = nn.Linear(width, feed_forward)
+        self.linear2 = nn.Linear(feed_forward, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        placed = x + queries
+        x = self.norm1(x + self.self_attn(placed, placed, x))
+        x = self.norm2(x + self.multihead_attn(x + queries, memory + position, memory))
+        return self.norm3(x + self.linear2(self.linear1(x).relu()))
+
+
+class Decoder(nn.Module):
+    def __init__(self, sizes: ProposalSizes):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(sizes.hidden, sizes.feed_forward) for _ in range(sizes.layers))
+        self.norm = nn.LayerNorm(sizes.hidden)
+
+    def forward(self, queries: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        x = torch.zeros_like(queries)
+        for layer in self.layers:
+            x = layer(x, queries, memory, position)
+        return self.norm(x)
+
+
+class Transformer(nn.Module):
+    """Holds the decoder under its published name; the published settings have no encoder."""
+
+    def __init__(self, sizes: ProposalSizes):
+        super().__init__()
+        self.decoder = Decoder(sizes)
+
+
+class Perceptron(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, widths: Sequence[int]):
+        super().__init__()
+        pairs = zip((inputs, *widths[:-1]), widths, strict=True)
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class Predictor(nn.Module):
+    """Queries look at res5, then each gives an embedding and a mask."""
+
+    def __init__(self, sizes: ProposalSizes):
+        super().__init__()
+        self.query_embed = nn.Embedding(sizes.queries, sizes.hidden)
+        self.input_proj = nn.Conv2d(sizes.backbone.outer[3], sizes.hidden, 1)
+        self.transformer = Transformer(sizes)
+        self.class_embed = Perceptron(sizes.hidden, sizes.class_layers)
+        self.mask_embed = Perceptron(sizes.hidden, sizes.mask_layers)
+
+    def forward(self, res5: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
+        memory = self.input_proj(res5)  # (B, C, h, w)
+        position = sine_position_embedding(memory.shape[2], memory.shape[3], memory.shape[1], memory.device)
+        queries = self.query_embed.weight.unsqueeze(0).expand(memory.shape[0], -1, -1)
+        x = self.transformer.decoder(queries, _to_sequence(memory), _to_sequence(position))  # (B, N, C)
+        masks = self.mask_embed(x) @ mask_features.flatten(2)  # (B, N, H/4 * W/4)
+        return masks.unflatten(2, mask_features.shape[2:]), self.class_embed(x)
+
+
+def _to_sequence(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
+
+
+def sine_position_embedding(h: int, w: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """(1, channels, h, w): the first half of the channels encodes y, the second x, sines and cosines in turn (DETR)."""
+    y = _sine_table(h, channels // 2, device).transpose(0, 1)  # (channels / 2, h)
+    x = _sine_table(w, channels // 2, device).transpose(0, 1)
+    return torch.cat([y[:, :, None].expand(-1, -1, w), x[:, None, :].expand(-1, h, -1)]).unsqueeze(0)
+
+
+def _sine_table(length: int, channels: int, device: torch.device | None) -> Tensor:
+    place = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    place = place / (place[-1:] + 1e-6) * (2 * math.pi)
+    exponent = torch.arange(channels // 2, dtype=torch.float32, device=device) * 2 / channels
+    angle = place[:, None] / 10000**exponent  # (length, channels / 2); a pair of channels shares a frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+class SegmentationHead(nn.Module):
+    def __init__(self, sizes: ProposalSizes):
+        super().__init__()
+        self.pixel_decoder = PixelDecoder(sizes)
+        self.predictor = Predictor(sizes)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.predictor(features[3], self.pixel_decoder(features))
+
+
+class ProposalNetwork(nn.Module):
+    """Normalised, zero-padded image (B, 3, H, W) float32 -> mask logits (B, N, H/4, W/4), query embeddings (B, N, D).
+
+    H and W are multiples of 32. The padded area takes part: it is seen by the attention and counts in the position
+    embedding. The query embeddings are not normalised.
+    """
+
+    def __init__(self, sizes: ProposalSizes):
+        super().__init__()
+        self.sizes = sizes
+        self.backbone = ResNet(sizes.backbone)
+        self.sem_seg_head = SegmentationHead(sizes)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sem_seg_head(self.backbone(image))

@@ -1,0 +1,85 @@
+"""Which text graphs a model needs, and the token ids of its learned prompts."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from vocabseg.export.checkpoint.load import LearnedPrompt, Model
+from vocabseg.export.configuration import Configuration
+from vocabseg.export.model.clip import ClipModel
+from vocabseg.runtime.bundle.manifest import Prompts, PromptSpec
+from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.text.prompts import PROMPTS
+
+SHARED, REGION = "text_encoder", "region_text_encoder"
+
+
+@dataclass
+class TextGraph:
+    """One text encoder and the rows of learned prompts, in order of their token ids, that go behind its table."""
+
+    clip: ClipModel
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, rows: Tensor) -> list[int]:
+        """Append rows (n, width); returns their token ids."""
+        first = self.clip.vocab_size + sum(len(part) for part in self.rows)
+        self.rows.append(rows)
+        return list(range(first, first + len(rows)))
+
+    def tower(self) -> nn.Module:
+        """The module to export."""
+        return self.clip.make_text_tower(torch.cat(self.rows) if self.rows else None)
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """Graphs by name, and the prompt of each side."""
+
+    graphs: dict[str, TextGraph]
+    prompts: Prompts
+
+
+def plan_text(model: Model, configuration: Configuration) -> TextPlan:
+    """One text graph where both sides embed names with the same encoder, else two.
+
+    Raises ConfigurationError for CLIP models whose token ids or text lengths differ: a bundle has one tokenizer.
+    """
+    query, region = model.query_clip, model.region_clip
+    if (query.vocab_size, query.context_length) != (region.vocab_size, region.context_length):
+        raise ConfigurationError(
+            f"the two CLIP models read text differently ({query.vocab_size} and {region.vocab_size} token ids, "
+            f"{query.context_length} and {region.context_length} tokens): use models with the same tokenizer"
+        )
+    graphs = {SHARED: TextGraph(query)}
+    query_prompt = _prompt(SHARED, graphs[SHARED], configuration.prompt.query, model.query_prompt)
+    if not model.separate_region:
+        return TextPlan(graphs, Prompts(query=query_prompt, region=query_prompt))
+    name = SHARED
+    if not same_text(query, region):
+        name = REGION
+        graphs[REGION] = TextGraph(region)
+    region_prompt = _prompt(name, graphs[name], configuration.region_prompt, model.region_prompt)
+    return TextPlan(graphs, Prompts(query=query_prompt, region=region_prompt))
+
+
+def same_text(first: ClipModel, second: ClipModel) -> bool:
+    """Whether two CLIP models embed every text alike: the same layers with the same weights."""
+    towers = first.text_tower, second.text_tower
+    if str(towers[0]) != str(towers[1]):
+        return False
+    weights, others = (tower.state_dict() for tower in towers)
+    return weights.keys() == others.keys() and all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+def _prompt(name: str, graph: TextGraph, kind: str | list[str], learned: LearnedPrompt | None) -> PromptSpec:
+    if isinstance(kind, list):
+        return PromptSpec(graph=name, kind="custom", templates=list(kind))
+    if kind != "learned":
+        return msgspec.convert({"graph": name, "kind": kind, "templates": PROMPTS[kind]}, PromptSpec)
+    if learned is None:
+        raise ConfigurationError("the configuration asks for a learned prompt and the checkpoint has none: set another")
+    prefix_ids = graph.add(learned.prefix)
+    return PromptSpec(graph=name, kind="learned", prefix_ids=prefix_ids, suffix_ids=graph.add(learned.suffix))

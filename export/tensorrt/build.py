@@ -1,0 +1,193 @@
+"""An ONNX graph -> a TensorRT plan in the graph's own types (strongly typed); one code for TensorRT 10.13 to 11."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vocabseg.export.tensorrt.operators import check_operators
+from vocabseg.export.tensorrt.progress import Monitor, Progress, progress_monitor
+from vocabseg.runtime.bundle.plans import Compatibility, Profile
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.engines.tensorrt.messages import Messages, check_started, make_logger
+from vocabseg.runtime.engines.tensorrt.package import require_builder, trt
+from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
+from vocabseg.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    import tensorrt
+
+LEVELS = range(6)
+# How often the waiting thread looks whether it was told to stop.
+PATIENCE = 0.2
+
+
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How plans are built.
+
+    optimization_level: 0 (fast build) to 5 (searches longest); 3 is TensorRT's own default.
+    workspace_bytes: memory that a layer may use while it runs; None lets TensorRT take what the GPU has.
+    version_compatible: plans that the lean runtime of the same version opens, and newer versions with its library. They
+        carry no lean runtime of their own, since that would be code out of a file.
+    hardware_compatibility: which other GPUs may run the plans.
+    """
+
+    optimization_level: int = 3
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatibility: Compatibility = "none"
+
+    def check(self) -> None:
+        """Raise ConfigurationError for values that TensorRT does not take."""
+        if self.optimization_level not in LEVELS:
+            raise ConfigurationError(f"the optimisation level is {self.optimization_level}: give 0 to {LEVELS[-1]}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
+            raise ConfigurationError(f"the workspace has {self.workspace_bytes} bytes: give at least 1 MB")
+
+
+class BuiltPlan(msgspec.Struct, frozen=True):
+    """What a build gave: the plan's bytes, and the names of the builder flags that were set."""
+
+    data: bytes
+    flags: list[str]
+
+
+def build_plan(
+    graph: Path,
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+    device: Device,
+    timing_cache: Path | None = None,
+    progress: Progress | None = None,
+) -> BuiltPlan:
+    """Build the plan of the ONNX graph at `graph` on `device`; takes minutes.
+
+    What was measured about single layers is kept in the file `timing_cache`, and read from there. Ctrl-C stops the
+    build at its next step. Raises EngineError where TensorRT is missing, the graph has operators that it does not
+    take, or the build fails: with the node or TensorRT's last error.
+    """
+    options.check()
+    package = require_builder()
+    problems = check_operators(graph, package.version)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise EngineError(f"TensorRT {package.version} cannot take {problems[0]}{more}")
+    monitor = Monitor(f"building {graph.stem}", progress or _silent)
+    results: list[BuiltPlan] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with device.activate():
+                results.append(_build(graph, profiles, options, timing_cache, monitor))
+        except BaseException as error:
+            errors.append(error)
+
+    # The builder holds its thread until it is done. In a thread of its own, Ctrl-C reaches this one meanwhile.
+    thread = threading.Thread(target=work, name=f"build {graph.stem}", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(PATIENCE)
+    except KeyboardInterrupt:
+        monitor.cancel()
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _build(
+    graph: Path, profiles: Sequence[Profile], options: BuildOptions, timing_cache: Path | None, monitor: Monitor
+) -> BuiltPlan:
+    logger, messages = make_logger()
+    messages.clear()
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what its bindings raise where CUDA does not start
+        raise EngineError(f"TensorRT's builder does not start: {messages.reason(str(error))}") from None
+    check_started(builder, "builder", messages)
+    # Ignored since TensorRT 11, where nothing else is left; needed before.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        raise EngineError(f"TensorRT cannot parse {graph.name}: {_parser_errors(parser, messages)}")
+    config = builder.create_builder_config()
+    flags = _configure(config, options)
+    for profile in profiles:
+        shapes = builder.create_optimization_profile()
+        for name, limits in profile.items():
+            shapes.set_shape(name, tuple(limits.min), tuple(limits.opt), tuple(limits.max))
+        if config.add_optimization_profile(shapes) < 0:
+            raise EngineError(f"TensorRT does not take a profile of {graph.name}: {messages.reason()}")
+    _read_timings(config, timing_cache)
+    progress = progress_monitor(monitor)  # lives until the build is over
+    config.progress_monitor = progress
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        stopped = "it was stopped" if monitor.cancelled else messages.reason()
+        raise EngineError(f"TensorRT cannot build {graph.name}: {stopped}")
+    _write_timings(config, timing_cache)
+    return BuiltPlan(bytes(memoryview(plan)), flags)
+
+
+def _configure(config: "tensorrt.IBuilderConfig", options: BuildOptions) -> list[str]:
+    """Set everything but profiles; returns the names of what was set, for the record."""
+    config.builder_optimization_level = options.optimization_level
+    # Serving runs many contexts on streams of its own; helper streams of TensorRT would only get into their way.
+    config.max_aux_streams = 0
+    # On by default, and it would round the islands that are kept in float32.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # Lets a context ask for the memory of its own shapes instead of the profile's largest.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    flags = ["RUNTIME_ACTIVATION_RESIZE_10_10", "STRONGLY_TYPED"]
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+        flags += ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"]
+    if options.hardware_compatibility == "same-compute-capability":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    elif options.hardware_compatibility == "ampere-plus":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    return sorted(flags)
+
+
+def _parser_errors(parser: "tensorrt.OnnxParser", messages: Messages) -> str:
+    """The first error with its node and operator, and how many there are."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not errors:
+        return messages.reason()
+    first = errors[0]
+    where = f"node {first.node_name()!r} ({first.node_operator()}): " if first.node_operator() else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where}{' '.join(first.desc().split())}{more}"
+
+
+def _read_timings(config: "tensorrt.IBuilderConfig", path: Path | None) -> None:
+    """Start from what earlier builds measured; a cache of another GPU or TensorRT is begun anew."""
+    data = b"" if path is None or not path.is_file() else path.read_bytes()
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _write_timings(config: "tensorrt.IBuilderConfig", path: Path | None) -> None:
+    """Keep what was measured; a folder that cannot be written only costs time in the next build."""
+    cache = config.get_timing_cache()
+    if path is None or cache is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(memoryview(cache.serialize()))
+    except (OSError, OutputError):
+        return
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,125 @@
+"""A bundle's graphs -> plans in its `engines` folder, each with its record, whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+from vocabseg.export.tensorrt.build import BuildOptions, build_plan
+from vocabseg.export.tensorrt.progress import Progress
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import GraphRecord
+from vocabseg.runtime.bundle.plans import ENGINES, FORMAT, RECORD, EngineRecord, Plan, PlanRecord, Profile, read_plans
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.engines.tensorrt.package import require_builder
+from vocabseg.runtime.files import whole_folder
+from vocabseg.runtime.text.cache import cache_folder
+
+
+def build_engine(
+    bundle: Bundle,
+    graph: str,
+    precision: str,
+    profiles: list[Profile],
+    options: BuildOptions,
+    device: Device,
+    progress: Progress | None = None,
+) -> Plan:
+    """Build the plan of one graph and put it into `engines/<device key>/` of the bundle; returns it.
+
+    Plans of other graphs and precisions which lie there stay, unless their graph has changed. Until the plan is
+    complete, and when it fails or is stopped, the folder is what it was. Raises EngineError and OutputError.
+    """
+    record = bundle.graph(graph, precision)
+    package = require_builder()
+    started = time.monotonic()
+    built = build_plan(
+        bundle.folder / record.file, profiles, options, device, timing_cache(device, package.version), progress
+    )
+    plan = PlanRecord(
+        graph=graph,
+        precision=precision,
+        graph_digest=record.digest(),
+        file=f"{graph}-{precision}.plan",
+        bytes=len(built.data),
+        sha256=hashlib.sha256(built.data).hexdigest(),
+        gpu=device.name,
+        compute_capability=device.compute_capability,
+        driver=str(device.driver_version),
+        tensorrt=package.version,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        profiles=profiles,
+        inputs=record.inputs,
+        outputs=record.outputs,
+        flags=built.flags,
+        optimization_level=options.optimization_level,
+        workspace_bytes=options.workspace_bytes,
+        build_seconds=round(time.monotonic() - started, 1),
+        vocabseg=_own_version(),
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    return install_plan(bundle, device.key, plan, built.data)
+
+
+def install_plan(bundle: Bundle, key: str, record: PlanRecord, data: bytes) -> Plan:
+    """Put a plan with its record into a bundle's folder of engines for the device `key`; raises OutputError."""
+    folder = bundle.folder / ENGINES / key
+    folder.parent.mkdir(exist_ok=True)
+    with whole_folder(folder, "the engines") as temporary:
+        kept = [plan for plan in read_plans(folder) if _stays(bundle, plan, record)]
+        for plan in kept:
+            _link(plan.path, temporary / plan.record.file)
+        with (temporary / record.file).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        plans = sorted([*(plan.record for plan in kept), record], key=lambda one: one.file)
+        text = msgspec.json.format(msgspec.json.encode(EngineRecord(format=FORMAT, plans=plans)), indent=2)
+        (temporary / RECORD).write_bytes(text + b"\n")
+    return Plan(folder, record)
+
+
+def timing_cache(device: Device, tensorrt: str) -> Path | None:
+    """Where measurements of single layers are kept for a GPU and TensorRT, for all bundles; None without a cache."""
+    folder = cache_folder()
+    return None if folder is None else folder / "tensorrt" / f"{device.key}-{tensorrt}.timings"
+
+
+def stale_half(bundle: Bundle, graphs: Mapping[str, GraphRecord]) -> list[str]:
+    """The graphs whose FP16 variant is missing, or was made from another float32 graph than the bundle's."""
+    variants = bundle.manifest.graphs_in("float16")
+    return [
+        name
+        for name, record in graphs.items()
+        if name not in variants or variants[name].provenance.get("made_from") != record.digest()
+    ]
+
+
+def _stays(bundle: Bundle, plan: Plan, added: PlanRecord) -> bool:
+    record = plan.record
+    if (record.graph, record.precision) == (added.graph, added.precision) or not plan.path.is_file():
+        return False
+    current = bundle.manifest.graphs_in(record.precision).get(record.graph)
+    return current is not None and current.digest() == record.graph_digest
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _own_version() -> str:
+    try:
+        return version("vocabseg")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"

@@ -1,0 +1,171 @@
+"""The manifest of a bundle: everything about it but its tensors."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
+from vocabseg.runtime.errors import BundleError
+from vocabseg.runtime.files import atomic_write
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the bundle: its path relative to the bundle's folder, its size in bytes and its SHA-256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class TensorRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One input or output of a graph; a named dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One ONNX graph. `external` are the files that hold its weights; `provenance` says what made it out of what."""
+
+    file: str
+    bytes: int
+    sha256: str
+    external: list[FileRecord] = []
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+    opset: int
+    dtype: str = "float32"
+    provenance: dict[str, Any] = {}
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the graph with its weights."""
+        return self.bytes + sum(record.bytes for record in self.external)
+
+    def digest(self) -> str:
+        """SHA-256 over the graph and its weights: changes when any of its files does."""
+        joined = "".join([self.sha256, *(record.sha256 for record in self.external)])
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+
+class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a class name becomes token ids, and which graph embeds them.
+
+    `kind` is "single", "vild", "imagenet", "custom" (all of which use `templates`) or "learned", which uses
+    `prefix_ids` and `suffix_ids`: rows of the text encoder's embedding table behind the tokenizer's own vocabulary.
+    """
+
+    graph: str
+    kind: Literal["single", "vild", "imagenet", "custom", "learned"]
+    templates: list[str] = []
+    prefix_ids: list[int] = []
+    suffix_ids: list[int] = []
+
+
+class Prompts(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompts of the two sides; without a separate region adapter they are equal."""
+
+    query: PromptSpec
+    region: PromptSpec
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a bundle but its tensors. `files` holds the records of tokenizer and tensors.
+
+    `graphs` are the ones in float32; `variants` holds others that compute the same in another precision, by precision
+    and graph. `vocabulary` are the class names the bundle declares as its own, `seen` says which of them were seen in
+    training.
+    """
+
+    format: int
+    name: str
+    graphs: dict[str, GraphRecord]
+    files: dict[str, FileRecord]
+    input: InputSection
+    region: RegionSpec
+    ensemble: EnsembleSection
+    prompts: Prompts
+    vocabulary: list[str] | None = None
+    seen: list[bool] | None = None
+    provenance: dict[str, Any] = {}
+    parity: dict[str, Any] = {}
+    variants: dict[str, dict[str, GraphRecord]] = {}
+
+    @property
+    def graph_bytes(self) -> int:
+        """Size of all graphs with their weights, in float32."""
+        return sum(record.total_bytes for record in self.graphs.values())
+
+    def graphs_in(self, precision: str) -> dict[str, GraphRecord]:
+        """The graphs of one precision; empty where the bundle has none of it."""
+        return self.graphs if precision == "float32" else self.variants.get(precision, {})
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, as lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_record(folder: Path, name: str) -> FileRecord:
+    """The record of `folder / name` as it is on disk."""
+    path = folder / name
+    return FileRecord(file=name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `manifest.json` into `folder`, whole or not at all, indented, so that two can be compared line by line.
+
+    Raises OutputError where that is not possible.
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    with atomic_write(folder / MANIFEST) as file:
+        file.write(data + b"\n")
+
+
+def resolve_shape(record: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an input or output for given sizes of its dynamic dimensions, such as {"batch": 1, "height": 640}.
+
+    A dimension is a number, a name, or a name over a number ("height/4"). Raises BundleError for one that `sizes` does
+    not settle, and for a size that the number does not divide.
+    """
+    return tuple(_resolve(record, dimension, sizes) for dimension in record.shape)
+
+
+def _resolve(record: TensorRecord, dimension: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(dimension, int):
+        return dimension
+    name, _, divisor = dimension.partition("/")
+    if name not in sizes or (divisor and not divisor.isdigit()):
+        raise BundleError(f"{record.name} has the dimension {dimension!r}, and only {', '.join(sizes)} are known")
+    size, step = sizes[name], int(divisor or 1)
+    if step < 1 or size % step:
+        raise BundleError(f"{record.name} has the dimension {dimension!r}: {name}={size} is no multiple of {divisor}")
+    return size // step
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`; raises BundleError for another format and for what is no manifest."""
+
+    class Head(msgspec.Struct):
+        format: int
+
+    data = path.read_bytes()
+    try:
+        version = msgspec.json.decode(data, type=Head).format
+        if version > FORMAT:
+            raise BundleError(
+                f"bundle {path.parent} has format {version}, this vocabseg reads up to {FORMAT}: upgrade vocabseg"
+            )
+        if version < 1:
+            raise BundleError(f"bundle {path.parent} has format {version}, which never existed: export it again")
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is no valid manifest ({error}): export the bundle again") from None

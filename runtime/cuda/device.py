@@ -1,0 +1,206 @@
+"""The GPU: one device per process and ordinal, its memory, streams and kernels, with PyCUDA behind it.
+
+The context is the device's primary one, which torch, TensorRT and ONNX Runtime use too, so memory and streams can be
+passed between them. Nothing of CUDA is imported before a device is opened, and what is missing is told in one line.
+
+An array goes back to the pool as soon as nothing refers to it: whoever starts work on a stream keeps the arrays of that
+work until the stream, or an event behind the work, has been waited for.
+"""
+
+import atexit
+import re
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.driver import THREAD_LOCAL, checked, exchange_capture_mode, load_driver, megabytes
+from vocabseg.runtime.cuda.kernel import Module
+from vocabseg.runtime.cuda.memory import Owned, PinnedMemory
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.cuda.streams import Stream
+
+# cuMemAlloc aligns to this much; nothing smaller is ever handed out.
+SMALLEST_BLOCK = 256
+
+_devices: dict[int, "Device"] = {}
+_opening = threading.Lock()
+
+
+def open_device(ordinal: int = 0) -> "Device":
+    """The GPU of that ordinal, opened once per process; CUDA_VISIBLE_DEVICES decides which GPUs there are.
+
+    Raises EngineError, in one line: no PyCUDA, no driver, no GPU, no such ordinal.
+    """
+    with _opening:
+        if ordinal not in _devices:
+            _devices[ordinal] = Device(load_driver(), ordinal)
+        return _devices[ordinal]
+
+
+@atexit.register
+def _close_devices() -> None:
+    for device in _devices.values():
+        device.close()
+
+
+def parse_device(device: str) -> int:
+    """The ordinal in "cuda" or "cuda:N"; raises EngineError for anything else."""
+    found = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if found is None:
+        raise EngineError(f"device {device!r} is not supported: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    return int(found[1] or 0)
+
+
+class Device:
+    """One GPU. Made by `open_device`; every method may be called from any thread.
+
+    Attributes:
+        ordinal: among the GPUs that this process sees.
+        name: as the driver gives it, such as "NVIDIA H200".
+        compute_capability: such as (9, 0).
+        total_memory: bytes.
+        driver_version: of CUDA, such as 13000 for 13.0.
+        key: what folders of engines are named by, such as "nvidia-h200-sm90".
+        closed: whether the process is about to end.
+    """
+
+    def __init__(self, driver: Any, ordinal: int):
+        count = checked(driver.Device.count)
+        if ordinal >= count:
+            raise EngineError(f"there is no GPU cuda:{ordinal}: this process sees {count} (CUDA_VISIBLE_DEVICES)")
+        device = checked(driver.Device, ordinal)
+        self.driver = driver
+        self.ordinal = ordinal
+        self.name = str(checked(device.name))
+        major, minor = checked(device.compute_capability)
+        self.compute_capability = (int(major), int(minor))
+        self.total_memory = int(checked(device.total_memory))
+        self.driver_version = int(checked(driver.get_driver_version))
+        self.key = f"{re.sub('[^a-z0-9]+', '-', self.name.lower()).strip('-')}-sm{major}{minor}"
+        self._context = checked(device.retain_primary_context)
+        self._active = threading.local()
+        self._activation = _Activation(self._context, self._active)
+        self.spare_events: list[Any] = []
+        self.closed = False
+        with self.activate():
+            self._pool, self._pinned = checked(driver.DeviceMemoryPool), checked(driver.PageLockedMemoryPool)
+
+    def __repr__(self) -> str:
+        return f"Device(cuda:{self.ordinal}, {self.name})"
+
+    def activate(self) -> "_Activation":
+        """A context manager in which this device's context is the calling thread's current one; it may be nested."""
+        return self._activation
+
+    def stream(self) -> "Stream":
+        """A new stream, which does not wait for the default one."""
+        from vocabseg.runtime.cuda.streams import Stream
+
+        return Stream(self)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
+        """Memory from the pool, C-contiguous and not initialised; raises DeviceMemoryError where there is none left."""
+        dtype = np.dtype(dtype)
+        size = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, SMALLEST_BLOCK)
+        with self.activate():
+            try:
+                block = checked(self._pool.allocate, size)
+            except DeviceMemoryError as error:
+                free, total = checked(self.driver.mem_get_info)
+                raise DeviceMemoryError(
+                    f"the GPU is out of memory: {megabytes(size)} were needed, {megabytes(free)} of "
+                    f"{megabytes(total)} are free; use smaller images, or end what else uses {self.name}"
+                ) from error
+        return DeviceArray(self, shape, dtype, int(block), Owned(self, block))
+
+    def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        """Page-locked memory from a pool: copies from and to it run beside everything else."""
+        shape = tuple(int(size) for size in shape)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        with self.activate():
+            return np.asarray(PinnedMemory(self, checked(self._pinned.allocate, shape, np.dtype(dtype))))
+
+    def load_module(self, fatbin: bytes) -> Module:
+        """The kernels in `fatbin`; raises EngineError where they are not for this GPU or newer than its driver."""
+        with self.activate():
+            try:
+                return Module(self, checked(self.driver.module_from_buffer, fatbin))
+            except EngineError as error:
+                raise EngineError(self._why_no_module(str(error))) from error
+
+    def _why_no_module(self, text: str) -> str:
+        major, minor = self.compute_capability
+        if "no kernel image" in text:
+            return (
+                f"the kernels were not built for {self.name} (compute capability {major}.{minor}): build vocabseg with "
+                f"-C cmake.define.VOCABSEG_SM={major}{minor}"
+            )
+        if "unsupported toolchain" in text or "device kernel image is invalid" in text:
+            version = f"{self.driver_version // 1000}.{self.driver_version % 1000 // 10}"
+            return (
+                f"the NVIDIA driver is too old for the kernels: it knows CUDA {version}; install a newer driver, or "
+                f"build vocabseg with nvcc {version} or older"
+            )
+        return text
+
+    def synchronize(self) -> None:
+        """Wait for everything that was started on this device, by anybody in this process."""
+        with self.activate():
+            checked(self.driver.Context.synchronize)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: "free" and "total" of the GPU, "active" and "managed" of this process's pool, "pinned" on the host."""
+        with self.activate():
+            free, total = checked(self.driver.mem_get_info)
+        pool = self._pool
+        return {
+            "free": int(free),
+            "total": int(total),
+            "active": int(pool.active_bytes),
+            "managed": int(pool.managed_bytes),
+            "pinned": int(self._pinned.managed_bytes),
+        }
+
+    def free_held(self) -> None:
+        """Give back to the driver what the pools hold for later."""
+        with self.activate():
+            checked(self._pool.free_held)
+            checked(self._pinned.free_held)
+
+    def close(self) -> None:
+        """Give back what is held while PyCUDA can still do so, at the end of the process; nothing can run after it."""
+        with self.activate():
+            self.spare_events.clear()
+            self._pool.stop_holding()
+            self._pinned.stop_holding()
+        self.closed = True
+        self._context.detach()
+
+
+class _Activation:
+    """Pushes a context in a thread when first entered there and pops it when last left.
+
+    Meanwhile nothing that other threads capture concerns this one, and the other way round.
+    """
+
+    def __init__(self, context: Any, state: threading.local):
+        self._context, self._state = context, state
+
+    def __enter__(self) -> None:
+        depth = getattr(self._state, "depth", 0)
+        if depth == 0:
+            checked(self._context.push)
+            self._state.mode = exchange_capture_mode(THREAD_LOCAL)
+        self._state.depth = depth + 1
+
+    def __exit__(self, *error: object) -> None:
+        self._state.depth -= 1
+        if self._state.depth == 0:
+            exchange_capture_mode(self._state.mode)
+            checked(self._context.pop)

@@ -1,0 +1,79 @@
+"""The NVIDIA driver, with PyCUDA in front of it: imported when a device is first opened, its errors in one line."""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError
+
+# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what another thread captures, as ONNX Runtime does globally, forbids nothing.
+THREAD_LOCAL = 1
+
+
+def load_driver() -> Any:
+    """The module pycuda.driver, with the driver initialised; raises EngineError that says what is missing."""
+    try:
+        import pycuda.driver as driver
+    except ModuleNotFoundError as error:
+        raise EngineError(f"the package {error.name} is not installed: pip install 'vocabseg[gpu]'") from error
+    except ImportError as error:
+        if "libcuda" in str(error):
+            raise EngineError(
+                "there is no NVIDIA driver (libcuda.so.1 is missing): install it, or use 'cpu'"
+            ) from error
+        raise EngineError(f"PyCUDA cannot be loaded ({error}): install it again") from error
+    try:
+        driver.init()
+    except driver.Error as error:
+        raise EngineError(
+            f"the NVIDIA driver does not start ({_one_line(error)}): see what nvidia-smi says, or use 'cpu'"
+        ) from error
+    return driver
+
+
+def checked(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call into the driver; its errors become EngineError with the call, the error and its text in one line.
+
+    Raises DeviceMemoryError, which is an EngineError, where memory ran out.
+    """
+    try:
+        return function(*arguments, **named)
+    except Exception as error:
+        import pycuda.driver
+
+        if not isinstance(error, pycuda.driver.Error):
+            raise
+        kind, text = type(error).__name__, _one_line(error)
+        if isinstance(error, pycuda.driver.MemoryError):
+            raise DeviceMemoryError(
+                f"the GPU is out of memory ({text}): use smaller images or free its memory"
+            ) from error
+        # PyCUDA calls an illegal or misaligned address a LogicError.
+        broken = kind == "LaunchError" or "address" in text
+        hint = "; nothing can run on this GPU in this process any more" if broken else ""
+        raise EngineError(f"CUDA {kind}: {text}{hint}") from error
+
+
+def exchange_capture_mode(mode: int) -> int:
+    """Sets the calling thread's capture mode and returns what it was."""
+    value = ctypes.c_int(mode)
+    _exchange()(ctypes.byref(value))
+    return value.value
+
+
+@cache
+def _exchange() -> Callable[[Any], int]:
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode
+    except OSError:  # the driver is emulated in Python
+        return lambda _: 0
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

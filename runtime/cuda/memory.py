@@ -1,0 +1,40 @@
+"""What of PyCUDA's has to be freed with its device's context current.
+
+Without a current context PyCUDA cannot free: it warns, and for memory of a pool it aborts the process. So memory,
+streams and modules are owned by objects that make the context current first.
+"""
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.cuda.device import Device
+
+
+class Owned:
+    """Something of PyCUDA's, `raw`; when nobody refers to it any more it is freed, at the end of the process left."""
+
+    __slots__ = ("__weakref__", "device", "raw")
+
+    def __init__(self, device: "Device", raw: Any):
+        self.device, self.raw = device, raw
+
+    # What is needed is bound here: at the end of the process, modules are empty already.
+    def __del__(self, _keep: Any = ctypes.pythonapi.Py_IncRef, _object: Any = ctypes.py_object) -> None:
+        if not hasattr(self, "raw"):
+            return
+        if self.device.closed:
+            _keep(_object(self.raw))
+            return
+        with self.device.activate():
+            del self.raw
+
+
+class PinnedMemory(Owned):
+    """Page-locked memory; arrays of it have it as their base."""
+
+    __slots__ = ()
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return dict(self.raw.__array_interface__)

@@ -1,0 +1,186 @@
+"""Streams and events of a device, and whole sequences of work captured on a stream (CUDA graphs).
+
+PyCUDA has no graphs, so they go through cuda.bindings on the same stream's handle.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.driver import checked
+from vocabseg.runtime.cuda.memory import Owned
+from vocabseg.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.cuda.device import Device
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor the default stream for it
+
+
+class Stream(Owned):
+    """Work that runs in order on a device, beside that of other streams."""
+
+    def __init__(self, device: "Device"):
+        with device.activate():
+            super().__init__(device, checked(device.driver.Stream, NON_BLOCKING))
+        self.handle = int(self.raw.handle)
+
+    def synchronize(self) -> None:
+        """Wait until everything on this stream is done."""
+        with self.device.activate():
+            checked(self.raw.synchronize)
+
+    def upload(self, target: DeviceArray, source: np.ndarray) -> None:
+        """Copy host memory of the same size to the device; `source`, best pinned, must stay as it is until then."""
+        _same_size(target.nbytes, source.nbytes)
+        if source.nbytes:
+            with self.device.activate():
+                checked(self.device.driver.memcpy_htod_async, target.pointer, _bytes(source), self.raw)
+
+    def download(self, target: np.ndarray, source: DeviceArray) -> None:
+        """Copy device memory of the same size to the host; `target`, best pinned, is valid once it is done."""
+        _same_size(target.nbytes, source.nbytes)
+        if target.nbytes:
+            with self.device.activate():
+                checked(self.device.driver.memcpy_dtoh_async, _bytes(target), source.pointer, self.raw)
+
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        """Copy within the device; both have the same size in bytes."""
+        _same_size(target.nbytes, source.nbytes)
+        if target.nbytes:
+            with self.device.activate():
+                driver = self.device.driver
+                checked(driver.memcpy_dtod_async, target.pointer, source.pointer, target.nbytes, self.raw)
+
+    def fill(self, target: DeviceArray, byte: int) -> None:
+        """Set every byte."""
+        if target.nbytes:
+            with self.device.activate():
+                checked(self.device.driver.memset_d8_async, target.pointer, byte, target.nbytes, self.raw)
+
+    def record(self) -> "Event":
+        """An event that is reached when everything that is on this stream now is done."""
+        with self.device.activate():
+            event = Event(self.device)
+            checked(event.raw.record, self.raw)
+        return event
+
+    def wait(self, event: "Event") -> None:
+        """Let what follows on this stream begin only after `event`; the host does not wait."""
+        with self.device.activate():
+            checked(self.raw.wait_for_event, event.raw)
+
+    def capture(self, work: Callable[[], Any]) -> "Graph | None":
+        """What `work` puts on this stream, as a graph that can be launched again; it does not run now.
+
+        None where it cannot be captured: without the package cuda.bindings, or when `work` does what graphs cannot
+        hold. `work` must not allocate.
+        """
+        try:
+            from cuda.bindings import driver
+        except ImportError as error:
+            _warn_once(f"CUDA graphs are not used ({error}): pip install cuda-bindings")
+            return None
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        with self.device.activate():
+            _bound(driver.cuStreamBeginCapture, self.handle, mode)
+            failed = True
+            try:
+                work()
+                failed = False
+            except EngineError:
+                pass  # told by the eager run, if it fails there too
+            finally:
+                status, captured = driver.cuStreamEndCapture(self.handle)
+            if failed or int(status) != 0:
+                if int(status) == 0:
+                    _bound(driver.cuGraphDestroy, captured)
+                return None
+            try:
+                return Graph(self.device, driver, _bound(driver.cuGraphInstantiate, captured, 0))
+            finally:
+                _bound(driver.cuGraphDestroy, captured)
+
+
+class Event:
+    """A point on a stream; made by `Stream.record`."""
+
+    def __init__(self, device: "Device"):
+        self.device = device
+        try:
+            self.raw = device.spare_events.pop()
+        except IndexError:
+            self.raw = checked(device.driver.Event)
+
+    def __del__(self) -> None:
+        raw = self.__dict__.pop("raw", None)
+        if raw is not None:
+            self.device.spare_events.append(raw)  # at the end of the process it is never freed
+
+    def synchronize(self) -> None:
+        """Wait until it is reached."""
+        with self.device.activate():
+            checked(self.raw.synchronize)
+
+    def query(self) -> bool:
+        """Whether it is reached."""
+        with self.device.activate():
+            return bool(checked(self.raw.query))
+
+    def elapsed_since(self, other: "Event") -> float:
+        """Milliseconds between two events that are both reached."""
+        with self.device.activate():
+            return float(checked(self.raw.time_since, other.raw))
+
+
+class Graph:
+    """Captured work; the arrays that it uses must live as long as it does."""
+
+    def __init__(self, device: "Device", driver: Any, executable: Any):
+        self.device = device
+        self._driver, self._executable = driver, executable
+
+    def launch(self, stream: Stream) -> None:
+        """Run it all on `stream`."""
+        with self.device.activate():
+            _bound(self._driver.cuGraphLaunch, self._executable, stream.handle)
+
+    def close(self) -> None:
+        """Free it."""
+        executable, self._executable = self._executable, None
+        if executable is not None:
+            with self.device.activate():
+                _bound(self._driver.cuGraphExecDestroy, executable)
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_executable") is not None:
+            self.close()
+
+
+def _bound(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    """Call a function of cuda.bindings, which returns its status first; raises EngineError for a status but success."""
+    status, *values = function(*arguments)
+    if int(status) != 0:
+        raise EngineError(f"CUDA {function.__name__} failed: {getattr(status, 'name', status)}")
+    return values[0] if values else None
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The array's memory as bytes: PyCUDA takes no dtypes that the buffer protocol lacks."""
+    if not array.flags.c_contiguous:
+        raise ValueError("only contiguous arrays can be copied from or to a device")
+    return array.reshape(-1).view(np.uint8)
+
+
+def _same_size(target: int, source: int) -> None:
+    if target != source:
+        raise ValueError(f"{source} bytes do not fit an array of {target} bytes")
+
+
+def _warn_once(text: str, told: set[str] = set()) -> None:  # noqa: B006 - meant to be kept
+    if text not in told:
+        told.add(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=3)

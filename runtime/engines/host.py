@@ -1,0 +1,102 @@
+"""A bundle's graphs on a CPU, opened when they are first run."""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from vocabseg.runtime.engines.choose import choose
+from vocabseg.runtime.engines.interface import QUANTISED, Arrays, Choice, Runnable
+from vocabseg.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.bundle.folder import Bundle
+
+
+class Engine:
+    """One graph on one engine, opened when it is first run.
+
+    Calls from several threads run one after the other, but for ONNX Runtime on one thread each (`limit_threads`).
+    """
+
+    def __init__(self, path: str | Path, choice: Choice, digest: str | None = None, batched: bool = False):
+        """`digest` tells apart graphs of one bundle and precision that compute different values: it joins the key.
+
+        `batched`: runs bring many samples, along the first axis of every input and output.
+        """
+        self.path = Path(path)
+        self.choice = choice
+        self.batched = batched
+        self.key = choice.key if digest is None else f"{choice.key}-{digest[:16]}"
+        self._opening, self._running = threading.Lock(), threading.Lock()
+        self._opened: dict[int, Runnable] = {}  # by number of threads
+        self.seconds = 0.0  # spent in runs so far
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run the graph on arrays by input name and return all outputs by name; raises EngineError when it cannot."""
+        threads = thread_count()
+        with self._opening:
+            if threads not in self._opened:
+                self._opened[threads] = _open(self.path, self.choice, threads, self.batched)
+            runnable = self._opened[threads]
+        with nullcontext() if threads == 1 and self.choice.name == "onnxruntime" else self._running:
+            begin = time.perf_counter()
+            try:
+                return runnable.run(inputs)
+            finally:
+                spent = time.perf_counter() - begin
+                with self._opening:
+                    self.seconds += spent
+
+    def close(self) -> None:
+        """Free the graph's memory; the next run opens it again."""
+        with self._opening:
+            self._opened.clear()
+
+
+class HostEngines:
+    """The engines of a bundle's graphs by name, each made once; threads may share it."""
+
+    def __init__(self, bundle: "Bundle", choice: Choice):
+        bundle.graph("image_encoder", choice.variant)  # a bundle without this precision says so at once
+        self._bundle, self._choice = bundle, choice
+        self._engines: dict[str, Engine] = {}
+        self._making = threading.Lock()
+
+    def __call__(self, graph: str) -> Engine:
+        with self._making:
+            if graph not in self._engines:
+                self._engines[graph] = self._make(graph)
+            return self._engines[graph]
+
+    def _make(self, graph: str) -> Engine:
+        bundle = self._bundle
+        record = bundle.graph(graph, self._choice.variant)
+        digest = None if record.file == bundle.graph(graph).file else record.digest()
+        choice = self._choice.for_graph(graph)
+        if choice.precision in QUANTISED and record.dtype == "float32":
+            # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
+            choice = msgspec.structs.replace(choice, precision="float32")
+        return Engine(bundle.path(record.file), choice, digest, batched=graph == "image_encoder")
+
+
+def open_engine(
+    path: str | Path, engine: str | None = None, device: str = "auto", precision: str | None = None
+) -> Engine:
+    """An engine for the ONNX graph at `path`; raises EngineError as `choose` does."""
+    return Engine(path, choose(engine, device, precision))
+
+
+def _open(path: Path, choice: Choice, threads: int, batched: bool) -> Runnable:
+    if choice.name == "openvino":
+        from vocabseg.runtime.engines.openvino import OpenVinoGraph
+
+        return OpenVinoGraph(path, choice.precision, threads, batched)
+    from vocabseg.runtime.engines.onnxruntime_cpu import OnnxRuntimeGraph
+
+    return OnnxRuntimeGraph(path, threads, literal=choice.precision == "fp8")

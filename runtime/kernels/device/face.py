@@ -1,0 +1,317 @@
+"""The kernels on an NVIDIA GPU: arrays that lie on the device already, in and out, and nothing but launches between.
+
+Every method returns at once; its work is on `stream`, and the arrays it was given must live until that is done. A
+method allocates only what it keeps: tables for each pair of sizes, and a workspace for each stream. A graph that was
+captured uses the workspace of its stream, so the largest sizes must have been run on that stream before.
+
+Results are the host's bit for bit for resize_normalize and region_boxes; crops, classes and scores differ by rounding
+(*.cuh say by how much and why). Bad arguments are ValueErrors of one line.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vocabseg.runtime.kernels import checks
+from vocabseg.runtime.kernels.cropping import Cropping
+from vocabseg.runtime.kernels.device import launch
+from vocabseg.runtime.kernels.device.arguments import (
+    FLOATS,
+    CropSource,
+    Ensemble,
+    Side,
+    array,
+    crop_source,
+    kind,
+    mask_shape,
+    pointer,
+    side_struct,
+)
+from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
+from vocabseg.runtime.kernels.device.launch import packed
+from vocabseg.runtime.kernels.reference import threshold_logit
+from vocabseg.runtime.masks import Masks
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.cuda.arrays import DeviceArray
+    from vocabseg.runtime.cuda.device import Device
+    from vocabseg.runtime.cuda.kernel import Function
+    from vocabseg.runtime.cuda.streams import Event, Stream
+
+# Tables of this many pairs of sizes are kept: 10 KB each for an image of usual size.
+TABLES = 256
+
+
+class _Table(NamedTuple):
+    struct: np.ndarray
+    spans: "DeviceArray"
+    weights: "DeviceArray"
+    ready: "Event"
+    streams: set[int]  # that come after it, by handle
+
+
+class CudaKernels:
+    """The kernels of one device; `fatbin` are those of the installation unless given. Raises EngineError."""
+
+    def __init__(self, device: "Device", fatbin: bytes | None = None):
+        self.device = device
+        self._module = device.load_module(kernels_fatbin() if fatbin is None else fatbin)
+        self._functions: dict[str, Function] = {}
+        self._tables: OrderedDict[tuple[int, int], _Table] = OrderedDict()
+        self._workspaces: dict[int, DeviceArray] = {}
+        self._lock = threading.RLock()
+
+    def resize_normalize(
+        self,
+        image: "DeviceArray",
+        mean: object,
+        std: object,
+        network_input: "DeviceArray",
+        resized: "DeviceArray",
+        stream: "Stream",
+    ) -> None:
+        """Pillow's bilinear resize of image (H, W, 3) uint8 to resized (h, w, 3) uint8, bit for bit.
+
+        network_input (1, 3, Hp, Wp) float32 or float16 becomes (resized - mean) / std, both (3,) 0..255, padded with 0.
+        """
+        in_h, in_w, _ = array("image", image, np.uint8, ("H", "W", 3))
+        h, w, _ = array("resized", resized, np.uint8, ("h", "w", 3))
+        _, _, *padded = array("network_input", network_input, FLOATS, (1, 3, "Hp", "Wp"))
+        _, padded_size = checks.sizes((h, w), padded)
+        checks.size("image", (in_h, in_w))
+        mean, std = checks.colour("mean", mean), checks.deviation(std)
+        columns, rows = self._table(in_w, w, stream), self._table(in_h, h, stream)
+        shape = packed(launch.RESIZE_SHAPE, in_size=(in_h, in_w), size=(h, w), padded_size=padded_size)
+        colours = packed(launch.COLOURS, mean=mean, deviation=std)
+        arguments = [image, shape, columns, rows, colours, network_input, resized]
+        self._launch(f"resize_normalize_{kind(network_input)}", launch.resize(padded_size), arguments, stream)
+
+    def region_boxes(
+        self,
+        masks: Masks,
+        threshold: float,
+        boxes: "DeviceArray",
+        areas: "DeviceArray",
+        bits: "DeviceArray | None",
+        stream: "Stream",
+    ) -> None:
+        """Boxes (N, 4) int32 [x1, y1, x2, y2) and areas (N,) int32 of the thresholded masks; 0 where empty.
+
+        bits (N, h, ceil(w / 32)) uint32, if given, become the masks themselves, column x in bit x % 32 of word x // 32.
+        """
+        n, shape = mask_shape(masks)
+        array("boxes", boxes, np.int32, (n, 4))
+        array("areas", areas, np.int32, (n,))
+        h, w = masks.image_size
+        if bits is not None:
+            array("bits", bits, np.uint32, (n, h, -(-w // 32)))
+        if n == 0:
+            return
+        count = np.int32(n)
+        self._launch("region_boxes_start", launch.threads(4 * n), [count, boxes, areas], stream)
+        arguments = [masks.logits, shape, threshold_logit(threshold), boxes, areas, bits]
+        self._launch(f"region_boxes_{kind(masks.logits)}", launch.region_boxes(n, (h, w)), arguments, stream)
+        arguments = [count, np.int32(h), np.int32(w), boxes, areas]
+        self._launch("region_boxes_finish", launch.threads(n), arguments, stream)
+
+    def select_regions(
+        self,
+        boxes: "DeviceArray",
+        areas: "DeviceArray",
+        expand_ratio: float,
+        image_size: Sequence[int],
+        order: "DeviceArray",
+        crop_boxes: "DeviceArray",
+        count: "DeviceArray",
+        stream: "Stream",
+    ) -> None:
+        """Which masks are not empty, order (N,) int32, their boxes crop_boxes (N, 4) int32, and their count (1,) int32.
+
+        The boxes are expanded as by geometry.expand_boxes. What lies beyond the count is left as it is.
+        """
+        n, _ = array("boxes", boxes, np.int32, ("masks", 4))
+        for name, value, shape in (
+            ("areas", areas, (n,)), ("order", order, (n,)), ("crop_boxes", crop_boxes, (n, 4)), ("count", count, (1,))
+        ):  # fmt: skip
+            array(name, value, np.int32, shape)
+        h, w = checks.size("image size", image_size)
+        arguments = [np.int32(n), boxes, areas, np.float32(expand_ratio), np.int32(h), np.int32(w)]
+        blocks = launch.Launch((1, 1, 1), (launch.BOX_WARPS * launch.WARP, 1, 1))
+        self._launch("select_regions", blocks, [*arguments, order, crop_boxes, count], stream)
+
+    def crop_regions(
+        self, sources: Sequence[CropSource], cropping: Cropping, crops: "DeviceArray", stream: "Stream"
+    ) -> None:
+        """Cuts, fills, normalises and resizes the regions of many images into crops (B, 3, S, S) float32 or float16.
+
+        Image k's regions go to crops[first_k : first_k + count_k], those beyond B nowhere; other crops are left as they
+        are. With matting the mask probability weighs image against fill.
+        """
+        cropping = checks.cropping(cropping)
+        fill, mean, std, size = cropping.fill, cropping.mean, cropping.std, cropping.size
+        capacity, *_ = array("crops", crops, FLOATS, ("crops", 3, size, size))
+        settings = packed(
+            launch.CROP_SETTINGS,
+            fill=fill,
+            background=(fill - mean) / std,
+            gain=1 / std,
+            limit=threshold_logit(cropping.threshold),
+            matting=cropping.matting,
+            size=size,
+            crops=capacity,
+        )
+        for with_bits in (True, False):
+            chosen = [crop_source(s) for s in sources if with_bits == (s.bits is not None and not cropping.matting)]
+            chosen = [source for source in chosen if source["capacity"]]
+            name = f"crop_regions_{'bits' if with_bits else 'logits'}_{kind(crops)}"
+            for k in range(0, len(chosen), launch.CROP_IMAGES):
+                part = chosen[k : k + launch.CROP_IMAGES]
+                regions = max(int(source["capacity"]) for source in part)
+                blocks, across = launch.crop_regions(size, regions, len(part))
+                self._launch(name, blocks, [launch.source_struct(part), settings, np.int32(across), crops], stream)
+
+    def classify(
+        self,
+        query: Side | None,
+        region: Side | None,
+        seen: "DeviceArray | None",
+        order: "DeviceArray | None",
+        count: "DeviceArray | None",
+        ensemble: Ensemble,
+        probabilities: "DeviceArray",
+        no_object: "DeviceArray | None",
+        stream: "Stream",
+    ) -> None:
+        """segmenter/classify.py's class_probabilities, in float32, on what the networks gave.
+
+        query: N embeddings and K + 1 texts, of which the last means no object; None for masks of one's own. region: V
+        embeddings and K texts. seen (K,) bool or uint8, None for all unseen; order (N,) and count (1,) int32: region v
+        is mask order[v], v < count. probabilities (N, K) float32; where only CLIP speaks (no queries, or enabled with a
+        weight of 0) its rows are the regions', and those beyond the count are left as they are. no_object (N,) float32,
+        if given: the probability that the query means none of the classes, 0 without queries.
+        """
+        rows, classes = array("probabilities", probabilities, np.float32, ("rows", "classes"))
+        by_region = query is None or (ensemble.enabled and ensemble.weight <= 0)
+        sides = [packed(launch.SIDE), packed(launch.SIDE)]
+        if not by_region:
+            assert query is not None
+            sides[0] = side_struct("query", query, classes + 1)
+            array("query embeddings", query.embeddings, FLOATS, (rows, "depth"))
+        if by_region or ensemble.enabled:
+            if region is None:
+                raise ValueError("the regions' embeddings and texts are missing: give them")
+            sides[1] = side_struct("region", region, classes)
+            if not by_region:
+                array("order", order, np.int32, ("masks",))
+            if count is not None:
+                array("count", count, np.int32, (1,))
+            elif not by_region:
+                raise ValueError("count is missing: give how many regions order holds")
+        if seen is not None:
+            array("seen", seen, (np.bool_, np.uint8), (classes,))
+        if no_object is not None:
+            array("no_object", no_object, np.float32, (rows,))
+        if rows == 0 or classes == 0:
+            return
+        lengths = [int(side["rows"] * side["texts_count"]) for side in sides]
+        memory = self._workspace(4 * sum(lengths), stream)
+        sides[0]["logits"], sides[1]["logits"] = memory.pointer, memory.pointer + 4 * lengths[0]
+        blocks = launch.similarity(int(sides[0]["rows"]), int(sides[1]["rows"]), classes + 1)
+        both = np.stack(sides).tobytes()
+        self._launch("similarity", blocks, [both, np.float32(ensemble.temperature)], stream)
+        given = packed(
+            launch.ENSEMBLE,
+            query=sides[0]["logits"] if not by_region else 0,
+            region=sides[1]["logits"] if by_region or ensemble.enabled else 0,
+            seen=pointer(seen),
+            order=pointer(order),
+            count=pointer(count),
+            rows=min(rows, int(sides[1]["rows"])) if by_region else rows,
+            classes=classes,
+            weight=ensemble.weight,
+        )
+        blocks = launch.Launch((rows, 1, 1), (launch.ROW_THREADS, 1, 1))
+        self._launch("classify", blocks, [given, probabilities, no_object], stream)
+
+    def compose(
+        self,
+        masks: Masks,
+        probabilities: "DeviceArray",
+        order: "DeviceArray | None",
+        count: "DeviceArray | None",
+        labels: "DeviceArray",
+        scores: "DeviceArray",
+        stream: "Stream",
+    ) -> None:
+        """The class with the highest score at every pixel, the first of equals: labels (H, W) int32, scores float32.
+
+        masks float32 or float16; probabilities (rows, K) float32 from 0 to 1 (15 at most). Row v weighs mask order[v],
+        v < count, or without order and count mask v. Both are 0 where there is no mask.
+        """
+        n, shape_of_masks = mask_shape(masks)
+        rows, classes = array("probabilities", probabilities, np.float32, (n if order is None else "rows", "classes"))
+        if classes == 0:
+            raise ValueError("probabilities has no class: give at least one")
+        if (order is None) != (count is None):
+            raise ValueError("order and count belong together: give both or neither")
+        if order is not None:
+            array("order", order, np.int32, (rows,))
+            array("count", count, np.int32, (1,))
+        output = checks.size("output size", masks.output_size)
+        array("labels", labels, np.int32, output)
+        array("scores", scores, np.float32, output)
+        plan = launch.compose(rows, classes, output)
+        table = self._workspace(plan.table_bytes, stream)
+        groups, steps = np.int32(plan.groups), np.int32(plan.steps)
+        if rows:
+            arguments = [probabilities, count, np.int32(rows), np.int32(classes), groups, steps, table]
+            self._launch("compose_classes", plan.prepare, arguments, stream)
+        fragments = packed(launch.CLASS_TABLE, fragments=table.pointer, groups=groups, steps=steps)
+        shape = packed(launch.COMPOSE_SHAPE, mask=shape_of_masks, output_size=output, masks=rows, classes=classes)
+        name = f"compose_{'many_' if plan.many else ''}{kind(masks.logits)}"
+        self._launch(name, plan.launch, [masks.logits, fragments, order, count, shape, labels, scores], stream)
+
+    def _launch(self, name: str, blocks: launch.Launch, arguments: Sequence[Any], stream: "Stream") -> None:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._module.function(name)
+        # Structs go by value; as a scalar they know their alignment.
+        values = [a[()] if isinstance(a, np.ndarray) else a for a in arguments]
+        function(blocks.grid, blocks.block, values, stream, blocks.shared_bytes)
+
+    def _table(self, in_size: int, out_size: int, stream: "Stream") -> np.ndarray:
+        """Pillow's weights of one axis, made on the device when first needed."""
+        with self._lock:
+            table = self._tables.get((in_size, out_size))
+            if table is None:
+                while len(self._tables) >= TABLES:
+                    self.device.synchronize()  # somebody may still read them
+                    for _ in range(TABLES // 2):
+                        self._tables.popitem(last=False)
+                capacity = launch.triangle_capacity(in_size, out_size)
+                spans = self.device.empty((out_size, 2), np.int32)
+                weights = self.device.empty((out_size, capacity), np.int32)
+                arguments = [np.int32(in_size), np.int32(out_size), np.int32(capacity), spans, weights]
+                self._launch("resize_table", launch.threads(out_size), arguments, stream)
+                struct = packed(launch.RESIZE_TABLE, spans=spans.pointer, weights=weights.pointer, capacity=capacity)
+                table = _Table(struct, spans, weights, stream.record(), {stream.handle})
+                self._tables[in_size, out_size] = table
+            else:
+                self._tables.move_to_end((in_size, out_size))
+                if stream.handle not in table.streams:
+                    stream.wait(table.ready)
+                    table.streams.add(stream.handle)
+            return table.struct
+
+    def _workspace(self, size: int, stream: "Stream") -> "DeviceArray":
+        """At least `size` bytes that only this stream uses."""
+        with self._lock:
+            memory = self._workspaces.get(stream.handle)
+            if memory is None or memory.nbytes < size:
+                if memory is not None:
+                    stream.synchronize()  # what runs there still uses the smaller one
+                memory = self._workspaces[stream.handle] = self.device.empty((max(2 * size, 2**18),), np.uint8)
+            return memory

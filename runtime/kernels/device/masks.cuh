@@ -1,0 +1,185 @@
+// The first half of compose: mask probabilities of a tile of the output, as halves for the tensor cores.
+//
+// A tile of 8 x 8 pixels reads at most 16 rows and 16 columns of the image, whatever the sizes. 16 lanes take these columns
+// for two masks and walk down the rows: a mask row is read when it is first needed, a row of the image is a mixture of two
+// mask rows, two sigmoids share a reciprocal, and two rows of the image give a row of the tile. The lanes then trade what
+// the tile's 8 columns mix. At 640 x 853 -> 480 x 640 that is 2.25 sigmoids for each pixel and mask, instead of 4.
+#pragma once
+
+#include "boxes.cuh"
+#include "mma.cuh"
+
+namespace vocabseg {
+
+constexpr int kTileSide = 8, kTilePixels = kTileSide * kTileSide, kTouched = 2 * kTileSide;
+// Powers of two that keep small probabilities out of the halves' denormals: masks up to 1, classes up to 15.
+constexpr float kMaskScale = 16384.0f, kClassScale = 4096.0f;
+
+// Where a pixel of the tile lies between the rows (or columns) of the image that the tile touches.
+struct TilePlace {
+    int low, high;  // among those touched
+    float fraction;
+};
+
+// An axis of a tile: from the mask over the image to the output.
+struct TileAxis {
+    int mask_size, padded_size, image_size, output_size;
+    int first;  // pixel of the output
+
+    __device__ __forceinline__ LinearTap tap(int k) const {
+        return linear_tap(image_size, output_size, min(first + k, output_size - 1));
+    }
+    // Whether the touched ones are neighbours; else every pixel has two of its own.
+    __device__ __forceinline__ bool dense() const { return tap(kTileSide - 1).high - tap(0).low < kTouched; }
+
+    __device__ __forceinline__ TilePlace place(int k) const {
+        const LinearTap own = tap(k);
+        if (!dense()) return {2 * k, 2 * k + 1, own.high_weight};
+        const int begin = tap(0).low;
+        return {own.low - begin, own.high - begin, own.high_weight};
+    }
+    // Where the touched row (or column) number k of the image lies in the mask.
+    __device__ __forceinline__ LinearTap touched(int k) const {
+        const LinearTap own = tap(k / 2);
+        const int sparse = k % 2 == 0 ? own.low : own.high;
+        return linear_tap(mask_size, padded_size, dense() ? min(tap(0).low + k, tap(kTileSide - 1).high) : sparse);
+    }
+};
+
+struct TileRows {
+    SharedTap touched[kTouched], place[kTileSide];  // place: low and high are among those touched
+};
+
+__device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& table) {
+    if (threadIdx.x < kTouched) table.touched[threadIdx.x].tap = rows.touched(threadIdx.x);
+    if (threadIdx.x >= kTileSide) return;
+    const TilePlace place = rows.place(threadIdx.x);
+    table.place[threadIdx.x].tap = {place.low, place.high, 1.0f - place.fraction, place.fraction};
+}
+
+// Keeps the compiler from taking a pointer apart into a base and an offset that it adds up again at every use.
+template <class T> __device__ __forceinline__ void keep_pointer(const T*& pointer) {
+#if defined(__CUDACC__)
+    asm("" : "+l"(pointer));
+#endif
+}
+
+// Two masks at one column of the image, walked down.
+template <class Logit> struct ColumnWalk {
+    const Logit *low[2], *high[2];  // the masks at the two of their columns that the column of the image lies between
+    float high_weight;
+    int mask_w, mask_h;
+    int above_row = -1, below_row = -1, ahead_row = -1;
+    float above[2], below[2], ahead[2][2];  // ahead: the next row of the mask, read while others are worked on
+
+    __device__ __forceinline__ void read_ahead(int row) {
+        const int at = row * mask_w;  // a mask has less than 2^31 elements
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            ahead[k][0] = get(low[k] + at);
+            ahead[k][1] = get(high[k] + at);
+        }
+        ahead_row = row;
+    }
+    // In powers of two, negated, as the sigmoid takes it.
+    __device__ __forceinline__ void take(int row, float (&out)[2]) {
+        if (row != ahead_row) read_ahead(row);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            out[k] = -1.44269504f * fmaf(high_weight, ahead[k][1] - ahead[k][0], ahead[k][0]);
+        }
+    }
+    // Probabilities, times kMaskScale; the row is the same for all lanes.
+    __device__ __forceinline__ void probabilities(const LinearTap& row, float (&out)[2]) {
+        if (row.high != below_row || row.low != above_row) {
+            if (row.low == below_row) {
+                above[0] = below[0];
+                above[1] = below[1];
+            } else {
+                take(row.low, above);
+            }
+            take(row.high, below);
+            above_row = row.low;
+            below_row = row.high;
+            read_ahead(min(row.high + 1, mask_h - 1));
+        }
+        float denominator[2];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            // Up to 2^62, so that a product of two stays finite; not before the rows are mixed: that would move outlines.
+            denominator[k] = 1.0f + fast_exp2(fminf(fmaf(row.high_weight, below[k] - above[k], above[k]), 62.0f));
+        }
+        const float reciprocal = kMaskScale * fast_reciprocal(denominator[0] * denominator[1]);
+        out[0] = reciprocal * denominator[1];
+        out[1] = reciprocal * denominator[0];
+    }
+};
+
+// Probabilities of the masks `first` to `first + chunk` (numbers in `order`, if there is one; those beyond `count` repeat
+// the last, and must be weighed by 0) at the tile's pixels, to high and low (kTilePixels, stride) halves.
+template <class Logit>
+__device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int* order, int count, const TileAxis& rows_axis,
+                                             const TileAxis& columns_axis, const TileRows& rows, int first, int chunk,
+                                             int stride, unsigned short* high, unsigned short* low) {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    const int pair = lane / 16;                              // which two of four masks the lane walks,
+    const int x = lane % kTileSide, which = lane / 8 % 2;    // and the column and which of the two it finishes
+    const TilePlace across = columns_axis.place(x);
+    const LinearTap column = columns_axis.touched(lane % kTouched);
+    const int64_t area = static_cast<int64_t>(rows_axis.mask_size) * columns_axis.mask_size;
+    const int touched = rows.place[kTileSide - 1].tap.high + 1;
+    for (int four = warp; four < chunk / 4; four += warps) {
+        const int own = 4 * four + 2 * pair;
+        unsigned short* out_high = high + x * stride + own + which;
+        unsigned short* out_low = low + x * stride + own + which;
+        if (first + 4 * four >= count) {  // no mask at all: the last step of 16 is not full
+            for (int y = 0; y < kTileSide; ++y, out_high += kTileSide * stride, out_low += kTileSide * stride) {
+                *out_high = 0;
+                *out_low = 0;
+            }
+            continue;
+        }
+        const int near = min(first + own, count - 1), far = min(first + own + 1, count - 1);
+        const Logit* masks[2] = {mask_logits + area * (order == nullptr ? near : __ldg(order + near)),
+                                 mask_logits + area * (order == nullptr ? far : __ldg(order + far))};
+        ColumnWalk<Logit> walk;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            walk.low[k] = masks[k] + column.low;
+            walk.high[k] = masks[k] + column.high;
+            keep_pointer(walk.low[k]);
+            keep_pointer(walk.high[k]);
+        }
+        walk.high_weight = column.high_weight;
+        walk.mask_w = columns_axis.mask_size;
+        walk.mask_h = rows_axis.mask_size;
+        float previous[2], current[2] = {0.0f, 0.0f};
+        int y = 0;
+        LinearTap down = read_tap(rows.place[0]);
+        for (int r = 0; r < touched; ++r) {  // everything about rows is the same for all lanes
+            previous[0] = current[0];
+            previous[1] = current[1];
+            walk.probabilities(read_tap(rows.touched[r]), current);
+            while (down.high == r) {
+                float left[2], right[2];
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const float upper = down.low == r ? current[k] : previous[k];
+                    const float mixed = fmaf(down.high_weight, current[k] - upper, upper);
+                    left[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.low);
+                    right[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.high);
+                }
+                const float from = which == 0 ? left[0] : left[1], to = which == 0 ? right[0] : right[1];
+                const HalfPair halves = split(fmaf(across.fraction, to - from, from));
+                *out_high = halves.high;
+                *out_low = halves.low;
+                out_high += kTileSide * stride;
+                out_low += kTileSide * stride;
+                if (++y == kTileSide) break;
+                down = read_tap(rows.place[y]);
+            }
+        }
+    }
+}
+
+}  // namespace vocabseg

@@ -1,0 +1,190 @@
+"""The picture of a result: the photo tinted by class, crisp borders between the classes, and a legend."""
+
+import math
+
+import numpy as np
+
+from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.result.legend import THEMES, Entry, legend_panel
+
+# The first seven are Okabe and Ito's (jfly.uni-koeln.de/color); each further one is the colour of a coarse RGB grid
+# farthest from those before it in OKLab, as seen with normal, protanopic and deuteranopic eyes (Machado et al. 2009).
+PALETTE = (
+    "0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 961e4b 00ffe1 0000ff 8778ff 00d287 "
+    "964b00 c31e96 691ec3 5ae1ff a5f096 e10fd2 f05a69 960087 a54b5a ff78d2 f0c34b 3c5aff"
+)
+ALIKE = 25.0  # CIELAB distance below which two tints over a photo are hard to tell apart
+GOLDEN_TURN = (math.sqrt(5) - 1) / 2  # steps of this much of the colour circle never meet again
+# Pictures smaller than this are enlarged by a whole factor, so that a legend of readable size fits beside them.
+SMALLEST_WITH_LEGEND = 320
+BAND = 256  # rows painted at a time, so that huge pictures need little more memory than they take themselves
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Colours (count, 3) uint8 RGB of the classes; a class's colour depends on its index alone."""
+    colours = np.empty((count, 3), np.uint8)
+    for index in range(count):
+        colours[index] = _colour(index)
+    return colours
+
+
+def distinct_colours(colours: np.ndarray, present: list[int]) -> np.ndarray:
+    """`colours` (count, 3) uint8 RGB, changed so that no two of the classes `present`, largest first, look alike.
+
+    A class keeps its colour unless a larger one in the same picture has nearly the same, as happens among a hundred
+    classes; it then takes the first colour of the palette that is far from those in use, or else the farthest one.
+    """
+    import cv2
+
+    def lab(rgb: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(rgb.reshape(1, -1, 3)).astype(np.float32) / 255
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)[0]
+
+    result = colours.copy()
+    spare = np.array([_colour(index) for index in range(len(PALETTE.split()))], np.uint8)
+    used = np.empty((0, 3), np.float32)
+    for index in present:
+        own = lab(colours[index])
+        if len(used) and np.linalg.norm(used - own, axis=1).min() < ALIKE:
+            distances = np.linalg.norm(lab(spare)[:, None] - used, axis=2).min(axis=1)
+            far = np.flatnonzero(distances >= ALIKE)
+            result[index] = spare[far[0] if len(far) else distances.argmax()]
+            own = lab(result[index])
+        used = np.concatenate([used, own])
+    return result
+
+
+def draw_overlay(
+    labels: np.ndarray,
+    classes: list[str],
+    image: np.ndarray | None = None,
+    legend: bool = True,
+    opacity: float = 0.6,
+    theme: str = "light",
+) -> np.ndarray:
+    """Paint a label map over its photo.
+
+    Args:
+        labels: (H, W) integers, indices into `classes`; -1 is painted as "no mask", without a tint.
+        classes: names, of any length and script.
+        image: (H, W, 3) uint8 RGB; None gives a flat map of colours.
+        legend: whether to add a legend, sorted by area; it is put on the right of the picture, or below a wide strip.
+            Pictures under 320 pixels are then enlarged by a whole factor. Without it the result is (H, W, 3).
+        opacity: of the tint, 0 (borders alone) to 1 (no photo).
+        theme: "light" or "dark", the legend's background.
+
+    Returns uint8 RGB. Raises OutputError for an unknown theme or an opacity outside 0..1.
+    """
+    if theme not in THEMES:
+        raise OutputError(f"unknown theme {theme!r}; choose one of {', '.join(THEMES)}")
+    if not 0 <= opacity <= 1:
+        raise OutputError(f"opacity {opacity!r} is outside 0..1; choose, for example, 0.6")
+    if legend:
+        labels, image = _enlarged(labels, image)
+    height, width = labels.shape
+    by_area = _by_area(labels, len(classes))
+    colours = distinct_colours(class_colours(len(classes)), [index for index, _ in by_area if index >= 0])
+    if not legend:
+        canvas = np.empty((height, width, 3), np.uint8)
+    else:
+        panel, below = legend_panel(height, width, _entries(by_area, classes, colours), THEMES[theme])
+        if below:
+            canvas = np.empty((height + panel.shape[0], width, 3), np.uint8)
+            canvas[height:] = panel
+        else:
+            canvas = np.empty((height, width + panel.shape[1], 3), np.uint8)
+            canvas[:, width:] = panel
+    _paint(canvas[:height, :width], labels, colours, image, opacity)
+    return canvas
+
+
+def _paint(
+    canvas: np.ndarray, labels: np.ndarray, colours: np.ndarray, image: np.ndarray | None, opacity: float
+) -> None:
+    """Fill `canvas` (H, W, 3) band by band."""
+    import cv2
+
+    height, width = labels.shape
+    thickness = max(1, round(math.sqrt(height * width) / 400))
+    table = np.vstack([colours, np.full((1, 3), 128, np.uint8)])  # label -1 takes the last row
+    for top in range(0, height, BAND):
+        bottom = min(height, top + BAND)
+        # borders are as thick across the bands as within them
+        first, last = max(0, top - thickness), min(height, bottom + thickness)
+        inside = 1 - _edges(labels[first:last])
+        edges = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[top - first : bottom - first] < thickness - 0.5
+        band = labels[top:bottom]
+        tint = table[band]
+        if image is None:
+            painted = tint.copy()
+            painted[edges] = tint[edges] // 2
+        else:
+            photo = np.ascontiguousarray(image[top:bottom])
+            grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            # Half of the photo's own colour stays, lest a green tint on a red bus read as a third class, and its
+            # shadows are lifted, lest a light class in the dark look like a dark one.
+            calm = cv2.addWeighted(photo, 0.45, grey, 0.45, 24)
+            painted = cv2.addWeighted(calm, 1 - opacity, tint, opacity, 0)
+            painted[edges] = tint[edges]
+            bare = band < 0
+            painted[bare] = photo[bare]
+        canvas[top:bottom] = painted
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """(h, w) uint8: 1 where the right or the lower neighbour, or the one they are right or lower of, differs."""
+    edges = np.zeros(labels.shape, np.uint8)
+    across = labels[:, 1:] != labels[:, :-1]
+    edges[:, 1:] |= across
+    edges[:, :-1] |= across
+    down = labels[1:] != labels[:-1]
+    edges[1:] |= down
+    edges[:-1] |= down
+    return edges
+
+
+def _by_area(labels: np.ndarray, classes: int) -> list[tuple[int, float]]:
+    """(class, share of the picture) of the classes present, the largest first; at the end -1 where there is any."""
+    counts = np.zeros(classes + 1, np.int64)
+    for top in range(0, len(labels), BAND):
+        counts += np.bincount(labels[top : top + BAND].ravel() + 1, minlength=len(counts))
+    order = sorted(np.flatnonzero(counts[1:]).tolist(), key=lambda index: (-counts[index + 1], index))
+    return [(index, float(counts[index + 1] / labels.size)) for index in [*order, -1] if counts[index + 1]]
+
+
+def _entries(by_area: list[tuple[int, float]], classes: list[str], colours: np.ndarray) -> list[Entry]:
+    entries = []
+    for index, share in by_area:
+        if index < 0:
+            entries.append(Entry("no mask", None, share))
+        else:
+            red, green, blue = colours[index].tolist()
+            entries.append(Entry(classes[index], (red, green, blue), share))
+    return entries
+
+
+def _enlarged(labels: np.ndarray, image: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    import cv2
+
+    height, width = labels.shape
+    factor = -(-SMALLEST_WITH_LEGEND // max(height, width))
+    if factor == 1:
+        return labels, image
+    labels = labels.repeat(factor, 0).repeat(factor, 1)
+    if image is not None:
+        image = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+    return labels, image
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    fixed = PALETTE.split()
+    if index < len(fixed):
+        red, green, blue = bytes.fromhex(fixed[index])
+        return red, green, blue
+    import colorsys
+
+    place = index - len(fixed)
+    hue = (place * GOLDEN_TURN + 0.1) % 1
+    saturation, value = ((0.85, 0.9), (0.5, 0.95), (0.95, 0.62))[place % 3]
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue

@@ -1,0 +1,290 @@
+"""What a user gets back: labels and scores at once, everything else when it is asked for."""
+
+import io
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
+from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
+from vocabseg.runtime.result.panoptic import instances as most_probable_instances
+
+if TYPE_CHECKING:
+    import supervision
+
+# File name suffix -> Pillow's format and options.
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {"compress_level": 4}),
+    ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 92}),
+}
+
+
+class Evidence(Protocol):
+    """What a result is made of: M masks, their class probabilities, and the kernels that resample them."""
+
+    @property
+    def masks(self) -> Masks: ...
+    @property
+    def class_probabilities(self) -> np.ndarray: ...  # (M, C) float32
+    @property
+    def no_object(self) -> np.ndarray: ...  # (M,) float32, the probability that a query is no object
+    @property
+    def kernels(self) -> ModuleType: ...
+
+
+@dataclass(frozen=True, eq=False)
+class GivenEvidence:
+    """Evidence that is there already."""
+
+    masks: Masks
+    class_probabilities: np.ndarray
+    no_object: np.ndarray
+    kernels: ModuleType
+
+
+class Result:
+    """One segmented image.
+
+    Attributes:
+        labels: (H, W) int32, indices into `classes`; -1 where no mask of one's own lies.
+        scores: (H, W) float32, the score of the winning class: a sum over masks, at least 0, possibly above 1.
+        classes: the names, in the order they were given.
+        image: (H, W, 3) uint8 RGB, or None.
+        evidence: what the further outputs are computed from, or None, which leaves only what the labels tell.
+    """
+
+    __slots__ = ("classes", "evidence", "image", "labels", "scores")
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        classes: Sequence[str],
+        image: np.ndarray | None = None,
+        evidence: Evidence | None = None,
+    ):
+        self.labels = labels
+        self.scores = scores
+        self.classes = list(classes)
+        self.image = image
+        self.evidence = evidence
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Result({height} x {width} pixels, {len(self.classes)} classes)"
+
+    def class_scores(self) -> np.ndarray:
+        """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed at each call."""
+        known = self._known_evidence()
+        return known.kernels.class_scores(known.masks, known.class_probabilities)
+
+    def panoptic(
+        self,
+        things: Collection[str | int] | None = None,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Segments that do not overlap: things one by one, everything else one segment per class.
+
+        Args:
+            things: names or indices of the classes that are countable; None counts every class.
+            object_mask_threshold: a mask takes part when its best class is above this probability and above that of
+                "no object".
+            overlap_threshold: a segment is dropped that keeps less than this share of its mask.
+
+        The masks' class probabilities are taken as they are, with the probability of "no object" beside them; they are
+        not made to sum to 1. Returns what `panoptic_segments` does: the segmentation (H, W)
+        int32, 0 where there is none, and a dictionary per segment with its "id", "isthing", "category_id", "score" and
+        "area". Raises VocabularyError for a thing that is no class.
+        """
+        known = self._known_evidence()
+        probabilities = np.column_stack([known.class_probabilities, known.no_object])
+        countable = self._indices(range(len(self.classes)) if things is None else things)
+        return panoptic_segments(probabilities, self._masks(), countable, object_mask_threshold, overlap_threshold)
+
+    def instances(self, things: Collection[str | int] | None = None, top_k: int = 100) -> list[Instance]:
+        """The objects among the `top_k` most probable pairs of mask and class, best first; they may overlap.
+
+        `things`, names or indices, keeps only those classes; None keeps all. Each has `.class_index`, `.score`, `.box`
+        (x1, y1, x2, y2) and `.mask` (H, W) bool. Raises VocabularyError for a thing that is no class.
+        """
+        countable = None if things is None else self._indices(things)
+        return most_probable_instances(self._known_evidence().class_probabilities, self._masks(), countable, top_k)
+
+    def draw(self, legend: bool = True, opacity: float = 0.6, theme: str = "light") -> np.ndarray:
+        """The picture with every class in its colour, uint8 RGB; with the legend, larger than the image.
+
+        `opacity` of the colours is 0..1, `theme` of the legend "light" or "dark". Raises OutputError for others.
+        """
+        from vocabseg.runtime.result.picture import draw_overlay
+
+        return draw_overlay(self.labels, self.classes, self.image, legend, opacity, theme)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain types: {"image_size": [H, W], "classes": [name], "segments": [one per class present]}.
+
+        A segment is {"category_id": index into classes, "name", "area": pixels, "bbox": [x, y, width, height],
+        "score": mean winning score, "segmentation": COCO run lengths {"size": [H, W], "counts"}}, in the order of the
+        classes; pixels in no segment carry the label -1.
+        """
+        segments = []
+        for index, mask, score in self._present():
+            segments.append({"category_id": index, "name": self.classes[index], **_described(mask), "score": score})
+        return self._json(segments)
+
+    def to_detections(self) -> "supervision.Detections":
+        """A `supervision.Detections` with one detection per class present: mask, box, mean winning score, class index.
+
+        `data["class_name"]` holds the names. Raises VocabsegError where the package supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise VocabsegError(
+                f"to_detections needs the package supervision ({error}); install it with `pip install supervision`"
+            ) from error
+        present = list(self._present())
+        if not present:
+            return Detections.empty()
+        boxes = np.array([coco_box(mask) for _, mask, _ in present], np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        return Detections(
+            xyxy=boxes,
+            mask=np.stack([mask for _, mask, _ in present]),
+            confidence=np.array([score for _, _, score in present], np.float32),
+            class_id=np.array([index for index, _, _ in present], int),
+            data={"class_name": np.array([self.classes[index] for index, _, _ in present])},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture that `draw` gives: .png, .jpg, .jpeg or .webp; a file of the same name is replaced.
+
+        Raises OutputError for another suffix and where the file cannot be written.
+        """
+        form, options = _picture_format(path)
+        _write_picture(path, self.draw(), form, options)
+
+    def save_labels(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels as a PNG whose pixel values are class indices.
+
+        Up to 256 classes: a palette picture in the colours of `draw`, where 255 means "no label" if there are such
+        pixels (256 classes and such pixels need 16 bits). More classes: 16-bit grey, 65535 meaning "no label". Raises
+        OutputError for a suffix other than .png, for more classes than that, and where the file cannot be written.
+        """
+        from PIL import Image
+
+        if Path(path).suffix.lower() != ".png":
+            raise OutputError(f"cannot write labels to {os.fspath(path)!r}: only PNG keeps them exact; name it .png")
+        gaps = bool((self.labels < 0).any())
+        values = len(self.classes) + gaps
+        if values > 2**16:
+            raise OutputError(f"a PNG cannot hold {len(self.classes)} classes; use result.labels and numpy.save")
+        if values <= 2**8:
+            from vocabseg.runtime.result.picture import class_colours
+
+            picture = Image.fromarray(self.labels.astype(np.uint8))
+            table = np.zeros((256, 3), np.uint8)
+            table[: len(self.classes)] = class_colours(len(self.classes))
+            picture.putpalette(table.tobytes())
+            _write_picture(path, picture, "PNG", {})
+        else:
+            _write_picture(path, self.labels.astype(np.uint16), "PNG", {})
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write what `to_json` gives, UTF-8; raises OutputError where the file cannot be written."""
+        _write_json(path, self.to_json())
+
+    def save_panoptic(
+        self,
+        path: str | os.PathLike[str],
+        things: Collection[str | int] | None = None,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> None:
+        """Write what `panoptic` gives as JSON: the form of `to_json`, each segment with "id" and "isthing" besides."""
+        segmentation, segments = self.panoptic(things, object_mask_threshold, overlap_threshold)
+        described = []
+        for segment in segments:
+            shape = _described(segmentation == segment["id"])
+            described.append({**segment, "name": self.classes[segment["category_id"]], **shape})
+        _write_json(path, self._json(described))
+
+    def _json(self, segments: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"image_size": list(self.labels.shape), "classes": self.classes, "segments": segments}
+
+    def _present(self) -> Any:
+        """Index, mask (H, W) bool and mean score of each class that has a pixel."""
+        counts = np.bincount(self.labels.ravel() + 1, minlength=len(self.classes) + 1)[1:]
+        for index in np.flatnonzero(counts).tolist():
+            mask = self.labels == index
+            yield index, mask, float(self.scores[mask].mean(dtype=np.float64))
+
+    def _known_evidence(self) -> Evidence:
+        if self.evidence is None:
+            raise VocabsegError("this result holds labels and scores alone; get one from a segmenter for more")
+        return self.evidence
+
+    def _masks(self) -> ResampledMasks:
+        known = self._known_evidence()
+        return ResampledMasks(known.masks, known.kernels)
+
+    def _indices(self, classes: Collection[str | int]) -> frozenset[int]:
+        if isinstance(classes, str):
+            raise VocabularyError(f"things is the text {classes!r}; give a list of class names or indices")
+        place = {name: index for index, name in enumerate(self.classes)}
+        found = set()
+        for item in classes:
+            index = place.get(item) if isinstance(item, str) else int(item)
+            if index is None or not 0 <= index < len(self.classes):
+                raise VocabularyError(f"{item!r} in things is none of the {len(self.classes)} classes; use their names")
+            found.add(index)
+        return frozenset(found)
+
+
+def _described(mask: np.ndarray) -> dict[str, Any]:
+    return {
+        "area": int(np.count_nonzero(mask)),
+        "bbox": coco_box(mask),
+        "segmentation": rle_encode(mask),
+    }
+
+
+def _picture_format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    suffix = Path(path).suffix.lower()
+    if suffix not in PICTURES:
+        known = ", ".join(PICTURES)
+        raise OutputError(f"cannot write a picture to {os.fspath(path)!r}: use one of the suffixes {known}")
+    return PICTURES[suffix]
+
+
+def _write_picture(path: str | os.PathLike[str], picture: Any, form: str, options: dict[str, Any]) -> None:
+    from PIL import Image
+
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    encoded = io.BytesIO()
+    try:
+        image.save(encoded, form, **options)
+    except (OSError, ValueError) as error:  # JPEG and WebP have a largest width and height
+        size = f"{image.width} x {image.height}"
+        raise OutputError(f"cannot write a {form} of {size} pixels ({error}); use .png instead") from error
+    with atomic_write(path) as file:
+        file.write(encoded.getbuffer())
+
+
+def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    if Path(path).suffix.lower() != ".json":
+        raise OutputError(f"cannot write JSON to {os.fspath(path)!r}: name it .json")
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(b"\n")

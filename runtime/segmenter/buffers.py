@@ -1,0 +1,165 @@
+"""Memory of the pipeline on a GPU: buffers that keep their address, and what images leave for later questions."""
+
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.cuda.streams import Event, Stream
+
+# What finished images may keep on the device; the oldest moves to the host when there is more.
+STORED_BYTES = 512 << 20
+# Work in flight whose memory is held at most, before the host waits for the oldest.
+MOST_IN_FLIGHT = 64
+
+
+class Buffers:
+    """Named memory that grows when a larger array is asked for, and otherwise stays where it is.
+
+    `settle` is called before memory is given up: it waits until nothing uses it any more.
+    """
+
+    def __init__(self, device: Device, settle: Callable[[], None]):
+        self._device, self._settle = device, settle
+        self._blocks: dict[str, DeviceArray] = {}
+        self._pinned: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: Sequence[int], dtype: Any, fill: Stream | None = None) -> DeviceArray:
+        """An array at the start of the block of that name; with `fill`, a new block is set to zero on that stream."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        block = self._blocks.get(name)
+        if block is None or block.nbytes < size:
+            if block is not None:
+                self._settle()
+            self._blocks.pop(name, None)
+            block = None  # given back before the larger one is taken
+            block = self._blocks[name] = self._device.empty((max(size, 1),), np.uint8)
+            if fill is not None:
+                fill.fill(block, 0)
+        return DeviceArray(self._device, shape, dtype, block.pointer, block.owner)
+
+    def pinned(self, name: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        """The same in page-locked host memory."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if name not in self._pinned or self._pinned[name].nbytes < size:
+            self._settle()
+            self._pinned.pop(name, None)
+            self._pinned[name] = self._device.pinned((max(size, 1),), np.uint8)
+        return self._pinned[name][:size].view(dtype).reshape(shape)
+
+    def clear(self) -> None:
+        """Give everything back."""
+        self._settle()
+        self._blocks.clear()
+        self._pinned.clear()
+
+
+class InFlight:
+    """Keeps the memory of work that was started until it is done."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[Event, tuple[object, ...]]] = deque()
+
+    def hold(self, done: Event, *things: object) -> None:
+        """Keep `things` until `done`."""
+        self._held.append((done, things))
+        while self._held and (len(self._held) > MOST_IN_FLIGHT or self._held[0][0].query()):
+            event = self._held.popleft()[0]
+            event.synchronize()
+
+    def land(self) -> None:
+        """Wait for everything."""
+        while self._held:
+            self._held.popleft()[0].synchronize()
+
+
+class StoredArrays:
+    """Arrays of one image on the device, downloaded when the host asks, and moved there as a whole by `spill`.
+
+    `ready` is reached when all of them are computed.
+    """
+
+    def __init__(self, download: Stream, lock: "threading.RLock", ready: Event, arrays: dict[str, DeviceArray]):
+        self.ready = ready
+        self._download, self._lock = download, lock
+        self._device = arrays
+        self._host: dict[str, np.ndarray] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._device or name in self._host
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return sum(array.nbytes for array in self._device.values())
+
+    def held(self) -> tuple[DeviceArray, ...]:
+        """The arrays that are on the device now."""
+        return tuple(self._device.values())
+
+    def on_device(self, name: str) -> DeviceArray:
+        """The array on the device, copied there again if it was moved away."""
+        with self._lock:
+            if name not in self._device:
+                host = self._host[name]
+                array = self._download.device.empty(host.shape, host.dtype)
+                self._download.upload(array, host)
+                self._download.synchronize()
+                self._device[name] = array
+            return self._device[name]
+
+    def on_host(self, name: str) -> np.ndarray:
+        """The array on the host, in its own dtype."""
+        with self._lock:
+            if name not in self._host:
+                self._download.wait(self.ready)
+                self._host[name] = self._device[name].to_host(self._download)
+            return self._host[name]
+
+    def spill(self) -> None:
+        """Move everything to the host."""
+        with self._lock:
+            for name in self._device:
+                self.on_host(name)
+            self.ready.synchronize()
+            self._device.clear()
+
+
+class Store:
+    """Bounds what stored arrays take on the device, however many of them their user holds on to."""
+
+    def __init__(self, limit: int = STORED_BYTES):
+        self.limit = limit
+        self._stored: OrderedDict[int, weakref.ref[StoredArrays]] = OrderedDict()
+
+    def add(self, stored: StoredArrays) -> None:
+        """Look after `stored`, and spill the oldest while there is too much."""
+        self._stored[id(stored)] = weakref.ref(stored)
+        self._stored.move_to_end(id(stored))
+        alive = self._alive()
+        total = sum(each.nbytes for each in alive)
+        for each in alive:
+            if total <= self.limit or each is stored:
+                break
+            total -= each.nbytes
+            each.spill()
+            del self._stored[id(each)]
+
+    def spill_all(self) -> None:
+        """Move everything to the host, because memory ran out."""
+        for stored in self._alive():
+            stored.spill()
+        self._stored.clear()
+
+    def _alive(self) -> list[StoredArrays]:
+        """The oldest first; what its user dropped is forgotten."""
+        pairs = [(key, reference()) for key, reference in self._stored.items()]
+        for key, stored in pairs:
+            if stored is None:
+                del self._stored[key]
+        return [stored for _, stored in pairs if stored is not None]

@@ -1,0 +1,93 @@
+"""From embeddings to class probabilities: similarity, softmax and the seen/unseen ensemble, in float32."""
+
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.bundle.sections import EnsembleSection
+
+Array = np.ndarray[Any, Any]
+
+
+def class_probabilities(
+    query_embeddings: Array | None,
+    query_text: Array | None,
+    valid: Array,
+    region_embeddings: Array | None,
+    region_text: Array | None,
+    seen: Array | None,
+    ensemble: EnsembleSection,
+) -> Array:
+    """The class distribution of every mask that votes.
+
+    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for masks of one's
+    own, which have no query; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text (K, Dr);
+    seen (K,) bool, None for all unseen. Text rows have unit length; embeddings need not.
+
+    Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, where only CLIP
+    speaks: enabled with weight <= 0, or no queries. Raises ValueError when arrays do not fit together.
+    """
+    valid = np.asarray(valid, bool)
+    count, temperature = int(valid.sum()), ensemble.temperature
+    if query_embeddings is None or query_text is None or (ensemble.enabled and ensemble.weight <= 0):
+        return _region_distribution(region_embeddings, region_text, count, temperature)
+    query = query_distribution(query_embeddings, query_text, temperature)[:, :-1]
+    if len(valid) != len(query):
+        raise ValueError(f"{len(query)} query embeddings, but {len(valid)} valid flags")
+    if not ensemble.enabled:
+        return query
+    region = np.empty((0, query.shape[1]), np.float32)
+    if count:
+        region = _region_distribution(region_embeddings, region_text, count, temperature)
+    return combine(query, region, valid, seen, ensemble.weight)
+
+
+def query_distribution(query_embeddings: Array, query_text: Array, temperature: float) -> Array:
+    """Softmax over K classes and the non-object: embeddings (N, Dq), text (K+1, Dq) -> (N, K+1) float32."""
+    return softmax(similarity(query_embeddings, query_text, temperature))
+
+
+def combine(query: Array, region: Array, valid: Array, seen: Array | None, weight: float) -> Array:
+    """Geometric mean of query (N, K) and region (V, K) probabilities; the region rows are the valid masks', in order.
+
+    A seen class weighs the query's side by `weight`, an unseen one CLIP's. A mask that is not valid has no CLIP
+    evidence, which counts as 1. Returns (N, K) float32, not normalised.
+    """
+    if region.shape != (int(valid.sum()), query.shape[1]):
+        raise ValueError(f"region probabilities {region.shape}: want ({int(valid.sum())}, {query.shape[1]})")
+    evidence = np.ones_like(query)
+    evidence[valid] = region
+    flags = np.zeros(query.shape[1], bool) if seen is None else np.asarray(seen, bool)
+    if flags.shape != (query.shape[1],):
+        raise ValueError(f"{flags.size} seen flags for {query.shape[1]} classes")
+    query_power = np.where(flags, np.float32(weight), np.float32(1 - weight)).astype(np.float32)
+    region_power = np.where(flags, np.float32(1 - weight), np.float32(weight)).astype(np.float32)
+    return query**query_power * evidence**region_power
+
+
+def similarity(embeddings: Array, text: Array, temperature: float) -> Array:
+    """temperature x cosine: embeddings (n, D) of any length, text (K, D) of unit length -> (n, K) float32."""
+    embeddings = np.asarray(embeddings, np.float32)
+    text = np.asarray(text, np.float32)
+    if embeddings.ndim != 2 or text.ndim != 2 or embeddings.shape[1] != text.shape[1]:
+        raise ValueError(f"embeddings {embeddings.shape} and text {text.shape} must be (n, D) and (K, D)")
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit = embeddings / np.maximum(length, np.finfo(np.float32).tiny)
+    return np.float32(temperature) * (unit @ text.T)
+
+
+def softmax(logits: Array) -> Array:
+    """Over the last axis, in the type of the logits."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def _region_distribution(embeddings: Array | None, text: Array | None, count: int, temperature: float) -> Array:
+    if text is None:
+        raise ValueError("region_text is missing: CLIP's side needs the classes' text embeddings")
+    if count == 0:
+        return np.empty((0, len(text)), np.float32)
+    if embeddings is None or len(embeddings) != count:
+        given = "no" if embeddings is None else len(embeddings)
+        raise ValueError(f"{count} valid masks, but {given} region embeddings")
+    return softmax(similarity(embeddings, text, temperature))

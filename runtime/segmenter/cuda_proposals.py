@@ -1,0 +1,117 @@
+"""What the stages on a GPU pass on: one image on its way, its buffers, and the list of its regions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.streams import Event
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.segmenter.buffers import Buffers
+
+
+@dataclass(eq=False)
+class Slot:
+    """Buffers of one image between its upload and the cutting of its crops."""
+
+    buffers: Buffers
+    uploaded: Event | None = None  # the pinned image may be overwritten
+    done: Event | None = None  # the buffers may be
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceImage:
+    """An image ready for the proposal network: resized (h, w, 3) uint8, network_input (1, 3, Hp, Wp)."""
+
+    image: Any  # (H, W, 3) uint8, on the host or the device
+    slot: Slot
+    resized: DeviceArray
+    network_input: DeviceArray
+
+
+class RegionTable:
+    """The list of an image's regions: boxes (N, 4), areas (N,), order (N,) and their number, (6 N + 1,) int32 in all.
+
+    It is made on the device and on its way to the host when `arrived`.
+    """
+
+    def __init__(self, masks: int, device: DeviceArray):
+        self.masks = masks
+        self.device = device
+        self.boxes, self.areas, self.order, self.count = self.of(device)
+        self._pinned: np.ndarray | None = None
+        self._arrived: Event | None = None
+        self._host: np.ndarray | None = None
+
+    def download(self, pinned: np.ndarray, arrived: Event) -> None:
+        """It is being copied to `pinned`."""
+        self._pinned, self._arrived = pinned, arrived
+
+    def of(self, table: Any) -> tuple[Any, Any, Any, Any]:
+        """Boxes, areas, order and count of such a table, on the host or the device."""
+        n = self.masks
+        return table[: 4 * n].reshape(n, 4), table[4 * n : 5 * n], table[5 * n : 6 * n], table[6 * n :]
+
+    def host(self) -> np.ndarray:
+        """(6 N + 1,) int32; waits for it."""
+        if self._host is None:
+            assert self._arrived is not None
+            self._arrived.synchronize()
+            self._host, self._pinned = np.array(self._pinned), None
+        return self._host
+
+    def regions(self) -> int:
+        """V; waits until the device has told it."""
+        return int(self.host()[-1])
+
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (V, 4) of the regions, and areas (N,)."""
+        boxes, areas, _, _ = self.of(self.host())
+        return boxes[areas > 0], areas
+
+
+@dataclass(eq=False)
+class DeviceProposals:
+    """One image whose proposals are being found: N masks, of which V turn out to be regions.
+
+    What describes them is there once that stage was started: bits, the packed masks, or None with matting; crop_boxes
+    (N, 4) int32; table; selected, reached when these are computed. The embeddings (V, D), of any length, come later;
+    those of the first `encoded` regions are on their way.
+    """
+
+    image: Any  # (H, W, 3) uint8, on the host or the device
+    slot: Slot
+    resized: DeviceArray  # (h, w, 3) uint8
+    masks: Masks
+    query_embeddings: DeviceArray | None
+    bits: DeviceArray | None = None
+    crop_boxes: DeviceArray | None = None
+    table: RegionTable | None = None
+    selected: Event | None = None
+    embeddings: DeviceArray | None = None
+    encoded: int = 0
+
+    @property
+    def has_queries(self) -> bool:
+        return self.query_embeddings is not None
+
+    @property
+    def regions(self) -> RegionTable:
+        """The table, once `describe` has run."""
+        assert self.table is not None
+        return self.table
+
+    def arrays(self) -> dict[str, DeviceArray]:
+        """What later questions need, by name."""
+        found = {
+            "mask_logits": self.masks.logits,
+            "query_embeddings": self.query_embeddings,
+            "table": self.table.device if self.table else None,
+            "embeddings": self.embeddings,
+        }
+        return {name: array for name, array in found.items() if array is not None}
+
+
+# Rows of a batch: whose regions, the first of them, how many, and the row of the first.
+Part = tuple[DeviceProposals, int, int, int]

@@ -1,0 +1,307 @@
+"""The pipeline's stages on a GPU, from an image to its labels. Nothing here waits for the device, except for the number
+of regions, which is read back while the crops are being cut.
+
+Four streams: upload | front: resize, proposals, boxes | back: crops, image encoder, classes, labels | download. Buffers
+that only one stream uses need no more than that; what passes from one to another waits for an event.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.engines.device import DeviceEngine, DeviceEngines
+from vocabseg.runtime.engines.interface import Choice
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
+from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels.device.arguments import Side
+from vocabseg.runtime.kernels.device.face import CudaKernels
+from vocabseg.runtime.kernels.geometry import padded_size, resized_size
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.progress import Progress, silent
+from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
+from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, PendingResult, TextMatrices
+from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
+from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot
+from vocabseg.runtime.segmenter.regions import Regions
+from vocabseg.runtime.segmenter.stages import Observed
+from vocabseg.runtime.text.vocabulary import Vocabulary
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _step(method: Method) -> Method:
+    """A stage. Where memory runs out, room is made and it is tried once more; if it fails, its slot is free again."""
+
+    @wraps(method)
+    def attempt(self: "CudaStages", item: Any, *rest: Any, **named: Any) -> Any:
+        try:
+            return self.within_memory(lambda: method(self, item, *rest, **named))
+        except BaseException:
+            if isinstance(item, DeviceImage | DeviceProposals):
+                self.reset(item.slot)
+            raise
+
+    return attempt  # type: ignore[return-value]
+
+
+class CudaStages(Observed):
+    """`Stages` on one GPU: the kernels, a bundle's engines, and their streams and buffers.
+
+    Images may be on the device already: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8 RGB,
+    C-contiguous. It must stay as it is until its result is there.
+    """
+
+    def __init__(self, device: Device, bundle: Bundle, choice: Choice):
+        self.device, self.bundle = device, bundle
+        self.lock = threading.RLock()
+        with device.activate():
+            self.kernels = CudaKernels(device)
+            self.upload, self.front, self.back, self.download = (device.stream() for _ in range(4))
+        self._engines = DeviceEngines(device, bundle, choice, self.lock)
+        self.texts = TextMatrices(device, self.back)
+        self.in_flight, self.store = InFlight(), Store()
+        self._front_buffers = Buffers(device, self.front.synchronize)
+        self._slots: list[Slot] = []
+        self.crops = CropEncoder(self, bundle.manifest.region, self.back, self.make_room)
+
+    def engine(self, graph: str) -> Any:
+        """The engine of one of the bundle's graphs, whose `run` takes arrays of the host."""
+        return self._engines(graph, self.front if graph == "proposal" else self.back)
+
+    @property
+    def proposal(self) -> DeviceEngine:
+        return self.engine("proposal")  # type: ignore[no-any-return]
+
+    @property
+    def encoder(self) -> DeviceEngine:
+        return self.engine("image_encoder")  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        with self.lock, self.device.activate():
+            yield
+
+    def within_memory(self, work: Callable[[], Any]) -> Any:
+        """Run `work`; where memory runs out, make room and try once more."""
+        try:
+            return work()
+        except DeviceMemoryError:
+            self.make_room()
+            return work()
+
+    def make_room(self) -> None:
+        """Give back all memory that can be had without losing anything."""
+        self.in_flight.land()
+        self.store.spill_all()
+        self.device.free_held()
+
+    # Front: from the image to the list of its regions
+
+    def load(self, image: Any) -> np.ndarray | DeviceArray:
+        if not DeviceArray.offered_by(image):
+            return load_image(image)
+        with self.turn():
+            array = DeviceArray.of(image, self.device, self.front)
+        if len(array.shape) != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+            shape = " x ".join(map(str, array.shape))
+            raise ImageError(f"an array of shape {shape} and dtype {array.dtype} on the GPU: give (H, W, 3) uint8 RGB")
+        return array
+
+    @_step
+    def prepare(self, image: np.ndarray | DeviceArray) -> DeviceImage:
+        spec = self.bundle.manifest.input
+        size = resized_size(image.shape[0], image.shape[1], spec.min_size, spec.max_size)
+        padded = padded_size(*size, spec.divisor)
+        slot = self._take_slot()
+        try:
+            on_device = self._uploaded(image, slot)
+            dtype = self.proposal.graph.input_dtypes["image"]
+            network_input = self._front_buffers.array("image", (1, 3, *padded), dtype)
+            resized = slot.buffers.array("resized", (*size, 3), np.uint8)
+            with self.stage("resize_normalize", self.front):
+                self.kernels.resize_normalize(on_device, spec.mean, spec.std, network_input, resized, self.front)
+            self.note("resize_normalize", network_input=network_input, resized=resized)
+        except BaseException:
+            self.reset(slot)
+            raise
+        return DeviceImage(image, slot, resized, network_input)
+
+    @_step
+    def propose(self, prepared: DeviceImage) -> DeviceProposals:
+        with self.stage("proposal", self.front):
+            outputs = self.proposal.start({"image": prepared.network_input}, self._front_buffers.array)
+        self.note("proposal", **outputs)
+        logits, queries = (
+            self._own(outputs[name].reshape(*outputs[name].shape[1:])) for name in ("mask_logits", "query_embeddings")
+        )
+        (height, width), sizes = prepared.network_input.shape[2:], (prepared.resized.shape, prepared.image.shape)
+        masks = Masks(logits, (height, width), *((shape[0], shape[1]) for shape in sizes))
+        return DeviceProposals(prepared.image, prepared.slot, prepared.resized, masks, queries)
+
+    def given(
+        self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
+    ) -> DeviceProposals:
+        return self.within_memory(lambda: self._given(image, resized, masks, query_embeddings))  # type: ignore[no-any-return]
+
+    def _given(
+        self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
+    ) -> DeviceProposals:
+        slot = self._take_slot()
+        try:
+            on_device = slot.buffers.array("resized", resized.shape, np.uint8)
+            self.front.upload(on_device, np.ascontiguousarray(resized))
+            logits = self._own(masks.logits)
+            queries = None if query_embeddings is None else self._own(query_embeddings)
+            self.front.synchronize()  # the host's arrays may change from now on
+        except BaseException:
+            self.reset(slot)
+            raise
+        own = Masks(logits, masks.padded_size, masks.image_size, masks.output_size)
+        return DeviceProposals(image, slot, on_device, own, queries)
+
+    def _own(self, source: np.ndarray | DeviceArray) -> DeviceArray:
+        """A copy of the image's own, of an array on the host or of a buffer that the next image overwrites."""
+        array = self.device.empty(source.shape, source.dtype)
+        if isinstance(source, DeviceArray):
+            self.front.copy(array, source)
+        else:
+            self.front.upload(array, np.ascontiguousarray(source))
+        return array
+
+    def _uploaded(self, image: np.ndarray | DeviceArray, slot: Slot) -> DeviceArray:
+        if isinstance(image, DeviceArray):
+            return image
+        array = slot.buffers.array("image", image.shape, np.uint8)
+        staging = slot.buffers.pinned("image", image.shape, np.uint8)
+        if slot.uploaded is not None:
+            slot.uploaded.synchronize()
+        np.copyto(staging, image)
+        self.upload.upload(array, staging)
+        slot.uploaded = self.upload.record()
+        self.front.wait(slot.uploaded)
+        return array
+
+    @_step
+    def describe(self, proposals: DeviceProposals) -> None:
+        region, front, masks = self.bundle.manifest.region, self.front, proposals.masks
+        n, (height, width) = len(masks), masks.image_size
+        table = RegionTable(n, self.device.empty((6 * n + 1,), np.int32))
+        buffers = proposals.slot.buffers
+        bits = None if region.matting else buffers.array("bits", (n, height, -(-width // 32)), np.uint32)
+        crop_boxes = buffers.array("crop_boxes", (n, 4), np.int32)
+        with self.stage("region_boxes", front):
+            self.kernels.region_boxes(masks, region.mask_threshold, table.boxes, table.areas, bits, front)
+            self.kernels.select_regions(
+                table.boxes, table.areas, region.expand_ratio, masks.image_size, table.order, crop_boxes, table.count,
+                front,
+            )  # fmt: skip
+        proposals.bits, proposals.crop_boxes, proposals.table = bits, crop_boxes, table
+        proposals.selected = front.record()
+        pinned = self.device.pinned((6 * n + 1,), np.int32)
+        front.download(pinned, table.device)
+        arrived = front.record()
+        table.download(pinned, arrived)
+        self.in_flight.hold(arrived, pinned, proposals.image, *proposals.arrays().values())
+
+    def _take_slot(self) -> Slot:
+        if not self._slots:
+            slot = Slot(Buffers(self.device, lambda: None))
+            slot.buffers = Buffers(self.device, lambda: None if slot.done is None else slot.done.synchronize())
+            return slot
+        slot = self._slots.pop(0)
+        if slot.done is not None:
+            self.upload.wait(slot.done)
+            self.front.wait(slot.done)
+        return slot
+
+    def reset(self, slot: Slot) -> None:
+        """Something went wrong half way: the slot is free for another image."""
+        if slot in self._slots:
+            return
+        with contextlib.suppress(EngineError):  # what went wrong is on its way to the user
+            self.upload.synchronize()
+            self.front.synchronize()
+            self.back.synchronize()
+        slot.done = slot.uploaded = None
+        self._slots.append(slot)
+
+    # Back: from the list of regions to their embeddings
+
+    @_step
+    def encode(self, proposals: DeviceProposals, progress: Progress = silent) -> None:
+        """Cut and encode all regions of one image; the number of regions arrives while they are being cut."""
+        self.crops.encode(proposals)
+
+    def release(self, proposals: DeviceProposals) -> None:
+        """No crops will be cut out of this image any more: its slot is free for another."""
+        if proposals.selected is not None:
+            self.back.wait(proposals.selected)
+        done = self.back.record()
+        proposals.slot.done = done
+        self._slots.append(proposals.slot)
+        self.in_flight.hold(done, *proposals.arrays().values())
+
+    def finish(self, proposals: DeviceProposals) -> DeviceArrays:
+        self.release(proposals)
+        stored = StoredArrays(self.download, self.lock, self.back.record(), proposals.arrays())
+        self.store.add(stored)
+        return DeviceArrays(proposals.image, proposals.regions, stored, self.lock)
+
+    # Answers
+
+    @_step
+    def classify(self, regions: Regions, vocabulary: Vocabulary) -> Answers:
+        arrays = self._arrays(regions)
+        self.store.add(arrays.stored)
+        on_device, table = arrays.stored.on_device, arrays.table
+        n = table.masks
+        queries = on_device("query_embeddings") if "query_embeddings" in arrays.stored else None
+        embeddings = on_device("embeddings") if "embeddings" in arrays.stored else None
+        probabilities = self.device.empty((n, len(vocabulary)), np.float32)
+        no_object = self.device.empty((n,), np.float32)
+        with self.stage("classify", self.back):
+            self.kernels.classify(
+                None if queries is None else Side(queries, self.texts.get(regions.text, vocabulary, "query")),
+                None if embeddings is None else Side(embeddings, self.texts.get(regions.text, vocabulary, "region")),
+                self.texts.get(regions.text, vocabulary, "seen"),
+                *table.of(on_device("table"))[2:],
+                regions.ensemble,
+                probabilities,
+                no_object,
+                self.back,
+            )
+        return Answers(probabilities, no_object)
+
+    @_step
+    def compose(self, regions: Regions, answers: Answers, vocabulary: Vocabulary) -> PendingResult:
+        arrays, device, download = self._arrays(regions), self.device, self.download
+        on_device = arrays.stored.on_device
+        masks = Masks(on_device("mask_logits"), regions.padded_size, regions.image_size, regions.output_size)
+        order, count = arrays.table.of(on_device("table"))[2:] if regions.region_only else (None, None)
+        labels = device.empty(regions.output_size, np.int32)
+        scores = device.empty(regions.output_size, np.float32)
+        with self.stage("compose", self.back):
+            self.kernels.compose(masks, answers.probabilities, order, count, labels, scores, self.back)
+        composed = self.back.record()
+        download.wait(composed)
+        wanted = {"labels": labels, "scores": scores} | arrays.picture_on_device()
+        host = {name: device.pinned(array.shape, array.dtype) for name, array in wanted.items()}
+        for name, array in wanted.items():
+            download.download(host[name], array)
+        done = download.record()
+        self.in_flight.hold(done, *wanted.values(), *answers, *host.values(), *arrays.stored.held())
+        kept = {"probabilities": answers.probabilities, "no_object": answers.no_object}
+        stored = StoredArrays(download, self.lock, composed, kept)
+        self.store.add(stored)
+        return PendingResult(regions, arrays, list(vocabulary.names), done, host, stored)
+
+    def _arrays(self, regions: Regions) -> DeviceArrays:
+        assert isinstance(regions.arrays, DeviceArrays)
+        return regions.arrays

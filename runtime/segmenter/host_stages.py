@@ -1,0 +1,205 @@
+"""The pipeline's stages on the host: NumPy arrays, the host's kernels, and engines that run on a CPU."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
+from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels.cropping import Cropping
+from vocabseg.runtime.kernels.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.runtime.masks import Masks, Size
+from vocabseg.runtime.progress import Progress, silent
+from vocabseg.runtime.result.result import GivenEvidence, Result
+from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
+from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
+from vocabseg.runtime.segmenter.stages import Observed
+from vocabseg.runtime.text.vocabulary import Vocabulary
+
+# Regions encoded at a time: 16 crops of 224 x 224 keep the encoder's activations near 100 MB (ViT-B/16) and its matrix
+# products large enough to run at full speed.
+CROPS_PER_CHUNK = 16
+
+# Runs one of the networks: "proposal" or "image_encoder", its inputs by name -> its outputs by name.
+Run = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class HostImage:
+    """An image ready for the proposal network: resized (h, w, 3) uint8, network_input (1, 3, Hp, Wp) float32."""
+
+    image: np.ndarray
+    resized: np.ndarray
+    network_input: np.ndarray
+
+
+@dataclass(eq=False)
+class HostProposals:
+    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are there once their stages were run."""
+
+    image: np.ndarray
+    resized: np.ndarray
+    masks: Masks
+    query_embeddings: np.ndarray | None
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
+    areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    embeddings: np.ndarray | None = None
+
+    @property
+    def has_queries(self) -> bool:
+        return self.query_embeddings is not None
+
+
+class HostStages(Observed):
+    """`Stages` on the host; without `ensemble` up to the crops only."""
+
+    def __init__(
+        self,
+        spec: InputSection,
+        region: RegionSpec,
+        run: Run,
+        kernels: ModuleType,
+        ensemble: EnsembleSection | None = None,
+        width: int = 0,
+    ):
+        """`run` runs the networks, of which the image encoder's embeddings have this `width`."""
+        self.spec, self.region, self.ensemble = spec, region, ensemble
+        self.kernels = kernels
+        self._run = run
+        self._width = width
+        self._cropping = cropping(region)
+
+    def turn(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def load(self, image: Any) -> np.ndarray:
+        return load_image(image)
+
+    def prepare(self, image: np.ndarray) -> HostImage:
+        size = resized_size(image.shape[0], image.shape[1], self.spec.min_size, self.spec.max_size)
+        with self.stage("resize_normalize"):
+            network_input, resized = self.kernels.resize_normalize(
+                image, size, padded_size(*size, self.spec.divisor), self.spec.mean, self.spec.std
+            )
+        self.note("resize_normalize", network_input=network_input, resized=resized)
+        return HostImage(image, resized, network_input)
+
+    def propose(self, prepared: HostImage) -> HostProposals:
+        with self.stage("proposal"):
+            outputs = self._run("proposal", {"image": prepared.network_input})
+        self.note("proposal", **outputs)
+        sizes = [_size(prepared.network_input[0, 0]), _size(prepared.resized), _size(prepared.image)]
+        masks = Masks(outputs["mask_logits"][0], *sizes)
+        return HostProposals(prepared.image, prepared.resized, masks, outputs["query_embeddings"][0])
+
+    def given(
+        self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
+    ) -> HostProposals:
+        return HostProposals(image, resized, masks, query_embeddings)
+
+    def describe(self, proposals: HostProposals) -> None:
+        with self.stage("region_boxes"):
+            boxes, areas = self.kernels.region_boxes(proposals.masks, self.region.mask_threshold)
+        proposals.boxes, proposals.areas = boxes[areas > 0], areas
+
+    def encode(self, proposals: HostProposals, progress: Progress = silent) -> None:
+        """Embed all regions, chunk by chunk so that memory stays bounded."""
+        count = len(proposals.boxes)
+        chunks: list[np.ndarray] = []
+        for crops, part in self.crops(proposals):
+            progress("encoding regions", part.start, count)
+            with self.stage("image_encoder"):
+                chunks.append(self._run("image_encoder", {"crops": crops})["image_features"])
+        progress("encoding regions", count, count)
+        if chunks:
+            features = np.concatenate(chunks).astype(np.float32, copy=False)
+            proposals.embeddings = features / np.linalg.norm(features, axis=1, keepdims=True)
+        else:
+            proposals.embeddings = np.zeros((0, self._width), np.float32)
+
+    def crops(
+        self, proposals: HostProposals, regions: Sequence[int] | np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, slice]]:
+        """The encoder's input for V regions (or those numbered `regions`), in chunks.
+
+        Yields crops (v, 3, S, S) float32 and which of the regions they are.
+        """
+        numbers = np.arange(len(proposals.boxes)) if regions is None else np.asarray(regions, np.int64)
+        boxes = expand_boxes(proposals.boxes[numbers], self.region.expand_ratio, proposals.masks.image_size)
+        indices = np.flatnonzero(proposals.areas > 0)[numbers].astype(np.int32)
+        for start in range(0, len(numbers), CROPS_PER_CHUNK):
+            part = slice(start, start + CROPS_PER_CHUNK)
+            with self.stage("crop_regions"):
+                crops = self.kernels.crop_regions(
+                    proposals.resized, proposals.masks, boxes[part], indices[part], self._cropping
+                )
+            self.note("crop_regions", crops=crops)
+            yield crops, part
+
+    def crops_of(self, proposals: HostProposals, regions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The crops (v, 3, S, S) of some regions; numbers beyond the last region are left out."""
+        numbers = [number for number in regions if number < len(proposals.boxes)]
+        none = np.zeros((0, 3, self.region.crop_size, self.region.crop_size), np.float32)
+        return np.concatenate([none, *(crops for crops, _ in self.crops(proposals, numbers))])
+
+    def finish(self, proposals: HostProposals) -> dict[str, np.ndarray]:
+        found = {
+            "image": proposals.image,
+            "mask_logits": proposals.masks.logits,
+            "query_embeddings": proposals.query_embeddings,
+            "boxes": proposals.boxes,
+            "areas": proposals.areas,
+            "embeddings": proposals.embeddings,
+        }
+        return {name: array for name, array in found.items() if array is not None}
+
+    def classify(self, regions: Regions, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+        """Class probabilities (M, K) float32 of the masks that vote, and no-object's (M,)."""
+        assert self.ensemble is not None
+        query = regions.query_embeddings
+        query_text = None if query is None else regions.text.query_matrix(vocabulary)
+        region_text = None if regions.embeddings is None else regions.text.region_matrix(vocabulary)
+        with self.stage("classify"):
+            probabilities = class_probabilities(
+                query, query_text, regions.valid, regions.embeddings, region_text, vocabulary.seen, self.ensemble
+            )
+            if query is None or query_text is None:
+                return probabilities, np.zeros(len(probabilities), np.float32)
+            no_object = query_distribution(query, query_text, self.ensemble.temperature)[:, -1]
+        return probabilities, no_object[regions.voters]
+
+    def compose(self, regions: Regions, votes: tuple[np.ndarray, np.ndarray], vocabulary: Vocabulary) -> "HostResult":
+        probabilities, no_object = votes
+        # The usual case takes every mask in order: no copy then.
+        masks = regions.masks if len(probabilities) == len(regions.masks) else regions.masks[regions.voters]
+        evidence = GivenEvidence(masks, probabilities, no_object, self.kernels)
+        with self.stage("compose"):
+            labels, scores = self.kernels.compose(masks, probabilities)
+        if regions.query_embeddings is None:
+            labels[scores <= UNCOVERED] = -1
+        return HostResult(Result(labels, scores, list(vocabulary.names), regions.image, evidence))
+
+
+@dataclass(frozen=True)
+class HostResult:
+    """A result that is there already."""
+
+    found: Result
+
+    def result(self) -> Result:
+        return self.found
+
+
+def cropping(region: RegionSpec) -> Cropping:
+    """How the kernels cut regions, by a bundle's settings."""
+    mean = np.array(region.mean) * 255
+    fill = mean if region.mask_fill == "mean" else np.zeros(3)
+    return Cropping(region.mask_threshold, region.matting, fill, mean, np.array(region.std) * 255, region.crop_size)
+
+
+def _size(array: np.ndarray) -> Size:
+    return array.shape[0], array.shape[1]

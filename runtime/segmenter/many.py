@@ -1,0 +1,170 @@
+"""Many images: what runs side by side, and how far ahead of whoever takes the results."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vocabseg.runtime.result.result import Result
+from vocabseg.runtime.segmenter.regions import Regions
+from vocabseg.runtime.text.vocabulary import Vocabulary
+from vocabseg.runtime.threads import limit_threads
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.segmenter.cuda_answers import PendingResult
+    from vocabseg.runtime.segmenter.cuda_proposals import DeviceProposals, Part
+    from vocabseg.runtime.segmenter.cuda_stages import CudaStages
+
+# On a GPU: threads that decode, images whose proposals are being found ahead of those being encoded, images whose
+# regions may wait for a batch to be full, and results on their way to the host.
+DECODERS = 4
+PROPOSED_AHEAD = 2
+WAITING = 8
+RESULTS = 4
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+Pairs = Iterable[tuple[Any, Vocabulary]]
+
+
+def side_by_side(segment: Callable[[tuple[Any, Vocabulary]], Result], pairs: Pairs, threads: int) -> Iterator[Result]:
+    """As many images at a time as there are threads, each on one thread of its own."""
+    with ThreadPoolExecutor(threads, "images", limit_threads, (1,)) as pool:
+        yield from _in_order(pool, segment, pairs, threads)
+
+
+def one_ahead(
+    propose: Callable[[Any], Found], finish: Callable[[Found, Vocabulary], Result], pairs: Pairs
+) -> Iterator[Result]:
+    """While one image's regions are encoded by `finish`, `propose` reads the next one and finds its proposals."""
+    with ThreadPoolExecutor(1, "proposals") as pool:
+        for proposals, vocabulary in _in_order(pool, lambda pair: (propose(pair[0]), pair[1]), pairs, 1):
+            yield finish(proposals, vocabulary)
+
+
+def _in_order(pool: Executor, work: Callable[[Item], Found], items: Iterable[Item], count: int) -> Iterator[Found]:
+    """`work` of every item, in order, `count` items ahead of whoever takes them; what `items` raises comes last."""
+    coming: deque[Future[Found]] = deque()
+    source, failure = iter(items), None
+    try:
+        while failure is None:
+            try:
+                coming.append(pool.submit(work, next(source)))
+            except Exception as error:
+                failure = error
+            if len(coming) > count:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+        if not isinstance(failure, StopIteration):
+            raise failure
+    finally:
+        for future in coming:
+            future.cancel()
+
+
+class Line:
+    """Images on their way through a GPU between decoding and results; regions of several are encoded in one batch."""
+
+    def __init__(self, stages: "CudaStages", regions_of: "Callable[[DeviceProposals], Regions]"):
+        self._stages, self._regions_of = stages, regions_of
+        self._encodes = stages.bundle.manifest.ensemble.enabled
+        self._vocabularies: deque[Vocabulary] = deque()  # of the images that are not classified yet
+        self._proposed: deque[DeviceProposals] = deque()  # proposals on their way
+        self._waiting: deque[DeviceProposals] = deque()  # regions not all encoded
+        self._parts: list[Part] = []  # the batch that is being filled
+        self._filled = 0
+        self._pending: deque[PendingResult] = deque()
+
+    def segment(self, pairs: Pairs) -> Iterator[Result]:
+        """The results in order; what is wrong with an image is raised when its turn comes."""
+        workers = min(DECODERS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers, "decode") as pool:
+            try:
+                loaded = _in_order(
+                    pool, lambda pair: (self._stages.load(pair[0]), pair[1]), pairs, workers + PROPOSED_AHEAD
+                )
+                while True:
+                    try:
+                        image, vocabulary = next(loaded, (None, None))
+                    except Exception:
+                        yield from self._rest()
+                        raise
+                    if vocabulary is None:
+                        break
+                    self._put(image, vocabulary)
+                    yield from self._results(RESULTS)
+                yield from self._rest()
+            finally:
+                self._leave()
+
+    def _load(self, pair: tuple[Any, Vocabulary]) -> tuple[Any, Vocabulary]:
+        return self._stages.load(pair[0]), pair[1]
+
+    def _put(self, image: Any, vocabulary: Vocabulary) -> None:
+        """Start an image, and move on those before it."""
+        stages = self._stages
+        with stages.turn():
+            self._vocabularies.append(vocabulary)
+            proposals = stages.propose(stages.prepare(image))
+            stages.describe(proposals)
+            self._proposed.append(proposals)
+            while len(self._proposed) > PROPOSED_AHEAD:
+                self._pack(self._proposed.popleft())
+
+    def _results(self, most: int) -> Iterator[Result]:
+        """Results that are there, and further ones while more than `most` are on their way."""
+        while self._pending and (len(self._pending) > most or self._pending[0].done.query()):
+            yield self._pending.popleft().result()
+
+    def _rest(self) -> Iterator[Result]:
+        """All that is left, in order."""
+        with self._stages.turn():
+            while self._proposed:
+                self._pack(self._proposed.popleft())
+            self._encode()
+        yield from self._results(-1)
+
+    def _leave(self) -> None:
+        """Give back what the images that nobody wants any more hold."""
+        with self._stages.turn():
+            for proposals in itertools.chain(self._proposed, self._waiting):
+                self._stages.release(proposals)
+        self._proposed.clear()
+        self._waiting.clear()
+
+    def _pack(self, proposals: "DeviceProposals") -> None:
+        """Put an image's regions into the batch; encode whenever it is full, or too many images wait for it."""
+        self._waiting.append(proposals)
+        if self._encodes:
+            first, count = 0, proposals.regions.regions()
+            while first < count:
+                taken = min(count - first, self._stages.crops.rows - self._filled)
+                self._parts.append((proposals, first, taken, self._filled))
+                self._filled += taken
+                first += taken
+                if self._filled == self._stages.crops.rows:
+                    self._encode()
+            if len(self._waiting) > WAITING:
+                self._encode()
+        self._classify()
+
+    def _encode(self) -> None:
+        parts, self._parts, self._filled = self._parts, [], 0
+        if parts:
+            self._stages.within_memory(lambda: self._stages.crops.encode_parts(parts))
+        self._classify()
+
+    def _classify(self) -> None:
+        """Classify the images in front whose regions are all encoded."""
+        while self._waiting:
+            proposals = self._waiting[0]
+            if self._encodes and proposals.encoded < proposals.regions.regions():
+                return
+            self._waiting.popleft()
+            if self._encodes:
+                self._stages.crops.prepare_embeddings(proposals)
+            pending: Any = self._regions_of(proposals).start_classify(self._vocabularies.popleft())
+            self._pending.append(pending)

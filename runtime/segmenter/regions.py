@@ -1,0 +1,124 @@
+"""Regions: what the networks found in one image, ready to be asked with any vocabulary."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from vocabseg.runtime.bundle.sections import EnsembleSection
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.result import Result
+from vocabseg.runtime.segmenter.stages import Pending, Stages
+from vocabseg.runtime.text.embedder import TextEmbedder
+from vocabseg.runtime.text.vocabulary import Vocabulary
+
+# Where masks of one's own leave a pixel uncovered, every class scores sigmoid(-40) or so; such a pixel has no label.
+UNCOVERED = 1e-6
+
+
+class Regions:
+    """The regions of one image. N masks, of which V are not empty after thresholding.
+
+    Arrays of a GPU come to the host when they are first asked for; `classify` works where they are.
+
+    Attributes:
+        image_size: (h, w) of the image as the networks saw it; `boxes` are in its pixels.
+        padded_size: (Hp, Wp), the proposal network's input size.
+        output_size: (H, W) of the image as it was given.
+    """
+
+    def __init__(
+        self,
+        sizes: Masks,
+        arrays: Mapping[str, np.ndarray],
+        stages: Stages,
+        ensemble: EnsembleSection,
+        text: TextEmbedder,
+    ):
+        """`sizes` tells the sizes alone; `arrays` are what `Stages.finish` leaves, which `stages` understands."""
+        self.padded_size, self.image_size, self.output_size = sizes.padded_size, sizes.image_size, sizes.output_size
+        self.arrays, self.ensemble, self.text = arrays, ensemble, text
+        self._stages = stages
+
+    def __repr__(self) -> str:
+        height, width = self.output_size
+        return f"Regions({int(self.valid.sum())} of {len(self.valid)} masks, {height} x {width} pixels)"
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, the image as it was given."""
+        return self.arrays["image"]
+
+    @cached_property
+    def mask_logits(self) -> np.ndarray:
+        """(N, hm, wm) float32, covering `padded_size`."""
+        return self.arrays["mask_logits"].astype(np.float32, copy=False)
+
+    @cached_property
+    def query_embeddings(self) -> np.ndarray | None:
+        """(N, Dq) float32, not normalised; None for masks of one's own."""
+        return self._float32("query_embeddings")
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(V, 4) int32, tight [x1, y1, x2, y2) around each valid mask."""
+        return self.arrays["boxes"]
+
+    @property
+    def areas(self) -> np.ndarray:
+        """(N,) int32, pixels over the threshold."""
+        return self.arrays["areas"]
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """(N,) bool, whether a mask has any pixel over the threshold."""
+        return self.areas > 0
+
+    @cached_property
+    def embeddings(self) -> np.ndarray | None:
+        """(V, Dr) float32 of unit length; None where the bundle's ensemble is off and no crop was encoded."""
+        return self._float32("embeddings")
+
+    @property
+    def image_boxes(self) -> np.ndarray:
+        """(V, 4) float32: the boxes in pixels of the image as it was given."""
+        scale_y, scale_x = (given / seen for given, seen in zip(self.output_size, self.image_size, strict=True))
+        return self.boxes.astype(np.float32) * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+
+    @property
+    def masks(self) -> Masks:
+        """The masks on the host, with their sizes."""
+        return Masks(self.mask_logits, self.padded_size, self.image_size, self.output_size)
+
+    @property
+    def region_only(self) -> bool:
+        """Whether the image encoder alone decides, so that only the regions' masks vote."""
+        no_queries = "query_embeddings" not in self.arrays
+        return no_queries or (self.ensemble.enabled and self.ensemble.weight <= 0)
+
+    @property
+    def voters(self) -> np.ndarray:
+        """(M,) indices of the masks that vote."""
+        return np.flatnonzero(self.valid) if self.region_only else np.arange(len(self.valid))
+
+    def classify(self, vocabulary: Vocabulary | Sequence[str] | str) -> Result:
+        """Give every pixel its class out of `vocabulary`; no network runs but the text encoder, for names it never saw.
+
+        Raises VocabularyError for names that cannot be used.
+        """
+        return self.start_classify(Vocabulary.of(vocabulary)).result()
+
+    def start_classify(self, vocabulary: Vocabulary) -> Pending:
+        """`classify`, without waiting for a GPU."""
+        with self._stages.turn():
+            votes = self._stages.classify(self, vocabulary)
+            return self._stages.compose(self, votes, vocabulary)
+
+    def probabilities(self, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Class probabilities (M, C) float32 of the masks that vote, their indices (M,), and no-object's (M,)."""
+        evidence = self.classify(vocabulary).evidence
+        assert evidence is not None
+        return evidence.class_probabilities, self.voters, evidence.no_object
+
+    def _float32(self, name: str) -> np.ndarray | None:
+        return self.arrays[name].astype(np.float32, copy=False) if name in self.arrays else None

@@ -1,0 +1,229 @@
+"""Segmenter: the one pipeline from an image to its labels, written once for every device."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vocabseg.runtime.bundle.folder import Bundle, open_bundle
+from vocabseg.runtime.engines.choose import SMALL_MODEL_BYTES, choose
+from vocabseg.runtime.engines.host import HostEngines
+from vocabseg.runtime.engines.interface import KeyedRunnable
+from vocabseg.runtime.errors import ImageError, VocabularyError
+from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.masks import Masks, Size
+from vocabseg.runtime.progress import Progress, silent
+from vocabseg.runtime.result.result import Result
+from vocabseg.runtime.segmenter.host_stages import HostStages
+from vocabseg.runtime.segmenter.many import Line, one_ahead, side_by_side
+from vocabseg.runtime.segmenter.regions import Regions
+from vocabseg.runtime.segmenter.stages import Proposals, Stages
+from vocabseg.runtime.text.embedder import TextEmbedder
+from vocabseg.runtime.text.vocabulary import Vocabulary
+from vocabseg.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.cuda.device import Device
+
+Names = Vocabulary | Sequence[str] | str
+
+# Logit that stands for certainty in masks of one's own: sigmoid(40) rounds to 1 in float32.
+CERTAIN = 40.0
+
+
+class Segmenter:
+    """A bundle made ready to run on this machine; made by `vocabseg.load`. Threads may share one.
+
+    On a GPU, images may be there already: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8 RGB,
+    C-contiguous, which must stay as it is until its result is there.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        engine: str | None = None,
+        precision: str | None = None,
+        kernels: str | None = None,
+    ):
+        """As `load`, for a bundle that is open; `kernels` "reference" takes the host's slow ones."""
+        self.bundle = bundle
+        self.choice = choose(engine, device, precision, bundle.manifest.graph_bytes, bundle)
+        manifest = bundle.manifest
+        self.kernels = load_kernels(kernels)  # of the host: on a GPU, for questions to results
+        (width,) = manifest.graphs["image_encoder"].outputs[0].shape[-1:]
+        self._host = HostStages(manifest.input, manifest.region, self._run, self.kernels, manifest.ensemble, int(width))
+        self.stages: Stages = self._host
+        self.device: Device | None = None
+        if self.choice.on_gpu:
+            from vocabseg.runtime.cuda.device import open_device, parse_device
+            from vocabseg.runtime.segmenter.cuda_stages import CudaStages
+
+            self.device = open_device(parse_device(self.choice.device))
+            self.stages = stages = CudaStages(self.device, bundle, self.choice)
+            self._engines: Any = stages.engine
+        else:
+            self._engines = HostEngines(bundle, self.choice)
+        self.text = TextEmbedder(bundle, self.engine)
+
+    def engine(self, graph: str) -> KeyedRunnable:
+        """The engine of one of the bundle's graphs; it opens when first run, and its `run` takes arrays of the host."""
+        return self._engines(graph)  # type: ignore[no-any-return]
+
+    def _run(self, graph: str, inputs: Any) -> Any:
+        return self.engine(graph).run(inputs)
+
+    def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:
+        """The vocabulary given, or else the bundle's own; raises VocabularyError where there is neither."""
+        if vocabulary is not None:
+            return Vocabulary.of(vocabulary)
+        own = self.bundle.manifest.vocabulary
+        if own is None:
+            raise VocabularyError(f"bundle {self.bundle.folder} declares no vocabulary: give class names")
+        return Vocabulary(own, self.bundle.manifest.seen)
+
+    def __call__(self, image: Any, vocabulary: Names | None = None, progress: Progress | None = None) -> Result:
+        """Segment one image (a path, PIL image or uint8 RGB array) into the classes of `vocabulary`.
+
+        Raises ImageError or VocabularyError for input that cannot be used. Names are embedded before the image is
+        looked at, so that bad names fail at once.
+        """
+        vocabulary = self.vocabulary(vocabulary)
+        self.embed_names(vocabulary, progress)
+        return self.propose(image, progress).classify(vocabulary)
+
+    def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
+        """Run the text encoder for names it has not seen yet; raises VocabularyError for names that are too long."""
+        report = None if progress is None else lambda done, total: progress("encoding names", done, total)
+        prompts = self.bundle.manifest.prompts
+        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
+            self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
+
+    def propose(self, image: Any, progress: Progress | None = None) -> Regions:
+        """Everything that does not depend on class names: proposals, crops and their embeddings.
+
+        `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError when it cannot be used. On a
+        GPU it returns before the device is done; whoever asks for an array waits for it.
+        """
+        return self._describe(self.stages, self._find_proposals(image, progress or silent), progress or silent)
+
+    def _find_proposals(self, image: Any, progress: Progress = silent) -> Proposals:
+        stages = self.stages
+        progress("reading the image", 0, 1)
+        pixels = stages.load(image)
+        progress("finding proposals", 0, 1)
+        with stages.turn():
+            return stages.propose(stages.prepare(pixels))
+
+    def _describe(self, stages: Stages, proposals: Proposals, progress: Progress = silent) -> Regions:
+        """Threshold the masks, cut and encode the regions' crops."""
+        with stages.turn():
+            stages.describe(proposals)
+            if self.bundle.manifest.ensemble.enabled or not proposals.has_queries:
+                stages.encode(proposals, progress)
+            return self._regions(stages, proposals)
+
+    def _regions(self, stages: Stages, proposals: Proposals) -> Regions:
+        arrays = stages.finish(proposals)
+        return Regions(proposals.masks, arrays, stages, self.bundle.manifest.ensemble, self.text)
+
+    def regions(self, image: Any, masks: np.ndarray, progress: Progress | None = None) -> Regions:
+        """Regions from masks of one's own, (N, H, W) bool or float probabilities in 0..1, of the image's size.
+
+        They are classified by the image encoder alone, since no query stands behind them; pixels that no mask covers
+        get the label -1. Raises ImageError when image and masks do not fit together.
+        """
+        pixels = load_image(image)
+        size = (pixels.shape[0], pixels.shape[1])
+        return self.describe(pixels, pixels, _mask_logits(masks, size), None, size, progress)
+
+    def describe(
+        self,
+        image: np.ndarray,
+        resized: np.ndarray,
+        mask_logits: np.ndarray,
+        query_embeddings: np.ndarray | None,
+        padded: Size,
+        progress: Progress | None = None,
+    ) -> Regions:
+        """Regions from proposals that are already there, on the host.
+
+        image (H, W, 3) and resized (h, w, 3) uint8 RGB, mask_logits (N, hm, wm) float32 over `padded` (Hp, Wp),
+        query_embeddings (N, Dq) float32, or None for masks without queries.
+        """
+        sizes = [(array.shape[0], array.shape[1]) for array in (resized, image)]
+        stages = self.stages if len(mask_logits) else self._host  # no kernel of a GPU runs on nothing
+        with stages.turn():
+            proposals = stages.given(image, resized, Masks(mask_logits, padded, *sizes), query_embeddings)
+        return self._describe(stages, proposals, progress or silent)
+
+    def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
+        """Segment images one after the other; each result equals that of a call with the image alone.
+
+        While the regions of one image are encoded, the next one is read and its proposals are found; a small model
+        works on as many images as there are threads, and a GPU encodes regions of several images together. What is
+        wrong with an image is raised when its turn comes.
+        """
+        vocabulary = self.vocabulary(vocabulary)
+        self.embed_names(vocabulary)
+        yield from self.segment_pairs((image, vocabulary) for image in images)
+
+    def segment_pairs(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Result]:
+        """`segment_many` with a vocabulary for each image: what a server does with the requests it has at hand.
+
+        Proposals and the embeddings of regions do not depend on the vocabulary, so nothing is lost by mixing them.
+        """
+        threads = thread_count()
+        if self.choice.on_gpu:
+            stages: Any = self.stages
+            return Line(stages, lambda proposals: self._regions(stages, proposals)).segment(pairs)
+        if threads > 1 and self._is_small():
+            return side_by_side(lambda pair: self.propose(pair[0]).classify(pair[1]), pairs, threads)
+        return one_ahead(
+            self._find_proposals, lambda proposals, names: self._describe(self.stages, proposals).classify(names), pairs
+        )
+
+    def _is_small(self) -> bool:
+        """Whether images are best segmented side by side, on a thread each: nothing waits, and the sum is the same.
+
+        A large model would need the memory of many images at a time, and its products fill several cores as they are.
+        """
+        return self.choice.name == "onnxruntime" and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
+
+
+def load(
+    bundle: str | Path | None = None,
+    device: str = "auto",
+    engine: str | None = None,
+    precision: str | None = None,
+) -> Segmenter:
+    """Open a bundle and make it ready to run.
+
+    Args:
+        bundle: the bundle's folder, as `vocabseg export` wrote it; None takes the built-in demo model.
+        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" is the first GPU, where there is one that can be used.
+        engine: "openvino" or "onnxruntime", on a GPU "tensorrt" or "onnxruntime"; None takes the fastest installed.
+        precision: "float32", "bfloat16" with OpenVINO, or "float16" with ONNX Runtime, which on a CPU serves to check
+            what FP16 graphs compute on a GPU and is no faster than float32; None takes the engine's default.
+
+    Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
+    """
+    return Segmenter(open_bundle(bundle), device, engine, precision)
+
+
+def _mask_logits(masks: np.ndarray, size: Size) -> np.ndarray:
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.shape[1:] != size:
+        raise ImageError(f"masks have shape {masks.shape}: give (N, {size[0]}, {size[1]}), the size of the image")
+    if masks.dtype == bool:
+        return np.where(masks, np.float32(CERTAIN), np.float32(-CERTAIN))
+    if not np.issubdtype(masks.dtype, np.floating):
+        raise ImageError(f"masks have dtype {masks.dtype}: give bool, or float probabilities in 0..1")
+    low, high = (float(masks.min()), float(masks.max())) if masks.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):
+        raise ImageError(f"masks hold values from {low:g} to {high:g}: give probabilities in 0..1")
+    with np.errstate(divide="ignore"):
+        probabilities = masks.astype(np.float32)
+        return np.clip(np.log(probabilities) - np.log1p(-probabilities), -CERTAIN, CERTAIN)

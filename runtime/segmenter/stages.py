@@ -1,0 +1,129 @@
+"""What the two implementations of the pipeline have in common: the protocol `Stages`, and who may look on.
+
+An image takes these steps, each of which leaves its arrays where the device has them:
+
+    prepare   image -> resized, normalised and padded network input
+    propose   network input -> mask logits and query embeddings of N proposals
+    describe  mask logits -> boxes and areas; V of the masks are regions
+    encode    regions -> crops -> embeddings
+    classify  embeddings x text embeddings -> class probabilities
+    compose   mask logits x class probabilities -> labels and scores
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.result.result import Result
+    from vocabseg.runtime.segmenter.regions import Regions
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+
+class Mark(Protocol):
+    """A moment of the work: reached at once on the host, and on a GPU when its stream gets there."""
+
+    def synchronize(self) -> None: ...
+    def elapsed_since(self, other: Any) -> float:
+        """Milliseconds."""
+        ...
+
+
+class Observer(Protocol):
+    """Somebody who wants to know when stages begin and end, and what they gave."""
+
+    def stage(self, name: str, begin: Mark, end: Mark) -> None: ...
+    def note(self, name: str, arrays: Mapping[str, Any]) -> None: ...
+
+
+class Proposals(Protocol):
+    """One image on its way through the stages; what it holds is the stages' own."""
+
+    @property
+    def masks(self) -> Masks: ...
+    @property
+    def has_queries(self) -> bool:
+        """False for masks of one's own."""
+        ...
+
+
+class Pending(Protocol):
+    """A result on its way to the host."""
+
+    def result(self) -> "Result": ...
+
+
+class Stages(Protocol):
+    """The pipeline's steps on one device; `observer` looks on, if there is one."""
+
+    observer: Observer | None
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held by whoever starts work: threads that share a GPU take turns."""
+        ...
+
+    def load(self, image: Any) -> Any:
+        """The pixels (H, W, 3) uint8 RGB of anything that holds an image; raises ImageError."""
+        ...
+
+    def prepare(self, image: Any) -> Any: ...
+    def propose(self, prepared: Any) -> Proposals: ...
+    def given(self, image: Any, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None) -> Proposals:
+        """Instead of the first two steps: proposals that are there already, on the host."""
+        ...
+
+    def describe(self, proposals: Any) -> None: ...
+    def encode(self, proposals: Any, progress: Progress) -> None: ...
+    def finish(self, proposals: Any) -> "Mapping[str, np.ndarray]":
+        """What remains of an image for its Regions, by name: arrays that come to the host when they are asked for.
+
+        mask_logits, query_embeddings (unless the masks are one's own), boxes (V, 4), areas (N,), and embeddings (V, D)
+        of unit length where crops were encoded.
+        """
+        ...
+
+    def classify(self, regions: "Regions", vocabulary: "Vocabulary") -> Any: ...
+    def compose(self, regions: "Regions", votes: Any, vocabulary: "Vocabulary") -> Pending: ...
+
+
+class Moment:
+    """A reading of the host's clock, as a Mark."""
+
+    def __init__(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_since(self, other: "Moment") -> float:
+        return 1000 * (self.seconds - other.seconds)
+
+
+class Observed:
+    """Tells an observer of stages; a base of both implementations."""
+
+    observer: Observer | None = None
+
+    def mark(self, stream: Any = None) -> Mark:
+        return Moment() if stream is None else stream.record()
+
+    @contextmanager
+    def stage(self, name: str, stream: Any = None) -> Iterator[None]:
+        """What is started inside is one stage."""
+        if self.observer is None:
+            yield
+            return
+        begin = self.mark(stream)
+        yield
+        self.observer.stage(name, begin, self.mark(stream))
+
+    def note(self, name: str, **arrays: Any) -> None:
+        """Show arrays that a stage gives."""
+        if self.observer is not None:
+            self.observer.note(name, arrays)

@@ -1,0 +1,149 @@
+"""Prompts: the published templates, and how a class name becomes the token sequences that the text encoder gets."""
+
+from vocabseg.runtime.bundle.manifest import PromptSpec
+from vocabseg.runtime.errors import BundleError, VocabularyError
+from vocabseg.runtime.text.tokenizer import Tokenizer
+
+# Token ids from start to end of text, and the index that the feature is taken at.
+TokenSequence = tuple[list[int], int]
+
+SINGLE = ("a sculpture of a {}.",)
+
+# Gu et al. 2021 (ViLD), as used by Xu et al. 2021 (zsseg): some end without a full stop.
+VILD = (
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    "a photo of a small {}.",
+    "a photo of a medium {}.",
+    "a photo of a large {}.",
+    "This is a photo of a small {}.",
+    "This is a photo of a medium {}.",
+    "This is a photo of a large {}.",
+    "There is a small {} in the scene.",
+    "There is a medium {} in the scene.",
+    "There is a large {} in the scene.",
+)
+
+# The 80 templates of Radford et al. 2021 (CLIP) for ImageNet, in their order.
+IMAGENET = (
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "the plushie {}.",
+    "a dark photo of a {}.",
+    "itap of a {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+
+# `{}` stands for the class name.
+PROMPTS: dict[str, tuple[str, ...]] = {"single": SINGLE, "vild": VILD, "imagenet": IMAGENET}
+
+
+def token_sequences(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> list[TokenSequence]:
+    """The sequences of one name: one per template, or a single one where the prompt is learned.
+
+    A learned prompt is start, prefix, name, suffix, full stop, end (Xu et al. 2021). Raises BundleError for a prompt
+    that should have templates and has none.
+    """
+    if prompt.kind == "learned":
+        middle = [*prompt.prefix_ids, *tokenizer.encode(name), *prompt.suffix_ids, *tokenizer.encode(".")]
+        return [([tokenizer.start_id, *middle, tokenizer.end_id], len(middle) + 1)]
+    if not prompt.templates:
+        raise BundleError(f"the bundle's prompt of kind {prompt.kind!r} has no templates: export it again")
+    sequences = []
+    for template in prompt.templates:
+        ids = [tokenizer.start_id, *tokenizer.encode(template.replace("{}", name)), tokenizer.end_id]
+        # The first one counts: a name may spell out the end of text.
+        sequences.append((ids, ids.index(tokenizer.end_id)))
+    return sequences
+
+
+def check_length(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> None:
+    """Raise VocabularyError when one of the name's sequences is longer than the text encoder takes."""
+    longest = max(len(ids) for ids, _ in token_sequences(name, prompt, tokenizer))
+    if longest > tokenizer.context_length:
+        raise VocabularyError(
+            f"the class name {shorten(name)!r} makes a prompt of {longest} tokens, but the text encoder takes "
+            f"{tokenizer.context_length} at most: shorten it"
+        )
+
+
+def shorten(text: str) -> str:
+    """Text that fits into an error message."""
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,104 @@
+"""`vocabseg evaluate` as a user meets it: what it says and writes, and how it refuses."""
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from tests.benchmarks.speed.fakes import FakeSource, write_world
+from vocabseg.benchmarks.datasets.dataset import DatasetError
+from vocabseg.commands import evaluate as command
+from vocabseg.runtime.errors import BundleError, ConfigurationError, OutputError, VocabsegError
+
+app = typer.Typer()
+app.command()(command.evaluate)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny world, and a segmenter that gets a third of the green squares wrong instead of any bundle."""
+    write_world(tmp_path / "world")
+    monkeypatch.setattr(command, "_source", lambda *_: FakeSource(tmp_path / "world", 1 / 3))
+    return tmp_path / "world"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> VocabsegError:
+    result = run(*arguments)
+    assert isinstance(result.exception, VocabsegError), result.output
+    assert "\n" not in str(result.exception)
+    return result.exception
+
+
+def test_figures_report_and_progress(world: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    result = run("my-bundle", "--dataset", "world", "--data-dir", world, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == [
+        str(output / name)
+        for name in ("accuracy.md", "per_class.png", "confusion.png", "examples.png", "accuracy.json")
+    ]
+    assert all(Path(line).is_file() for line in result.stdout.split())
+    said = result.stderr.splitlines()
+    assert said[0].startswith("Evaluating fake 0.333")
+    assert said[0].endswith("on 6 images of world, 4 classes")
+    assert said[1] == "  1 of 6 images, mIoU 80.56 so far"
+    assert "mIoU 85.42   pAcc" in result.stderr
+    assert "of unseen classes 66.67" in result.stderr
+    again = run("my-bundle", "--dataset", "world", "--data-dir", world, "--output", output)
+    assert "6 of 6 images are done already" in again.stderr
+
+
+def test_options(world: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    common = ("b", "-d", "world", "--data-dir", world, "-o", output)
+    result = run(*common, "--limit", 2, "--measure", "semantic", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "PQ" not in (output / "accuracy.md").read_text()
+    assert isinstance(refused(*common, "--limit", 0), ConfigurationError)
+    assert "no split" in str(refused("b", "-d", "voc-20", "--data-dir", world, "--split", "tset"))
+
+
+def test_broken_images_are_told(world: Path, tmp_path: Path) -> None:
+    (world / "annotations" / "val" / "002.png").write_bytes(b"")
+    result = run("b", "-d", "world", "--data-dir", world, "-o", tmp_path / "report")
+    assert result.exit_code == 0
+    assert "1 images were left out, such as:" in result.stderr
+    assert "002.png cannot be read" in result.stderr
+
+
+def test_list_names_every_data_set_and_its_files() -> None:
+    text = run("--list").stdout
+    assert "coco-stuff-171" in text
+    assert "coco/stuffthingmaps/val2017/*.png" in text
+    assert "cityscapes/gtFine/val/*/*_gtFine_labelIds.png" in text
+
+
+def test_what_is_missing_is_said_in_one_line(world: Path, tmp_path: Path) -> None:
+    assert "--dataset is missing: give one of coco-stuff-171" in str(refused("b"))
+    assert "--data-dir is missing" in str(refused("b", "-d", "voc-15"))
+    error = refused("b", "-d", "voc-15", "--data-dir", tmp_path)
+    assert isinstance(error, DatasetError)
+    assert "VOC2012/JPEGImages/*.jpg" in str(error)
+    assert "voc-15" in str(refused("b", "-d", "voc15", "--data-dir", tmp_path))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    error = refused("b", "-d", "world", "--data-dir", world, "-o", blocked / "report")
+    assert isinstance(error, OutputError)
+
+
+def test_models_that_do_not_go_together(tmp_path: Path) -> None:
+    common = ("-d", "voc-15", "--data-dir", tmp_path)
+    checkpoint = tmp_path / "model.pth"
+    assert "either a bundle" in str(refused("bundle", "--reference", checkpoint, *common))
+    assert "go with --reference" in str(refused("bundle", "--config", "zsseg-r50-vitb16-vild", *common))
+    assert "--config NAME" in str(refused("--reference", checkpoint, *common))
+    configured = ("--reference", checkpoint, "--config", "zsseg-r50-vitb16-vild", *common)
+    assert "--engine" in str(refused(*configured, "--engine", "openvino"))
+    assert "no checkpoint" in str(refused(*configured))
+    assert isinstance(refused("nowhere", *common), BundleError)

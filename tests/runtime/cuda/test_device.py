@@ -1,0 +1,341 @@
+"""The device layer on an emulated GPU: memory, streams, events, graphs, foreign arrays, and its errors' texts."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tests.cuda_emulation import fake_pycuda
+from tests.cuda_emulation.machine import Machine
+from vocabseg.runtime.cuda import dlpack
+from vocabseg.runtime.cuda.arrays import DeviceArray
+from vocabseg.runtime.cuda.device import open_device, parse_device
+from vocabseg.runtime.cuda.kernel import pack_arguments
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError
+
+
+@pytest.fixture
+def machine():
+    return Machine(memory=2**22)
+
+
+@pytest.fixture
+def device(machine):
+    with fake_pycuda.installed(machine):
+        yield open_device(0)
+
+
+def test_a_device_describes_itself(device):
+    assert device.key == "nvidia-emulated-100-sm90"
+    assert device.compute_capability == (9, 0)
+    assert open_device(0) is device
+
+
+@pytest.mark.parametrize(("text", "ordinal"), [("cuda", 0), ("cuda:0", 0), ("cuda:12", 12)])
+def test_device_names(text, ordinal):
+    assert parse_device(text) == ordinal
+
+
+@pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA"])
+def test_names_that_are_no_device(text):
+    with pytest.raises(EngineError, match=text):
+        parse_device(text)
+
+
+def test_copies_happen_in_order_and_only_when_waited_for(device):
+    stream = device.stream()
+    source, target = device.pinned((5, 3), np.float32), device.pinned((5, 3), np.float32)
+    source[:] = np.arange(15).reshape(5, 3)
+    first, second = device.empty((5, 3), np.float32), device.empty((5, 3), np.float32)
+    stream.upload(first, source)
+    stream.copy(second, first)
+    stream.download(target, second)
+    event = stream.record()
+    assert not event.query()
+    assert np.isnan(target).all()
+    event.synchronize()
+    np.testing.assert_array_equal(target, source)
+    np.testing.assert_array_equal(second[1:3].to_host(), source[1:3])
+    np.testing.assert_array_equal(second.reshape(3, 5).to_host(stream), source.reshape(3, 5))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_stream_that_does_not_wait_reads_what_is_not_there(device, waits):
+    first, second = device.stream(), device.stream()
+    array, target = device.empty((4,), np.int32), np.empty(4, np.int32)
+    first.fill(array, 1)
+    if waits:
+        second.wait(first.record())
+    second.download(target, array)
+    second.synchronize()
+    assert (target == (0x01010101 if waits else -1)).all()
+
+
+def test_a_seed_interleaves_streams():
+    seen = set()
+    for seed in range(8):
+        machine = Machine(seed=seed)
+        with fake_pycuda.installed(machine):
+            device = open_device(0)
+            streams, array, target = (
+                [device.stream() for _ in range(2)],
+                device.empty((1,), np.int32),
+                np.empty(1, "i4"),
+            )
+            for byte, stream in enumerate(streams):
+                stream.fill(array, byte)
+            for stream in streams:
+                stream.synchronize()
+            streams[0].download(target, array)
+            streams[0].synchronize()
+            seen.add(int(target[0]))
+    assert seen == {0, 0x01010101}
+
+
+def test_graphs_repeat_what_was_captured(device):
+    stream = device.stream()
+    source, array = device.empty((3,), np.uint8), device.empty((3,), np.uint8)
+    stream.fill(source, 7)
+    graph = stream.capture(lambda: stream.copy(array, source))
+    stream.fill(array, 0)
+    np.testing.assert_array_equal(array.to_host(stream), [0, 0, 0])  # capturing ran nothing
+    graph.launch(stream)
+    np.testing.assert_array_equal(array.to_host(stream), [7, 7, 7])
+    stream.fill(source, 9)
+    graph.launch(stream)
+    np.testing.assert_array_equal(array.to_host(stream), [9, 9, 9])
+    graph.close()
+
+
+def test_work_that_cannot_be_captured_leaves_the_stream_usable(device):
+    stream = device.stream()
+
+    def work():
+        raise EngineError("not now")
+
+    assert stream.capture(work) is None
+    array = device.empty((3,), np.uint8)
+    stream.fill(array, 5)
+    np.testing.assert_array_equal(array.to_host(stream), [5, 5, 5])
+
+
+def test_without_bindings_nothing_is_captured_and_that_is_told(device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.warns(RuntimeWarning, match="cuda-bindings"):
+        assert device.stream().capture(lambda: None) is None
+
+
+def test_memory_returns_to_the_pool(device):
+    pointer = device.empty((1000,), np.float32).pointer
+    before = device.memory()["managed"]
+    for _ in range(100):
+        assert device.empty((1000,), np.float32).pointer == pointer
+    assert device.memory()["managed"] == before
+    array = device.empty((1000,), np.float32)
+    part = array[10:20]
+    del array
+    assert device.empty((1000,), np.float32).pointer != pointer  # a part keeps the whole
+    assert part.pointer == pointer + 40
+    device.free_held()
+
+
+def test_an_array_without_elements_takes_no_copy(device):
+    stream, array = device.stream(), device.empty((0, 4), np.float32)
+    stream.upload(array, np.empty((0, 4), np.float32))
+    assert array.to_host().shape == (0, 4)
+    assert device.pinned((0, 2), np.int32).shape == (0, 2)
+
+
+def test_out_of_memory_says_how_much(device):
+    with pytest.raises(DeviceMemoryError, match=r"8\.4 MB were needed, 4\.2 MB of 4\.2 MB are free"):
+        device.empty((2**21,), np.float32)
+
+
+def test_wrong_sizes_are_refused(device):
+    stream, array = device.stream(), device.empty((4,), np.float32)
+    with pytest.raises(ValueError, match="20 bytes do not fit an array of 16"):
+        stream.upload(array, np.zeros(5, np.float32))
+    with pytest.raises(ValueError, match="contiguous"):
+        stream.upload(array, np.zeros(8, np.float32)[::2])
+
+
+def test_arguments_are_aligned_as_c_aligns_them(device):
+    pair = np.zeros((), np.dtype([("pointer", "u8"), ("count", "i4")], align=True))[()]
+    array = device.empty((1,), np.float32)
+    data = pack_arguments([np.int32(1), pair, np.float32(2), array, np.uint8(3), None, np.int16(4)])
+    assert len(data) == 58
+    assert data[8 : 8 + 16] == pair.tobytes()
+    assert np.frombuffer(data[24:28], np.float32)[0] == 2
+    assert int.from_bytes(data[32:40], "little") == array.pointer
+    assert int.from_bytes(data[48:56], "little") == 0
+    with pytest.raises(TypeError, match="argument 1 is a int"):
+        pack_arguments([np.int32(1), 5])
+
+
+def test_launching(machine):
+    seen = []
+    with fake_pycuda.installed(machine, lambda *call: seen.append(call)):
+        device = open_device(0)
+        function, stream = device.load_module(b"fatbin").function("kernel"), device.stream()
+        function((3,), (32, 2), [np.int32(5)], stream, 100_000)
+        assert seen == []
+        stream.synchronize()
+    assert seen == [("kernel", (3, 1, 1), (32, 2, 1), 100_000, b"\5\0\0\0")]
+
+
+class Foreign:
+    """Another library's array."""
+
+    def __init__(self, array, **changes):
+        self.__cuda_array_interface__ = {**array.__cuda_array_interface__, **changes}
+
+
+def test_foreign_arrays_are_taken_without_a_copy(device):
+    own = device.empty((4, 5), np.float16)
+    own_stream = device.stream()
+    own_stream.fill(own, 0)
+    own_stream.synchronize()
+    taken = DeviceArray.of(Foreign(own), device)
+    assert (taken.pointer, taken.shape, taken.dtype) == (own.pointer, (4, 5), np.float16)
+    assert DeviceArray.of(Foreign(own, strides=(10, 2)), device).shape == (4, 5)
+    with pytest.raises(EngineError, match="not C-contiguous"):
+        DeviceArray.of(Foreign(own, strides=(2, 8)), device)
+    with pytest.raises(EngineError, match="no array on a GPU"):
+        DeviceArray.of(np.zeros(3), device) if not hasattr(np.zeros(3), "__dlpack__") else DeviceArray.of(3, device)
+
+
+def test_a_foreign_stream_is_waited_for(device):
+    array, stream = device.empty((4,), np.uint8), device.stream()
+    stream.fill(array, 3)
+    taken = DeviceArray.of(Foreign(array, stream=stream.handle), device)
+    target, other = np.zeros(4, np.uint8), device.stream()
+    other.download(target, taken)
+    other.synchronize()
+    np.testing.assert_array_equal(target, [3] * 4)
+
+
+class Capsule:
+    """A library that offers DLPack alone."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, stream=None):
+        return self.array.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_dlpack_there_and_back(device):
+    array = device.empty((2, 3), np.int32)
+    taken = DeviceArray.of(Capsule(array), device)
+    assert (taken.pointer, taken.shape, taken.dtype) == (array.pointer, (2, 3), np.int32)
+    pointer = array.pointer
+    del array
+    assert device.empty((2, 3), np.int32).pointer != pointer  # the capsule keeps the memory
+    del taken
+    assert not dlpack._given
+    assert device.empty((2, 3), np.int32).pointer == pointer
+
+
+def test_a_capsule_that_nobody_takes_frees_its_memory(device):
+    capsule = device.empty((2, 3), np.int32).__dlpack__()
+    assert len(dlpack._given) == 1
+    del capsule
+    assert not dlpack._given
+
+
+def test_capsules_are_those_of_numpy():
+    """The structure is NumPy's: what we give it reads, what it gives we read."""
+    source = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+    class Ours:
+        def __dlpack__(self, **_):
+            return dlpack.give(source.ctypes.data, source.shape, source.dtype, dlpack.CPU, 0, source)
+
+        def __dlpack_device__(self):
+            return dlpack.CPU, 0
+
+    np.testing.assert_array_equal(np.from_dlpack(Ours()), source)
+    assert not dlpack._given
+    shape, dtype, pointer, owner = dlpack.take(source.__dlpack__())
+    assert (shape, dtype, pointer) == ((3, 4), np.float32, source.ctypes.data)
+    del owner
+    with pytest.raises(EngineError, match="not C-contiguous"):
+        dlpack.take(source.T.__dlpack__())
+
+
+def test_arrays_elsewhere_are_refused(device):
+    with pytest.raises(EngineError, match="not on a GPU"):
+        DeviceArray.of(np.zeros(3), device)
+    assert not DeviceArray.offered_by(np.zeros(3))
+
+    class Elsewhere(Capsule):
+        def __dlpack_device__(self):
+            return dlpack.CUDA, 1
+
+    with pytest.raises(EngineError, match="on cuda:1, the model on cuda:0"):
+        DeviceArray.of(Elsewhere(device.empty((1,), np.uint8)), device)
+
+
+# What is told when there is no GPU to be had
+
+
+def test_no_pycuda(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(EngineError, match="pip install"):
+        open_device(0)
+
+
+def test_no_driver(monkeypatch, tmp_path):
+    folder = tmp_path / "pycuda"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    text = "libcuda.so.1: cannot open shared object file: No such file or directory"
+    (folder / "driver.py").write_text(f"raise ImportError({text!r})")
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        open_device(0)
+    for name in ("pycuda", "pycuda.driver"):
+        sys.modules.pop(name, None)
+
+
+def test_no_device(machine):
+    with (
+        fake_pycuda.installed(machine, no_device=True),
+        pytest.raises(EngineError, match="no CUDA-capable device is detected"),
+    ):
+        open_device(0)
+
+
+def test_no_such_ordinal(machine):
+    with (
+        fake_pycuda.installed(machine, count=2),
+        pytest.raises(EngineError, match="no GPU cuda:2: this process sees 2"),
+    ):
+        open_device(2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        (
+            "RuntimeError",
+            "no kernel image is available for execution on the device",
+            r"capability 9\.0\).*VOCABSEG_SM=90",
+        ),
+        ("LogicError", "the provided PTX was compiled with an unsupported toolchain.", r"too old.*CUDA 12\.4"),
+        ("LogicError", "device kernel image is invalid", "too old"),
+        ("LogicError", "something else", "CUDA LogicError: cuModuleLoadDataEx failed: something else"),
+    ],
+)
+def test_kernels_that_do_not_fit(machine, kind, text, told):
+    error = (getattr(fake_pycuda, kind), f"cuModuleLoadDataEx failed: {text}")
+    with fake_pycuda.installed(machine, module_error=error, driver_version=12040):
+        device = open_device(0)
+        with pytest.raises(EngineError, match=told) as caught:
+            device.load_module(b"")
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,387 @@
+"""The CUDA kernels one after the other, as an image passes through them; classes; bad arguments; what is kept."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cuda_emulation import library
+from tests.cuda_emulation.devices import DEVICES, Bench, opened
+from tests.runtime.kernels.cases import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    Case,
+    cropping,
+    kernels,
+    random_image,
+    random_masks,
+    worst,
+)
+from vocabseg.runtime.bundle.sections import EnsembleSection
+from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.kernels.device import face as cuda
+from vocabseg.runtime.kernels.device import fatbin
+from vocabseg.runtime.kernels.device.arguments import CropSource, Side
+from vocabseg.runtime.kernels.geometry import expand_boxes
+from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
+
+HOST = kernels("host")
+ENSEMBLE = EnsembleSection(enabled=True, weight=0.7, temperature=100)
+QUERIES_ALONE = EnsembleSection(enabled=False, weight=0.7, temperature=100)
+
+
+@pytest.fixture(params=DEVICES)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    with opened(request.param, seed=3) as found:
+        yield found
+
+
+class Image:
+    """An image on its way: what it is made of, and its arrays on the device."""
+
+    def __init__(self, bench: Bench, seed: int, case: Case, half: bool = False):
+        self.case, self.pixels, self.bench = case, random_image(seed, (41, 33)), bench
+        dtype = np.float16 if half else np.float32
+        logits = random_masks(seed, case).logits
+        logits[::3] -= 30  # empty ones
+        logits = logits.astype(dtype)
+        self.masks, self.on_device = case.masks(logits.astype(np.float32)), case.masks(bench.up(logits))
+        n, (h, w) = case.count, case.image_size
+        self.network_input, self.resized = bench.new((1, 3, *case.padded_size), dtype), bench.new((h, w, 3), np.uint8)
+        self.boxes, self.areas = bench.new((n, 4), np.int32), bench.new((n,), np.int32)
+        self.bits = bench.new((n, h, -(-w // 32)), np.uint32)
+        self.order, self.crop_boxes = bench.new((n,), np.int32), bench.new((n, 4), np.int32)
+        self.count = bench.new((1,), np.int32)
+
+    def find_regions(self, ratio: float = 1.2) -> None:
+        k, stream, case = self.bench.kernels, self.bench.stream, self.case
+        image = self.bench.up(self.pixels)
+        k.resize_normalize(image, IMAGE_MEAN, IMAGE_STD, self.network_input, self.resized, stream)
+        k.region_boxes(self.on_device, 0.5, self.boxes, self.areas, self.bits, stream)
+        k.select_regions(
+            self.boxes, self.areas, ratio, case.image_size, self.order, self.crop_boxes, self.count, stream
+        )  # fmt: skip
+
+    def source(self, first: int, with_bits: bool = True) -> CropSource:
+        bits = self.bits if with_bits else None
+        return CropSource(self.resized, self.on_device, bits, self.crop_boxes, self.order, self.count, first)
+
+    def wanted_crops(self, size: int, matting: bool = False) -> np.ndarray:
+        case = self.case
+        resized = HOST.resize_normalize(self.pixels, case.image_size, case.padded_size, IMAGE_MEAN, IMAGE_STD)[1]
+        boxes, areas = HOST.region_boxes(self.masks, 0.5)
+        indices = np.flatnonzero(areas).astype(np.int32)
+        boxes = expand_boxes(boxes[indices], 1.2, case.image_size)
+        return HOST.crop_regions(resized, self.masks, boxes, indices, cropping(size, matting=matting))
+
+
+CASES = (
+    Case(9, (8, 8), (32, 32), (31, 29), (23, 26), 6),
+    Case(5, (4, 8), (16, 32), (13, 31), (10, 9), 6),
+    Case(0, (4, 4), (16, 16), (9, 9), (5, 5), 6),
+    Case(12, (9, 5), (36, 20), (35, 19), (40, 21), 6),
+)
+
+
+@pytest.mark.parametrize("matting", [False, True])
+def test_regions_of_many_images_in_one_call(bench: Bench, matting: bool) -> None:
+    # Seventeen images, so that a second launch is needed, with and without bits, in float32 and float16.
+    images = [Image(bench, seed, CASES[seed % 4], half=seed % 3 == 0) for seed in range(17)]
+    for image in images:
+        image.find_regions()
+    wanted = [image.wanted_crops(11, matting) for image in images]
+    firsts = np.cumsum([2, *(len(crops) + 1 for crops in wanted)])
+    crops = bench.up(np.full((firsts[-1], 3, 11, 11), -5, np.float32))
+    sources = [
+        image.source(int(first), k % 2 == 0) for k, (image, first) in enumerate(zip(images, firsts, strict=False))
+    ]
+    bench.kernels.crop_regions(sources, cropping(11, matting=matting), crops, bench.stream)
+    found = bench.down(crops)
+    touched = np.zeros(len(found), bool)
+    for first, own in zip(firsts, wanted, strict=False):
+        worst(f"crops from {first}", found[first : first + len(own)], own, 3e-6)
+        touched[first : first + len(own)] = True
+    assert (found[~touched] == -5).all()
+    assert 40 < touched.sum() < len(touched)
+
+
+def test_regions_beyond_the_room_write_nothing(bench: Bench) -> None:
+    image = Image(bench, 0, CASES[0])
+    image.find_regions()
+    wanted = image.wanted_crops(7)
+    assert len(wanted) >= 4
+    crops = bench.up(np.full((5, 3, 7, 7), -5, np.float32))
+    bench.kernels.crop_regions([image.source(1)], cropping(7), crops[:3], bench.stream)
+    found = bench.down(crops)
+    worst("crops", found[1:3], wanted[:2], 3e-6)
+    assert (found[[0, 3, 4]] == -5).all()
+
+
+def test_labels_of_the_selected_regions(bench: Bench) -> None:
+    image = Image(bench, 1, CASES[3])
+    image.find_regions()
+    valid = np.flatnonzero(HOST.region_boxes(image.masks, 0.5)[1])
+    assert 0 < len(valid) < 12
+    probabilities = np.full((12, 6), np.nan, np.float32)  # rows beyond the count are not looked at
+    probabilities[: len(valid)] = np.random.default_rng(3).dirichlet(np.ones(6), len(valid))
+    labels, scores = bench.new((40, 21), np.int32), bench.new((40, 21), np.float32)
+    bench.kernels.compose(
+        image.on_device, bench.up(probabilities), image.order, image.count, labels, scores, bench.stream
+    )
+    wanted = HOST.compose(image.masks[valid], probabilities[: len(valid)])
+    worst("scores", bench.down(scores), wanted[1], 4e-6)
+    assert (bench.down(labels) == wanted[0]).mean() > 0.99
+
+
+def unit(generator: np.random.Generator, rows: int, depth: int) -> np.ndarray:
+    values = generator.normal(size=(rows, depth)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+@pytest.mark.parametrize(
+    ("masks", "classes", "depths", "regions"),
+    [(1, 1, (4, 6), 1), (9, 5, (33, 64), 6), (20, 70, (40, 100), 20), (7, 300, (16, 512), 0)],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_classes(
+    bench: Bench, masks: int, classes: int, depths: tuple[int, int], regions: int, temperature: float, dtype: type
+) -> None:
+    generator = np.random.default_rng(masks)
+    valid = np.zeros(masks, bool)
+    valid[generator.permutation(masks)[:regions]] = True
+    order = np.full(masks, -1, np.int32)
+    order[:regions] = np.flatnonzero(valid)
+    query = generator.normal(0, 3, (masks, depths[0])).astype(dtype)
+    features = np.full((masks, depths[1]), np.nan, dtype)
+    features[:regions] = generator.normal(0, 0.2, (regions, depths[1]))
+    query_text, region_text = unit(generator, classes + 1, depths[0]), unit(generator, classes, depths[1])
+    seen = generator.integers(0, 2, classes).astype(bool)
+    up = bench.up
+    query_side, region_side = Side(up(query), up(query_text)), Side(up(features), up(region_text))
+    places = up(order), up(np.array([regions], np.int32))
+    for enabled, weight, flags, with_query in (
+        (True, 0.7, seen, True),
+        (True, 0.6, None, True),
+        (False, 0.7, seen, True),
+        (True, 0.0, seen, True),
+        (True, 0.7, None, False),
+    ):
+        ensemble = EnsembleSection(enabled=enabled, weight=weight, temperature=temperature)
+        wanted = class_probabilities(
+            query.astype(np.float32) if with_query else None,
+            query_text if with_query else None,
+            valid,
+            features[:regions].astype(np.float32),
+            region_text,
+            flags,
+            ensemble,
+        )
+        probabilities = up(np.full((masks, classes), -3, np.float32))
+        no_object = bench.new((masks,), np.float32)
+        bench.kernels.classify(
+            query_side if with_query else None, region_side, None if flags is None else up(flags), *places, ensemble,
+            probabilities, no_object, bench.stream,
+        )  # fmt: skip
+        found, rows = bench.down(probabilities), len(wanted)
+        assert rows == (masks if with_query and weight > 0 else regions)
+        worst("probabilities", found[:rows], wanted, 2e-5)
+        assert (found[rows:] == -3).all()
+        if rows == masks and with_query and weight > 0:
+            none = query_distribution(query.astype(np.float32), query_text, temperature)[:, -1]
+            worst("no object", bench.down(no_object), none, 2e-5)
+
+
+def test_an_embedding_of_zeros_is_no_class(bench: Bench) -> None:
+    probabilities = bench.new((1, 4), np.float32)
+    zeros, text = np.zeros((1, 8), np.float32), unit(np.random.default_rng(0), 5, 8)
+    query = Side(bench.up(zeros), bench.up(text))
+    bench.kernels.classify(query, None, None, None, None, QUERIES_ALONE, probabilities, None, bench.stream)
+    worst("probabilities", bench.down(probabilities), np.full((1, 4), 0.2), 1e-6)
+
+
+@pytest.mark.skipif(library.compiler() is None, reason="no g++ to build the emulated kernels with")
+@pytest.mark.parametrize("seed", [0, 11])
+def test_no_kernel_races_or_leaves_its_memory(seed: int) -> None:
+    """Every access of every kernel is checked, on the sizes where warps and words end in the middle of something."""
+    with opened("emulated", seed, watched=True) as bench:
+        for number, half in ((0, False), (1, True), (3, False)):
+            case = CASES[number]
+            image = Image(bench, number, case, half)
+            image.find_regions()
+            k, n = bench.kernels, case.count
+            crops = bench.new((n, 3, 9, 9), np.float16 if half else np.float32)
+            for matting, with_bits in ((False, True), (False, False), (True, False)):
+                source = image.source(0, with_bits)
+                k.crop_regions([source], cropping(9, matting=matting), crops, bench.stream)
+            generator = np.random.default_rng(seed)
+            texts = bench.up(unit(generator, 68, 20)), bench.up(unit(generator, 67, 12))
+            query = Side(bench.up(generator.normal(size=(n, 20)).astype(np.float32)), texts[0])
+            region = Side(bench.up(generator.normal(size=(n, 12)).astype(np.float16)), texts[1])
+            probabilities, no_object = bench.new((n, 67), np.float32), bench.new((n,), np.float32)
+            k.classify(query, region, None, image.order, image.count, ENSEMBLE, probabilities, no_object, bench.stream)
+            labels, scores = bench.new(case.output_size, np.int32), bench.new(case.output_size, np.float32)
+            k.compose(image.on_device, probabilities, None, None, labels, scores, bench.stream)
+            assert bench.down(labels).max() < 67
+            worst("crops", bench.down(crops)[: len(image.wanted_crops(9))], image.wanted_crops(9, True), 2e-3)
+
+
+@pytest.mark.skipif(library.compiler() is None, reason="no g++ to build the emulated kernels with")
+def test_tensor_cores_of_turing_and_many_masks_are_watched() -> None:
+    from tests.cuda_emulation import fake_pycuda
+    from tests.cuda_emulation.devices import WatchedMachine
+    from vocabseg.runtime.cuda.device import open_device
+
+    case = Case(130, (3, 4), (12, 16), (11, 15), (7, 9), 20)
+    masks = random_masks(0, case)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(20), 130).astype(np.float32)
+    wanted = HOST.compose(masks, probabilities)
+    turing = library.emulation(watched=True, turing=True)
+    turing.seed(2)
+
+    def launch(name: str, grid: tuple, block: tuple, shared_bytes: int, data: bytes) -> None:
+        turing.launch_packed(name, grid, block, data, shared_bytes)
+
+    with fake_pycuda.installed(WatchedMachine(turing), launch):
+        device = open_device(0)
+        bench = Bench(device, cuda.CudaKernels(device, b""))
+        labels, scores = bench.new((7, 9), np.int32), bench.new((7, 9), np.float32)
+        on_device = case.masks(bench.up(masks.logits))
+        bench.kernels.compose(on_device, bench.up(probabilities), None, None, labels, scores, bench.stream)
+        worst("scores", bench.down(scores), wanted[1], 4e-6)
+        assert (bench.down(labels) == wanted[0]).mean() > 0.95
+
+
+def test_tables_are_kept_but_not_without_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "TABLES", 8)
+    k = bench.kernels
+    k._tables.clear()
+    image = bench.up(random_image(0, (6, 6)))
+    for size in [*range(3, 30), *range(3, 30)]:
+        resized, network_input = bench.new((size, 5, 3), np.uint8), bench.new((1, 3, 32, 32), np.float32)
+        other = bench.device.stream()  # which has to wait for the table that the first stream makes
+        for stream in (bench.stream, other):
+            k.resize_normalize(image, IMAGE_MEAN, IMAGE_STD, network_input, resized, stream)
+        wanted = HOST.resize_normalize(random_image(0, (6, 6)), (size, 5), (32, 32), IMAGE_MEAN, IMAGE_STD)
+        np.testing.assert_array_equal(network_input.to_host(other), wanted[0])
+        assert len(k._tables) <= 8
+
+
+def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
+    case = Case(40, (4, 4), (16, 16), (15, 15), (9, 9), 30)
+    masks, results = random_masks(0, case), []
+    on_device = case.masks(bench.up(masks.logits))
+    bench.kernels._workspaces.clear()
+    for classes in (3, 30, 4000):
+        probabilities = np.random.default_rng(classes).dirichlet(np.ones(classes), 40).astype(np.float32)
+        out = bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)
+        bench.kernels.compose(on_device, bench.up(probabilities), None, None, *out, bench.stream)
+        results.append((probabilities, out))
+    for probabilities, (_, scores) in results:
+        worst("scores", bench.down(scores), HOST.compose(masks, probabilities)[1], 1e-5)
+
+
+def small(logits: Any) -> Masks:
+    return Masks(logits, (8, 8), (8, 8), (4, 4))
+
+
+BAD: list[tuple[str, Callable[[Bench], None]]] = [
+    (
+        r"image has type float32: give uint8 of shape \(H, W, 3\)",
+        lambda b: b.kernels.resize_normalize(
+            b.new((4, 4, 3), np.float32), IMAGE_MEAN, IMAGE_STD, b.new((1, 3, 8, 8), np.float32),
+            b.new((4, 4, 3), np.uint8), b.stream,
+        ),
+    ),
+    (
+        r"padded size \(8, 8\) is smaller than the image size \(9, 4\)",
+        lambda b: b.kernels.resize_normalize(
+            b.new((4, 4, 3), np.uint8), IMAGE_MEAN, IMAGE_STD, b.new((1, 3, 8, 8), np.float32),
+            b.new((9, 4, 3), np.uint8), b.stream,
+        ),
+    ),
+    (
+        r"mask_logits must be a DeviceArray of shape \(masks, h, w\), not ndarray",
+        lambda b: b.kernels.region_boxes(
+            small(np.zeros((1, 2, 2), np.float32)), 0.5, b.new((1, 4), np.int32), b.new((1,), np.int32), None, b.stream
+        ),
+    ),
+    (
+        r"bits has shape \(1, 8, 2\): give \(1, 8, 1\)",
+        lambda b: b.kernels.region_boxes(
+            small(b.new((1, 2, 2), np.float16)), 0.5, b.new((1, 4), np.int32), b.new((1,), np.int32),
+            b.new((1, 8, 2), np.uint32), b.stream,
+        ),
+    ),
+    (
+        r"areas has shape \(2,\): give \(3,\)",
+        lambda b: b.kernels.select_regions(
+            b.new((3, 4), np.int32), b.new((2,), np.int32), 1.0, (8, 8), b.new((3,), np.int32), b.new((3, 4), np.int32),
+            b.new((1,), np.int32), b.stream,
+        ),
+    ),
+    (
+        r"crops has shape \(1, 3, 8, 9\): give \(crops, 3, 8, 8\)",
+        lambda b: b.kernels.crop_regions([], cropping(8), b.new((1, 3, 8, 9), np.float32), b.stream),
+    ),
+    (
+        r"resized is 8 x 9, the masks' image size \(8, 8\)",
+        lambda b: b.kernels.crop_regions(
+            [CropSource(
+                b.new((8, 9, 3), np.uint8), small(b.new((1, 2, 2), np.float32)), None, b.new((1, 4), np.int32),
+                b.new((1,), np.int32), b.new((1,), np.int32), 0,
+            )],
+            cropping(8), b.new((1, 3, 8, 8), np.float32), b.stream,
+        ),
+    ),
+    (
+        "order and count belong together",
+        lambda b: b.kernels.compose(
+            small(b.new((2, 2, 2), np.float32)), b.new((2, 3), np.float32), b.new((2,), np.int32), None,
+            b.new((4, 4), np.int32), b.new((4, 4), np.float32), b.stream,
+        ),
+    ),
+    (
+        r"probabilities has shape \(3, 3\): give \(2, classes\)",
+        lambda b: b.kernels.compose(
+            small(b.new((2, 2, 2), np.float32)), b.new((3, 3), np.float32), None, None,
+            b.new((4, 4), np.int32), b.new((4, 4), np.float32), b.stream,
+        ),
+    ),
+    (
+        r"labels has shape \(4, 5\): give \(4, 4\)",
+        lambda b: b.kernels.compose(
+            small(b.new((2, 2, 2), np.float32)), b.new((2, 3), np.float32), None, None,
+            b.new((4, 5), np.int32), b.new((4, 4), np.float32), b.stream,
+        ),
+    ),
+    (
+        "probabilities has no class",
+        lambda b: b.kernels.compose(
+            small(b.new((2, 2, 2), np.float32)), b.new((2, 0), np.float32), None, None,
+            b.new((4, 4), np.int32), b.new((4, 4), np.float32), b.stream,
+        ),
+    ),
+    (
+        r"query text has shape \(3, 8\): give \(4, 8\)",
+        lambda b: b.kernels.classify(
+            Side(b.new((2, 8), np.float32), b.new((3, 8), np.float32)), None, None, None, None, QUERIES_ALONE,
+            b.new((2, 3), np.float32), None, b.stream,
+        ),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "call"), BAD, ids=[message[:20] for message, _ in BAD])
+def test_bad_arguments(bench: Bench, message: str, call: Callable[[Bench], None]) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call(bench)
+    assert "\n" not in str(error.value)
+
+
+def test_kernels_that_were_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setattr(fatbin.resources, "files", lambda package: tmp_path)
+    with pytest.raises(EngineError, match=r"CUDA kernels are not part of this installation: put nvcc .* on PATH"):
+        fatbin.kernels_fatbin()

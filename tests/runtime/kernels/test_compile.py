@@ -1,0 +1,54 @@
+"""The CUDA kernels compile for every architecture without spilling registers, and load what they should load widely."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_emulation.library import DEVICE, kernel_names
+
+CMAKE = DEVICE.parents[3] / "CMakeLists.txt"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+# Registers that a kernel may use, so that as many threads fit as its header reckons with.
+REGISTERS = {
+    "region_boxes_f32": 64, "region_boxes_f16": 64,
+    "crop_regions_bits_f32": 80, "crop_regions_bits_f16": 80,
+    "compose_f32": 128, "compose_f16": 128, "compose_many_f32": 168, "compose_many_f16": 168,
+    "resize_normalize_f32": 64, "resize_normalize_f16": 64,
+}  # fmt: skip
+
+
+def architectures() -> list[str]:
+    """Those that CMakeLists.txt names."""
+    found = re.search(r'VOCABSEG_SM "([\d;]+)"', CMAKE.read_text())
+    assert found is not None
+    return found[1].split(";")
+
+
+def test_the_published_list() -> None:
+    assert architectures() == ["75", "80", "86", "89", "90", "100", "120"]
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed: nothing to compile the kernels with")
+def test_registers_and_spills(tmp_path: Path) -> None:
+    codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures()]
+    run = subprocess.run(
+        [str(NVCC), "-fatbin", "-O3", "-std=c++17", "--fmad=false", "--threads=2", *codes, "-Werror", "all-warnings",
+         "-Xptxas", "-v", "-o", str(tmp_path / "kernels.fatbin"), str(DEVICE)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[:2000]
+    usage = re.findall(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)\w*'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        run.stderr,
+        re.DOTALL,
+    )
+    assert {(name, sm) for name, sm, *_ in usage} == {(name, sm) for name in kernel_names() for sm in architectures()}
+    for name, sm, stack, stores, loads, registers in usage:
+        assert (stack, stores, loads) == ("0", "0", "0"), f"{name} on sm_{sm} keeps registers in memory"
+        limit = 168 if sm == "75" and name.startswith("compose") else REGISTERS.get(name, 128)
+        assert int(registers) <= limit, f"{name} on sm_{sm} takes {registers} registers"
+    assert set(REGISTERS) <= set(kernel_names())

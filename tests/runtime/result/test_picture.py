@@ -1,0 +1,213 @@
+"""Pictures of results: the right colours in the right places, and a legend for every size, number and script."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.result import fonts
+from vocabseg.runtime.result.legend import MAX_ENTRIES, THEMES, Entry, _fitting, _shorten, legend_panel
+from vocabseg.runtime.result.picture import ALIKE, BAND, class_colours, distinct_colours, draw_overlay
+
+# sRGB -> linear -> OKLab (bottosson.github.io/posts/oklab)
+TO_CONES = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_LAB = np.array(
+    [
+        [0.2104542553, 0.793617785, -0.0040720468],
+        [1.9779984951, -2.428592205, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.808675766],
+    ]
+)
+# Machado et al. 2009, severity 1
+PROTANOPIA = np.array(
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+)
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+)
+
+
+def perceived(colours, eyes):
+    values = colours / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(np.clip(linear @ eyes.T, 0, 1) @ TO_CONES.T) @ TO_LAB.T
+
+
+@pytest.mark.parametrize(("count", "closest"), [(12, 0.075), (24, 0.06)])
+def test_colours_are_distinct_for_most_eyes(count, closest):
+    for eyes in (np.eye(3), PROTANOPIA, DEUTERANOPIA):
+        seen = perceived(class_colours(count), eyes)
+        distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+        assert min(distances) > closest
+
+
+def test_colours_depend_on_the_index_alone():
+    many = class_colours(10_000)
+    np.testing.assert_array_equal(many[:5], class_colours(5))
+    assert len(np.unique(many[:200], axis=0)) == 200
+    assert class_colours(0).shape == (0, 3)
+
+
+def test_flat_map_has_the_exact_colours_and_dark_borders():
+    labels = np.zeros((40, 60), np.int32)
+    labels[:, 30:] = 1
+    labels[:, 50:] = -1
+    drawn = draw_overlay(labels, ["a", "b"], legend=False)
+    colours = class_colours(2)
+    assert drawn.shape == (40, 60, 3)
+    assert drawn.dtype == np.uint8
+    assert (drawn[:, :29] == colours[0]).all()
+    assert (drawn[:, 31:49] == colours[1]).all()
+    assert (drawn[:, 29] == colours[0] // 2).all()
+    assert (drawn[:, 30] == colours[1] // 2).all()
+
+
+def test_photo_shines_through_and_stays_untouched_without_a_label():
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (30, 40, 3), np.uint8)
+    before = photo.copy()
+    labels = np.zeros((30, 40), np.int32)
+    labels[:, 20:] = -1
+    drawn = draw_overlay(labels, ["a"], photo, legend=False)
+    np.testing.assert_array_equal(photo, before)
+    np.testing.assert_array_equal(drawn[:, 20:], photo[:, 20:])
+    tinted = drawn[:, :19].reshape(-1, 3).astype(float)
+    assert np.abs(tinted.mean(0) - class_colours(1)[0]).max() < 75
+    brightness = photo[:, :19].reshape(-1, 3).mean(1)
+    assert np.corrcoef(tinted.mean(1), brightness)[0, 1] > 0.9
+    flat = draw_overlay(labels, ["a"], photo, legend=False, opacity=1)
+    assert (flat[:, :19] == class_colours(1)[0]).all()
+
+
+def test_bands_leave_no_seam(monkeypatch):
+    rng = np.random.default_rng(1)
+    height = 2 * BAND + 17
+    labels = np.repeat(np.repeat(rng.integers(-1, 5, (height // 20 + 1, 30)), 20, 0), 20, 1)[:height].astype(np.int32)
+    photo = rng.integers(0, 256, (*labels.shape, 3), np.uint8)
+    names = list("abcde")
+    banded = draw_overlay(labels, names, photo)
+    monkeypatch.setattr("vocabseg.runtime.result.picture.BAND", 10_000)
+    np.testing.assert_array_equal(draw_overlay(labels, names, photo), banded)
+
+
+@pytest.mark.parametrize(
+    ("size", "place"),
+    [((1, 1), "right"), ((48, 64), "right"), ((427, 640), "right"), ((640, 200), "right"), ((100, 900), "below")],
+)
+@pytest.mark.parametrize("count", [1, 7, 10_000])
+def test_legend_goes_beside_or_below(size, place, count):
+    labels = np.random.default_rng(2).integers(0, count, size).astype(np.int32)
+    drawn = draw_overlay(labels, [f"class {i}" for i in range(count)], np.full((*size, 3), 90, np.uint8))
+    factor = -(-320 // max(size))
+    height, width = size[0] * factor, size[1] * factor
+    if place == "right":
+        assert drawn.shape[0] == height
+        assert width < drawn.shape[1] <= width + max(0.36 * width, 132) + 60
+        panel = drawn[:, width:]
+    else:
+        assert drawn.shape[1] == width
+        assert drawn.shape[0] > height
+        panel = drawn[height:]
+    background = np.array(THEMES["light"].background, np.uint8)
+    assert (panel != background).any()
+    for edge in (panel[0], panel[-1], panel[:, 0], panel[:, -1]):  # nothing is clipped
+        assert (edge == background).all()
+
+
+def test_legend_is_sorted_by_area_and_counts_the_rest():
+    entries = [Entry(f"class {i}", (i, i, i), 1 / 40) for i in range(40)]
+    shown = _shorten(entries, MAX_ENTRIES)
+    assert len(shown) == MAX_ENTRIES
+    assert shown[:-1] == entries[:19]
+    assert shown[-1] == Entry("21 more", None, pytest.approx(21 / 40))
+    assert _shorten(entries[:20], 20) == entries[:20]
+    # the swatch of the larger class stands above
+    labels = np.zeros((400, 400), np.int32)
+    labels[:100] = 1
+    panel = draw_overlay(labels, ["much", "little"])[:, 400:].astype(int)
+    rows = [int(np.flatnonzero((panel == colour).all(2).any(1))[0]) for colour in class_colours(2).astype(int)]
+    assert rows[0] < rows[1]
+
+
+def test_long_names_are_shortened_to_the_room_there_is():
+    name = "a class name that is far too long " * 40
+    for room in (1, 30, 100, 150.5):
+        text, font = _fitting(name, room, 14)
+        assert text.endswith("…")
+        assert font.getlength(text) <= room or text == "…"
+    assert _fitting("cat", 100, 14)[0] == "cat"
+    assert _fitting("two\nlines\tand \x07 bell", 1000, 14)[0] == "two lines and bell"
+
+
+def test_dark_theme():
+    panel = draw_overlay(np.zeros((400, 400), np.int32), ["cat"], theme="dark")[:, 400:]
+    assert (panel[0] == THEMES["dark"].background).all()
+
+
+def test_wrong_options():
+    with pytest.raises(OutputError, match="theme 'pink'; choose one of light, dark"):
+        draw_overlay(np.zeros((2, 2), np.int32), ["a"], theme="pink")
+    with pytest.raises(OutputError, match=r"opacity 60 is outside 0\.\.1"):
+        draw_overlay(np.zeros((2, 2), np.int32), ["a"], opacity=60)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=8), st.integers(1, 400), st.integers(1, 400))
+def test_any_name_and_any_size(names, height, width):
+    entries = [Entry(name, (10, 20, 30), 1 / len(names)) for name in names]
+    panel, below = legend_panel(height, width, entries, THEMES["light"])
+    assert panel.shape[1 if below else 0] == (width if below else height)
+
+
+def test_names_in_any_script(monkeypatch):
+    names = ["gato", "трава", "γάτα", "猫", "고양이", "قطة", "חתול", "बिल्ली", "🐈‍⬛", "\ud800", "\U0010ffff", "", " "]
+    labels = np.arange(len(names), dtype=np.int32).repeat(40)[:, None].repeat(400, 1)
+    first = draw_overlay(labels, names)
+    monkeypatch.setattr(fonts, "_installed", lambda: ())
+    assert draw_overlay(labels, names).shape[0] == first.shape[0]
+
+
+def test_another_font_steps_in_where_pillows_lacks_a_character(tmp_path, monkeypatch):
+    if not any("dejavusans." in str(path).lower() for path in fonts._installed()):
+        pytest.skip("DejaVu Sans is not installed")
+    assert fonts._has(None, "a")
+    assert not fonts._has(None, "א")
+    assert fonts.font_for("cat", 14).getname()[0] == "Aileron"
+    assert fonts.font_for("חתול", 14).getname()[0] == "DejaVu Sans"
+    (tmp_path / "dejavusans.ttf").write_bytes(b"no font at all")
+    monkeypatch.setattr(fonts, "_installed", lambda: (tmp_path / "dejavusans.ttf",))
+    assert fonts.font_for("猫", 14).getname()[0] == "Aileron"
+
+
+def test_picture_can_be_saved(tmp_path):
+    drawn = draw_overlay(np.zeros((5, 5), np.int32), ["cat"])
+    Image.fromarray(drawn).save(tmp_path / "x.png")
+    assert drawn.flags.c_contiguous
+
+
+def test_classes_of_one_picture_never_look_alike():
+    colours = class_colours(108)
+    assert (distinct_colours(colours, [3, 0, 5]) == colours).all(), "colours that differ stay as they are"
+    generator = np.random.default_rng(0)
+    changed = 0
+    for _ in range(50):
+        present = generator.permutation(108)[:8].tolist()
+        chosen = distinct_colours(colours, present)
+        assert (chosen[present[0]] == colours[present[0]]).all(), "the largest class keeps its colour"
+        changed += int((chosen != colours).any(axis=1).sum())
+        lab = cv2.cvtColor(np.float32(chosen[None, present]) / 255, cv2.COLOR_RGB2LAB)[0]
+        distances = np.linalg.norm(lab[:, None] - lab, axis=2)[~np.eye(len(present), dtype=bool)]
+        assert distances.min() >= ALIKE
+    assert changed > 10
+    assert len(distinct_colours(colours, list(range(108)))) == 108, "more classes than colours: still a picture"

@@ -1,0 +1,69 @@
+"""The script for a GPU host, as far as a machine without a GPU can tell: its plan, failures, limits and summary."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.golden import REPOSITORY
+from tools import gpu_host
+from tools.gpu_host import Step
+
+SCRIPT = REPOSITORY / "tools" / "gpu_host.py"
+
+
+def script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_a_dry_run_prints_every_step_and_does_nothing(tmp_path: Path) -> None:
+    done = script("--wheels", tmp_path, "--results", tmp_path / "results", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for name in ("machine", "venv", "pycuda", "tests", "memcheck", "racecheck", "initcheck", "build", "memory"):
+        assert f"{name} (at most" in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_needs_no_gpu_runs_and_a_failure_stops_nothing(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for number, content in enumerate((b"first ", b"second")):
+        (wheels / f"big-1.0-py3-none-any.whl.part0{number}").write_bytes(content)
+    results = tmp_path / "results"
+    done = script("--wheels", wheels, "--results", results, "--only", "machine,join-wheels,doctor")
+    assert (wheels / "big-1.0-py3-none-any.whl").read_bytes() == b"first second"
+    summary = json.loads((results / "summary.json").read_text())
+    states = {step["name"]: step["state"] for step in summary["steps"]}
+    assert states["join-wheels"] == "passed"
+    assert states["doctor"] == "failed"  # its environment was not made
+    assert done.returncode == 1
+    assert "| join-wheels | passed |" in done.stdout
+    unknown = script("--wheels", wheels, "--only", "nonsense")
+    assert unknown.returncode == 2
+    assert "no step nonsense" in unknown.stdout
+
+
+def test_a_step_that_takes_too_long_is_ended_with_all_its_children(tmp_path: Path) -> None:
+    outcome = gpu_host.run(Step("slow", ["bash", "-c", "echo begun; sleep 60 & wait"], 1), tmp_path)
+    assert outcome.state == "timed out"
+    assert outcome.seconds < 10
+    assert outcome.note == "begun"
+
+
+@pytest.mark.parametrize(("command", "state"), [(["true"], "passed"), (["false"], "failed"), (["no-such"], "failed")])
+def test_states(tmp_path: Path, command: list[str], state: str) -> None:
+    assert gpu_host.run(Step("step", command, 10), tmp_path).state == state
+
+
+def test_wheels_that_the_host_has_are_left_alone(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "numpy-0.1-py3-none-any.whl", "w"):
+        pass
+    done = subprocess.run(
+        [sys.executable, "-c", gpu_host._INSTALL, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "0 of 1 wheels installed" in done.stdout

@@ -1,0 +1,295 @@
+"""Everything that is to be proven on a GPU, in one go, on a bare offline GPU host.
+
+    python tools/gpu_host.py --wheels FOLDER [--results FOLDER] [--bundle FOLDER] [--quick] [--only STEP,...]
+
+Run it in a checkout of the repository. The host has Python 3.11 or newer with torch for CUDA, and nvcc; FOLDER is what
+tools/gpu_wheels.sh fetched on a machine with a network. Standard library only: nothing has to be installed first.
+
+A virtual environment that sees the host's packages is made in the results folder; the wheels and this repository are
+installed there, PyCUDA is built from its source, and then come the tests marked gpu, compute-sanitizer over those of
+the kernels, the kernels' times, `vocabseg build`, `vocabseg bench` on the device, and a loop of 10,000 images that
+watches memory. Every step has its own time limit and log; one that fails does not stop the others. A table ends it,
+which stands in the results folder as summary.json and summary.md too, with the reports of the benchmarks beside it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TESTS = ["tests/runtime/test_kernels_cuda.py", "tests/runtime/test_cuda_device.py"]
+# How the tools of compute-sanitizer are run; a finding ends the step with code 9.
+SANITIZER = ["--error-exitcode", "9", "--target-processes", "all", "--launch-timeout", "120"]
+
+MEMORY_LOOP = """
+import json, resource, sys, vocabseg
+from itertools import cycle, islice
+from vocabseg.runtime.images import load_image
+bundle, engine, count, output = sys.argv[1] or None, sys.argv[2] or None, int(sys.argv[3]), sys.argv[4]
+segmenter = vocabseg.load(bundle, device="cuda", engine=engine)
+scene = load_image("examples/scene.png")
+images = [scene, scene[:, ::-1], scene[:-40], scene[:, :-64]]
+names = ["dog", "grass", "house", "water"]
+readings = []
+for number, _ in enumerate(segmenter.segment_many(islice(cycle(images), count), names), 1):
+    if number == 100 or number % max(count // 10, 1) == 0:
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        readings.append({"images": number, "host_MB": host, **segmenter.device.memory()})
+        print(readings[-1], flush=True)
+json.dump(readings, open(output, "w"), indent=1)
+first, last = readings[0], readings[-1]
+device = (first["free"] - last["free"]) / 2**20
+host = last["host_MB"] - first["host_MB"]
+print(f"device memory grew by {device:.1f} MB, host memory by {host} MB, after the first {first['images']} images")
+sys.exit(0 if device < 32 and host < 64 and last["managed"] <= first["managed"] else 9)
+"""
+
+
+@dataclass
+class Step:
+    """One thing to do: a command with its time limit in seconds, or `skip`, why it is not done."""
+
+    name: str
+    command: list[str]
+    limit: int
+    environment: dict[str, str] = field(default_factory=dict)
+    skip: str = ""
+
+
+@dataclass
+class Outcome:
+    """How a step ended: "passed", "failed", "timed out" or "skipped"; the last line that it printed."""
+
+    name: str
+    state: str
+    seconds: float
+    note: str
+
+
+def main() -> int:
+    """Run all steps; 0 if none failed."""
+    options = _options()
+    results = options.results.resolve()
+    steps = plan(options, results)
+    if options.only:
+        wanted = set(options.only.split(","))
+        unknown = wanted - {step.name for step in steps}
+        if unknown:
+            print(f"--only: no step {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in steps)}")
+            return 2
+        steps = [step for step in steps if step.name in wanted]
+    if options.dry_run:
+        for step in steps:
+            print(f"{step.name} (at most {step.limit} s){': not done, ' + step.skip if step.skip else ''}")
+            print("    " + " ".join(_quoted(part) for part in step.command))
+        return 0
+    results.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for number, step in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {step.name} ...", flush=True)
+        outcomes.append(run(step, results))
+        print(f"    {outcomes[-1].state} after {outcomes[-1].seconds:.0f} s: {outcomes[-1].note}", flush=True)
+        write_summary(outcomes, results)
+    print((results / "summary.md").read_text())
+    return 1 if any(outcome.state in ("failed", "timed out") for outcome in outcomes) else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheels", type=Path, required=True, help="the folder of wheels and sources")
+    parser.add_argument("--results", type=Path, default=Path("gpu-results"), help="where everything goes")
+    parser.add_argument("--bundle", type=Path, help="a bundle of published size; default: one with random weights")
+    parser.add_argument("--quick", action="store_true", help="shorter loops, no sanitizer over all tests")
+    parser.add_argument("--only", default="", help="only these steps, separated by commas")
+    parser.add_argument("--dry-run", action="store_true", help="print the steps and stop")
+    return parser.parse_args()
+
+
+def plan(options: argparse.Namespace, results: Path) -> list[Step]:
+    """All steps in order."""
+    venv, wheels = results / "venv", options.wheels.resolve()
+    python, vocabseg = str(venv / "bin" / "python"), str(venv / "bin" / "vocabseg")
+    bundle = str(options.bundle.resolve() if options.bundle else results / "bundle")
+    install = [python, "-m", "pip", "install", "--no-index", "--find-links", str(wheels), "--no-build-isolation"]
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    sanitizer = shutil.which("compute-sanitizer") or _beside_nvcc("compute-sanitizer")
+    has_tensorrt = subprocess.run(
+        [sys.executable, "-c", "import tensorrt"], capture_output=True, check=False
+    ).returncode == 0  # fmt: skip
+    bench = [vocabseg, "bench", bundle, "--device", "cuda", "--against", "torch-eager,torch-compile"]
+    count = "500" if options.quick else "10000"
+    steps = [
+        Step("machine", ["nvidia-smi"], 60),
+        Step("join-wheels", [sys.executable, "-c", _JOIN, str(wheels)], 300),
+        Step("venv", [sys.executable, "-m", "venv", "--system-site-packages", "--clear", str(venv)], 120),
+        Step("wheels", [python, "-c", _INSTALL, str(wheels)], 900),
+        Step("pycuda", [python, "-c", _PYCUDA, str(wheels), str(results / "pycuda")], 900),
+        Step("vocabseg", [*install, "--no-deps", str(REPOSITORY)], 900),
+        Step("doctor", [vocabseg, "doctor"], 120),
+        Step("tests", [*pytest, f"--junitxml={results}/tests.xml", "tests"], 1800),
+    ]
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        chosen = ["-k", "not thousands and not golden"] if options.quick else []
+        command = [sanitizer or "compute-sanitizer", "--tool", tool, *SANITIZER, *pytest, *chosen, TESTS[0]]
+        steps.append(Step(tool, command, 1800, skip="" if sanitizer else "compute-sanitizer is not installed"))
+    no_tensorrt = "" if has_tensorrt else "TensorRT is not installed"
+    kernels = [python, "-m", "vocabseg.benchmarks.kernel_bench_cuda", "--json", str(results / "kernels.json")]
+    random = [vocabseg, "export", "--config", "zsseg-r101c-vitb16-single", "--random", "--output", bundle]
+    steps += [
+        Step("kernel-times", kernels, 900),
+        Step("bundle", random, 1800, skip=f"{bundle} is given" if options.bundle else ""),
+        # Without TensorRT it writes the FP16 graphs alone, which ONNX Runtime runs.
+        Step("build", [vocabseg, "build", bundle, "--precision", "fp16"], 3600),
+        Step(
+            "bench-tensorrt",
+            [*bench, "--engine", "tensorrt", "--output", str(results / "bench-tensorrt")],
+            3600,
+            skip=no_tensorrt,
+        ),
+        Step(
+            "bench-onnxruntime",
+            [*bench, "--engine", "onnxruntime", "--output", str(results / "bench-onnxruntime")],
+            3600,
+        ),
+        Step("memory", [python, "-c", MEMORY_LOOP, bundle, "", count, str(results / "memory.json")], 3600),
+        Step("memory-demo", [python, "-c", MEMORY_LOOP, "", "", count, str(results / "memory-demo.json")], 3600),
+    ]
+    return steps
+
+
+# Joins NAME.part00, NAME.part01, ... to NAME.
+_JOIN = """
+import pathlib, re, shutil, sys
+names = sorted({re.sub(r"\\.part\\d+$", "", str(p)) for p in pathlib.Path(sys.argv[1]).glob("*.part[0-9]*")})
+for name in names:
+    with open(name + ".whole", "wb") as target:
+        for part in sorted(pathlib.Path(name).parent.glob(pathlib.Path(name).name + ".part*")):
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, target)
+    pathlib.Path(name + ".whole").replace(name)
+print(f"{len(names)} wheels joined")
+"""
+
+# Installs every wheel whose package the host does not have already: the host's torch and CUDA stay as they are.
+_INSTALL = """
+import importlib.metadata, pathlib, re, subprocess, sys
+def there(name):
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+wheels = sorted(pathlib.Path(sys.argv[1]).glob("*.whl"))
+wanted = [w for w in wheels if not there(w.name.split("-")[0]) or "gpu" in w.name]
+failed = []
+for wheel in wanted:
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "-q", str(wheel)]
+    if subprocess.run(command).returncode:
+        failed.append(wheel.name)
+print(f"{len(wanted) - len(failed)} of {len(wheels)} wheels installed" + (f"; failed: {failed}" if failed else ""))
+sys.exit(1 if failed else 0)
+"""
+
+# Builds PyCUDA: without cuRAND, with the toolkit of the nvcc that really is called, and a libcuda.so to link with.
+_PYCUDA = """
+import ctypes.util, glob, os, pathlib, shutil, subprocess, sys, tarfile
+wheels, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+sources = sorted(wheels.glob("pycuda-*.tar.gz"))
+if not sources:
+    sys.exit("no pycuda-*.tar.gz among the wheels")
+shutil.rmtree(folder, ignore_errors=True)
+folder.mkdir(parents=True)
+with tarfile.open(sources[-1]) as archive:
+    archive.extractall(folder, filter="data")
+source = next(folder.glob("pycuda-*"))
+roots = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", *sorted(glob.glob("/usr/local/cuda-*"), reverse=True)]
+nvcc = shutil.which("nvcc")
+roots += [str(pathlib.Path(os.path.realpath(nvcc)).parents[1])] if nvcc else []
+root = next((r for r in roots if r and (pathlib.Path(r) / "include" / "cuda.h").is_file()), None)
+if root is None:
+    sys.exit(f"no cuda.h below any of {roots}")
+library = folder / "lib"
+library.mkdir()
+found = [*glob.glob(root + "/lib64/stubs/libcuda.so"), *glob.glob("/usr/lib*/**/libcuda.so.1", recursive=True)]
+found += glob.glob("/usr/local/nvidia/lib*/libcuda.so.1") + glob.glob("/lib/**/libcuda.so.1", recursive=True)
+if not found:
+    sys.exit("no libcuda.so.1: is there an NVIDIA driver?")
+os.symlink(found[0], library / "libcuda.so")
+settings = f"CUDA_ROOT = {root!r}\\nCUDA_ENABLE_CURAND = False\\nCUDADRV_LIB_DIR = [{str(library)!r}]\\n"
+(source / "siteconf.py").write_text(settings + 'CUDADRV_LIBNAME = ["cuda"]\\n')
+environment = {**os.environ, "CUDA_ROOT": root, "PATH": f"{root}/bin:{os.environ['PATH']}"}
+command = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(wheels), "--no-build-isolation"]
+sys.exit(subprocess.run([*command, "--no-deps", str(source)], env=environment).returncode)
+"""
+
+
+def _beside_nvcc(tool: str) -> str | None:
+    nvcc = shutil.which("nvcc")
+    roots = [Path("/usr/local/cuda")] + ([Path(os.path.realpath(nvcc)).parents[1]] if nvcc else [])
+    return next((str(root / "bin" / tool) for root in roots if (root / "bin" / tool).is_file()), None)
+
+
+def run(step: Step, results: Path) -> Outcome:
+    """Do a step; its output goes to logs/NAME.txt."""
+    if step.skip:
+        return Outcome(step.name, "skipped", 0.0, step.skip)
+    log = results / "logs" / f"{step.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "VOCABSEG_CACHE_DIR": str(results / "cache"), **step.environment}
+    begin = time.monotonic()
+    with log.open("w") as file:
+        file.write("$ " + " ".join(_quoted(part) for part in step.command) + "\n")
+        file.flush()
+        try:
+            process = subprocess.Popen(
+                step.command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return Outcome(step.name, "failed", time.monotonic() - begin, str(error))
+        try:
+            code = process.wait(step.limit)
+            state = "passed" if code == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            state = "timed out"
+    lines = [line for line in log.read_text(errors="replace").splitlines()[1:] if line.strip()]
+    return Outcome(step.name, state, time.monotonic() - begin, lines[-1].strip()[:160] if lines else "")
+
+
+def write_summary(outcomes: list[Outcome], results: Path) -> None:
+    """summary.json and summary.md."""
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "steps": [asdict(outcome) for outcome in outcomes],
+    }
+    (results / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
+    machine = results / "logs" / "machine.txt"
+    lines = [f"# On a GPU host, {about['date']}", "", "| step | state | seconds | last line |", "|---|---|---|---|"]
+    for outcome in outcomes:
+        note = outcome.note.replace("|", "\\|")
+        lines.append(f"| {outcome.name} | {outcome.state} | {outcome.seconds:.0f} | {note} |")
+    if machine.is_file():
+        lines += ["", "```", machine.read_text(errors="replace").strip(), "```"]
+    for report in sorted(results.glob("bench-*/*.md")):
+        lines += ["", report.read_text()]
+    (results / "summary.md").write_text("\n".join(lines) + "\n")
+
+
+def _quoted(part: str) -> str:
+    if "\n" in part:
+        return "'<a script>'"
+    return part if part and part.replace("/", "").replace("-", "").replace(".", "").isalnum() else repr(part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
