@@ -25,6 +25,10 @@ FORMATS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
+# Names of image files end so, where files of a folder are looked through.
+IMAGE_SUFFIXES = frozenset(
+    f".{ending}" for ending in "jpg jpeg jpe png webp bmp tif tiff gif ppm pgm pnm jp2 avif".split()
+)
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 _ORIENTATION = 0x0112
 
