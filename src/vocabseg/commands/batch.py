@@ -10,7 +10,7 @@ import typer
 
 from vocabseg.commands.options import Engine, Precision, Quiet, Settings
 from vocabseg.commands.packages import require
-from vocabseg.commands.progress import counting
+from vocabseg.commands.terminal import counting
 from vocabseg.runtime.errors import ConfigurationError
 
 HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; goes on where it was interrupted."

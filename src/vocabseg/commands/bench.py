@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vocabseg.commands.options import Quiet, Settings
-from vocabseg.commands.progress import progress
+from vocabseg.commands.terminal import progress
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ import typer
 
 from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
-from vocabseg.commands.progress import Report, progress
+from vocabseg.commands.terminal import progress
 from vocabseg.runtime.bundle.settings import nearest
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
+from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from vocabseg.export.tensorrt.build import BuildOptions
@@ -146,7 +147,7 @@ def _target(text: str) -> Target:
     return Target(device, f"TensorRT {package.version} on {device.name} ({device.key})")
 
 
-def _half_graphs(bundle: "Bundle", recipe: Path | None, report: Report, quiet: bool) -> "Bundle":
+def _half_graphs(bundle: "Bundle", recipe: Path | None, report: Progress, quiet: bool) -> "Bundle":
     """The bundle with FP16 graphs that were made from its float32 ones."""
     from vocabseg.export.half.convert import add_half_graphs
     from vocabseg.export.half.recipe import read_recipe
@@ -187,7 +188,7 @@ def _engines(
     sizes: "dict[str, list[Profile]]",
     options: "BuildOptions",
     device: "Device",
-    report: Report,
+    report: Progress,
 ) -> None:
     from vocabseg.export.tensorrt.engines import build_engine
 

@@ -9,7 +9,7 @@ import typer
 
 from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
-from vocabseg.commands.progress import progress
+from vocabseg.commands.terminal import progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from vocabseg.commands.options import Quiet, Settings
 from vocabseg.commands.packages import require
-from vocabseg.commands.progress import counting
+from vocabseg.commands.terminal import counting
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:

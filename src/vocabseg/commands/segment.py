@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vocabseg.commands.options import Engine, Precision, Quiet, Settings
-from vocabseg.commands.progress import Report, progress
+from vocabseg.commands.options import BundleOption, Classes, Device, Engine, Precision, Quiet, Settings, Target
+from vocabseg.commands.terminal import progress
 from vocabseg.runtime.errors import OutputError, VocabularyError
+from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from vocabseg.runtime.result.result import Result
@@ -37,13 +38,8 @@ SUFFIXES = {Kind.overlay: ".png", Kind.labels: "_labels.png", Kind.json: ".json"
 
 def segment(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    classes: Annotated[
-        str | None,
-        typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="The bundle's folder; without it, the built-in demo model.")
-    ] = None,
+    classes: Classes = None,
+    bundle: BundleOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file, or a folder (several images: a folder).")
     ] = None,
@@ -58,24 +54,21 @@ def segment(
     ] = None,
     settings: Settings = None,
     engine: Engine = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     precision: Precision = None,
     quiet: Quiet = False,
 ) -> None:
-    from vocabseg.runtime.bundle.settings import open_adjusted
-    from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     targets = [_targets(image, output, kinds, len(images)) for image in images]
     _check_targets(targets)
     names = None if classes is None else Vocabulary.of(classes)
-    opened = open_adjusted(bundle, settings or [])
-    segmenter = Segmenter(opened, device, engine, precision)
+    segmenter = Target(bundle, device, engine, precision, settings).segmenter()
     vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
     if not quiet:
         what = images[0].name if len(images) == 1 else f"{len(images)} images"
-        how = f"with {opened.manifest.name} ({segmenter.choice.key})"
+        how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
         print(f"Segmenting {what} into {len(vocabulary)} classes {how}", file=sys.stderr)
     for image, files in zip(images, targets, strict=True):
         with progress(quiet) as report:
@@ -126,7 +119,7 @@ def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str
     return Vocabulary(vocabulary.names, flags, template or None)
 
 
-def _save(result: "Result", files: dict[Kind, Path], report: Report) -> None:
+def _save(result: "Result", files: dict[Kind, Path], report: Progress) -> None:
     report("writing", 0, 1)
     for kind, path in files.items():
         if kind is Kind.overlay:

@@ -21,7 +21,7 @@ from vocabseg.commands.options import (
     Threads,
     Vocabularies,
 )
-from vocabseg.commands.progress import progress
+from vocabseg.commands.terminal import progress
 from vocabseg.commands.triton import named_vocabularies, serving_of
 
 HELP = "Serve a bundle on this machine, by HTTP and gRPC, with NVIDIA's tritonserver; Ctrl-C stops it."

@@ -1,11 +1,12 @@
-"""Progress of long work: a bar on a terminal, lines elsewhere. Everything goes to standard error."""
+"""What a command says while it works: a bar on a terminal, lines elsewhere. Everything goes to standard error."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Report = Callable[[str, int, int], None]
+from vocabseg.runtime.progress import Progress, silent
+
 # Images done, how many there are, and what to say beside them.
 Step = Callable[[int, int, str], None]
 
@@ -14,11 +15,16 @@ Step = Callable[[int, int, str], None]
 SHARES = 1000
 
 
+def announcer(quiet: bool) -> Callable[[str], None]:
+    """A function that prints a line, or with `quiet` does nothing."""
+    return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
 @contextmanager
-def progress(quiet: bool = False) -> Iterator[Report]:
+def progress(quiet: bool = False) -> Iterator[Progress]:
     """A function report(what, done, total) that shows how far the work is."""
     if quiet:
-        yield lambda what, done, total: None
+        yield silent
     elif sys.stderr.isatty():
         with _bar() as report:
             yield report
@@ -26,7 +32,7 @@ def progress(quiet: bool = False) -> Iterator[Report]:
         yield _lines()
 
 
-def _lines() -> Report:
+def _lines() -> Progress:
     """One line when a stage begins, and for shares of a whole one per tenth, with the time left."""
     current, began, tenth = "", 0.0, 0
 
@@ -44,12 +50,12 @@ def _lines() -> Report:
 
 
 @contextmanager
-def _bar() -> Iterator[Report]:
+def _bar() -> Iterator[Progress]:
+    import rich.progress
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         SpinnerColumn,
         Task,
         TaskID,
@@ -74,7 +80,9 @@ def _bar() -> Iterator[Report]:
         TimeRemainingColumn(compact=True),
     )
     # Steps of an engine's build can be minutes apart.
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+    with rich.progress.Progress(
+        *columns, console=Console(stderr=True), transient=True, speed_estimate_period=600
+    ) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -99,11 +107,11 @@ def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Step]:
     if not sys.stderr.isatty():
         yield _tenths()
         return
+    import rich.progress
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -111,7 +119,7 @@ def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Step]:
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     columns += [TimeRemainingColumn()] if remaining else []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rich.progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(first, total=None)
         yield lambda done, total, what: bar.update(task, description=what, completed=done, total=total)
 
