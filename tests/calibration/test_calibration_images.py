@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vocabseg.calibration.errors import CalibrationError
-from vocabseg.calibration.images import FEWEST, HELD, choose_images, identity, trial_scenes
+from vocabseg.calibration.failures import CalibrationError
+from vocabseg.calibration.samples.calibration_images import FEWEST, HELD, choose_images, identity, trial_scenes
 
 
 def fill(folder: Path, count: int, start: int = 0) -> Path:

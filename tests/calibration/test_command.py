@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from vocabseg import cli
-from vocabseg.calibration.images import choose_images
-from vocabseg.calibration.quantize import write_quantised
-from vocabseg.calibration.scales import Scheme
-from vocabseg.calibration.statistics import Statistics
-from vocabseg.calibration.targets import load_graph, targets
+from vocabseg.calibration.graphs.linear_nodes import linear_nodes, load_graph
+from vocabseg.calibration.graphs.quantize import write_quantised
+from vocabseg.calibration.graphs.scales import Scheme
+from vocabseg.calibration.observe.statistics import Statistics
+from vocabseg.calibration.samples.calibration_images import choose_images
 from vocabseg.export.half.recipe import read_recipe
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.bundle.manifest import file_record
@@ -82,7 +82,7 @@ def test_a_quantised_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     shutil.copytree(demo_folder(), bundle)
     path = bundle / "image_encoder.onnx"
     seen: dict[str, Statistics] = {}
-    for target in targets(load_graph(path)):
+    for target in linear_nodes(load_graph(path)):
         seen[target.activation] = Statistics()
         seen[target.activation].update(np.ones((2, 2), np.float32))
     record = write_quantised(path, tmp_path / "image_encoder.onnx", Scheme(), seen)
@@ -104,7 +104,7 @@ def test_a_quantised_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "said"),
     [
         (["--precision", "int4"], "give some of float16, int8, fp8"),
-        (["--budget", "miou=none"], "is no number"),
+        (["--budget", "miou=none"], "is not a number"),
         (["--count", "5"], "32 to 512"),
         (["--images", "/nowhere"], "no such folder"),
         (["--dataset", "voc-20"], "--data-dir is missing"),

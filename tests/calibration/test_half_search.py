@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.calibration import planted
-from vocabseg.calibration.fidelity import Judge
-from vocabseg.calibration.half_search import HalfSearch, describe, passes
-from vocabseg.calibration.observe import Observer, float_tensors
-from vocabseg.calibration.statistics import Statistics
+from vocabseg.calibration.observe.statistics import Statistics
+from vocabseg.calibration.observe.tensor_observer import TensorObserver, float_tensors
+from vocabseg.calibration.search.fidelity import Comparator
+from vocabseg.calibration.search.half_search import HalfSearch, passes
 from vocabseg.export.half.recipe import GraphRecipe, Recipe, read_recipe, write_recipe
 
 Maker = Callable[[Path], Path]
@@ -18,9 +18,11 @@ Maker = Callable[[Path], Path]
 def search(path: Path, rank: int, ranges: bool = True) -> HalfSearch:
     statistics: dict[str, Statistics] = {}
     if ranges:
-        Observer(path, ["x", *float_tensors(path)]).observe(planted.feeds(rank, 8, seed=1), statistics)
-    judge = Judge(path, planted.feeds(rank, 3, seed=2))
-    return HalfSearch("planted", path, statistics, judge, Recipe(graphs={"planted": GraphRecipe()}), lambda *_: None)
+        TensorObserver(path, ["x", *float_tensors(path)]).observe(planted.feeds(rank, 8, seed=1), statistics)
+    comparator = Comparator(path, planted.feeds(rank, 3, seed=2))
+    return HalfSearch(
+        "planted", path, statistics, comparator, Recipe(graphs={"planted": GraphRecipe()}), lambda *_: None
+    )
 
 
 CASES = {
@@ -41,7 +43,7 @@ def test_repair(case: str, ranges: bool, tmp_path: Path) -> None:
     recipe = found.repair()
     assert passes(found.fidelity(found.kept))
     if ranges:
-        assert any(keep.node == f"make_{culprit}" for keep in recipe.keep), describe(recipe, GraphRecipe())
+        assert any(keep.node == f"make_{culprit}" for keep in recipe.keep), recipe.keep
     total = len(float_tensors(found.path))
     assert 0 < len(recipe.keep) < total
     assert all(keep.reason for keep in recipe.keep)

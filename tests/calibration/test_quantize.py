@@ -7,18 +7,18 @@ import onnx
 import pytest
 
 from tests.calibration import planted
-from vocabseg.calibration.errors import CalibrationError
-from vocabseg.calibration.fidelity import Judge
-from vocabseg.calibration.observe import Observer
-from vocabseg.calibration.quantize import write_quantised
-from vocabseg.calibration.scales import Scheme, quantised_weights, to_fp8, weight_scales
-from vocabseg.calibration.smooth import smoothing_factors
-from vocabseg.calibration.statistics import Statistics
-from vocabseg.calibration.targets import block_of, ends, load_graph, targets
+from vocabseg.calibration.failures import CalibrationError
+from vocabseg.calibration.graphs.linear_nodes import block_of, ends, linear_nodes, load_graph
+from vocabseg.calibration.graphs.quantize import write_quantised
+from vocabseg.calibration.graphs.scales import Scheme, quantised_weights, to_fp8, weight_scales
+from vocabseg.calibration.graphs.smooth import smoothing_factors
+from vocabseg.calibration.observe.statistics import Statistics
+from vocabseg.calibration.observe.tensor_observer import TensorObserver
+from vocabseg.calibration.search.fidelity import Comparator
 from vocabseg.export.tensorrt.operators import check_operators
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.engines.choose import choose, installed
-from vocabseg.runtime.engines.host import Engine
+from vocabseg.runtime.engines.host_engines import Engine
 
 WIDTH = planted.WIDTH
 
@@ -47,8 +47,8 @@ def network(path: Path, outlier: float = 1.0) -> Path:
 
 def ranges(path: Path) -> dict[str, Statistics]:
     found: dict[str, Statistics] = {}
-    names = [target.activation for target in targets(load_graph(path))]
-    Observer(path, names, names).observe(planted.feeds(3, 8, seed=1), found)
+    names = [target.activation for target in linear_nodes(load_graph(path))]
+    TensorObserver(path, names, names).observe(planted.feeds(3, 8, seed=1), found)
     return found
 
 
@@ -76,7 +76,7 @@ def test_the_placement(kind: str, tmp_path: Path) -> None:
     zeros = [onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.name.endswith("_zero")]
     assert zeros
     assert all(not np.asarray(zero, np.float32).any() for zero in zeros)
-    fidelity = Judge(source, planted.feeds(3, 2, seed=5)).fidelity(target)
+    fidelity = Comparator(source, planted.feeds(3, 2, seed=5)).fidelity(target)
     assert fidelity.cosine > (0.9995 if kind == "int8" else 0.998)
 
 
@@ -93,14 +93,14 @@ def test_onnx_runtime_and_openvino_agree(tmp_path: Path) -> None:
 
 def test_smoothing_tames_an_outlier_channel(tmp_path: Path) -> None:
     source, target = network(tmp_path / "float.onnx", outlier=300.0), tmp_path / "low.onnx"
-    seen, judge = ranges(source), Judge(source, planted.feeds(3, 2, seed=5))
+    seen, comparator = ranges(source), Comparator(source, planted.feeds(3, 2, seed=5))
     write_quantised(source, target, Scheme(), seen)
-    plain = judge.fidelity(target)
+    plain = comparator.fidelity(target)
     write_quantised(source, target, Scheme(smooth=0.5), seen)
-    smooth = judge.fidelity(target)
+    smooth = comparator.fidelity(target)
     assert smooth.loss < plain.loss / 10
     model = load_graph(source)
-    assert {target_.activation for target_ in targets(model)} == {"normal", "mixed"}
+    assert {target_.activation for target_ in linear_nodes(model)} == {"normal", "mixed"}
 
 
 def test_smoothing_leaves_the_product_as_it_is() -> None:
@@ -138,13 +138,13 @@ def test_a_quantised_graph_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_to_quantise_is_told(tmp_path: Path) -> None:
     source = network(tmp_path / "float.onnx")
-    every = tuple(target.layer for target in targets(load_graph(source)))
+    every = tuple(target.layer for target in linear_nodes(load_graph(source)))
     with pytest.raises(CalibrationError, match="nothing to do"):
         write_quantised(source, tmp_path / "low.onnx", Scheme(high=every), ranges(source))
 
 
 def test_layers_keep_the_names_of_the_model() -> None:
-    found = targets(load_graph(demo_folder() / "proposal.onnx"))
+    found = linear_nodes(load_graph(demo_folder() / "proposal.onnx"))
     layers = {target.layer for target in found}
     assert "backbone.res4.0.conv2" in layers
     assert "sem_seg_head.predictor.transformer.decoder.layers.1.linear1" in layers

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.calibration import planted
-from vocabseg.calibration import ranges
-from vocabseg.calibration.images import choose_images
-from vocabseg.calibration.observe import Observer, float_tensors
-from vocabseg.calibration.ranges import Ranges, observe
-from vocabseg.calibration.statistics import Statistics
+from vocabseg.calibration.observe.statistics import Statistics
+from vocabseg.calibration.observe.tensor_observer import TensorObserver, float_tensors
+from vocabseg.calibration.samples import ranges
+from vocabseg.calibration.samples.calibration_images import choose_images
+from vocabseg.calibration.samples.ranges import Ranges, observe
 from vocabseg.runtime.bundle.folder import open_bundle
 
 
@@ -64,9 +64,9 @@ def test_memory_is_bounded_and_changes_nothing(tmp_path: Path) -> None:
     names = ["x", *float_tensors(path)]
     feeds = planted.feeds(3, 3)
     whole: dict[str, Statistics] = {}
-    Observer(path, names, names).observe(feeds, whole)
+    TensorObserver(path, names, names).observe(feeds, whole)
     narrow: dict[str, Statistics] = {}
-    Observer(path, names, names, memory=3 * 4 * planted.WIDTH**2).observe(feeds, narrow)
+    TensorObserver(path, names, names, memory=3 * 4 * planted.WIDTH**2).observe(feeds, narrow)
     assert list(whole) == list(narrow) == names
     for name in names:
         assert np.allclose(whole[name].high, narrow[name].high, rtol=1e-5)

@@ -1,7 +1,7 @@
 """`vocabseg calibrate`: a bundle and images in; graphs in lower precision, and what each costs, out."""
 
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,15 +9,12 @@ import typer
 
 from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import progress
+from vocabseg.commands.terminal import announcer, progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vocabseg.calibration.trials import TrialSet
-
-    Say = Callable[[str], None]
+    from vocabseg.calibration.trials.precision_trials import TrialSet
+    from vocabseg.runtime.bundle.folder import Bundle
 
 HELP = "Make low-precision graphs of a bundle from its ranges on real images, and show what each precision costs."
 EXAMPLE = (
@@ -67,34 +64,34 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir", "onnxruntime", "matplotlib"), "calibrating", "calibration")
-    from vocabseg.calibration.decide import parse_budget
-    from vocabseg.calibration.images import choose_images
-    from vocabseg.calibration.report import lines, write_report
-    from vocabseg.calibration.session import calibrate_bundle
+    from vocabseg.calibration.report.calibration_report import lines, write_report
+    from vocabseg.calibration.samples.calibration_images import choose_images
+    from vocabseg.calibration.session import Calibration
+    from vocabseg.calibration.trials.accuracy_budget import parse_budget
     from vocabseg.runtime.bundle.folder import open_bundle
 
-    say = _silent if quiet else _say
+    say = announcer(quiet)
     kinds = _kinds(precision)
     allowed = parse_budget(budget, labelled=dataset is not None or images is None)
     chosen, held = choose_images(images, count, seed, say)
-    folder = bundle or _demo_copy(say)
-    name = open_bundle(folder, verify=False).manifest.name
+    opened = open_bundle(bundle or _demo_copy(say))
+    name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")
     try:
         report_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {report_folder}: {(error.strerror or str(error)).lower()}") from None
-    trial_set = _trial_set(folder, images, dataset, data_dir, split, limit, classes, report_folder, say)
-    what = f"{len(chosen)} images" if images is not None else f"{len(chosen)} rendered scenes"
-    say(f"Calibrating {name} for {', '.join(kinds)} on {what}: graphs go into {folder}, the report to {report_folder}")
+    trial_set = _trial_set(opened, images, dataset, data_dir, split, limit, classes, report_folder, say)
+    source = f"{len(chosen)} images" if images is not None else f"{len(chosen)} rendered scenes"
+    say(f"Calibrating {name} for {', '.join(kinds)} on {source}: graphs to {folder}, the report to {report_folder}")
     with progress(quiet) as tick:
-        report = calibrate_bundle(folder, chosen, held, kinds, allowed, trial_set, seed, report_folder, what, tick, say)
+        calibration = Calibration(opened, chosen, held, seed, trial_set, allowed, report_folder, tick, say)
+        report = calibration.run(kinds, source)
         files = write_report(report, report_folder)
     for line in lines(report):
         say(line)
-    for path in files:
+    for path in (*files, folder):
         print(path)
-    print(folder)
 
 
 def _kinds(text: str) -> list[str]:
@@ -105,8 +102,8 @@ def _kinds(text: str) -> list[str]:
     return [kind for kind in KINDS if kind in kinds]
 
 
-def _demo_copy(say: "Say") -> Path:
-    """The demo model where it can be written to: the package's own folder is left alone."""
+def _demo_copy(say: Callable[[str], None]) -> Path:
+    """A copy of the demo model that may be changed; the package's own stays as it is."""
     from vocabseg.runtime.bundle.folder import demo_folder
     from vocabseg.runtime.bundle.manifest import MANIFEST
 
@@ -120,30 +117,21 @@ def _demo_copy(say: "Say") -> Path:
 
 
 def _trial_set(
-    folder: Path, images: Path | None, dataset: str | None, data_dir: Path | None, split: str | None, limit: int,
-    classes: str | None, scratch: Path, say: "Say",
+    bundle: "Bundle", images: Path | None, dataset: str | None, data_dir: Path | None, split: str | None, limit: int,
+    classes: str | None, scratch: Path, say: Callable[[str], None],
 ) -> "TrialSet":  # fmt: skip
-    """What the precisions are tried on: a data set, or the images themselves, or rendered scenes."""
+    """What the precisions are tried on: a data set, the images themselves, or rendered scenes."""
     from vocabseg.benchmarks.datasets.registry import get_dataset
     from vocabseg.benchmarks.speed.inputs import default_vocabulary
-    from vocabseg.calibration.images import image_files, trial_scenes
-    from vocabseg.calibration.trials import TrialSet
-    from vocabseg.runtime.bundle.folder import open_bundle
+    from vocabseg.calibration.samples.calibration_images import image_files, trial_scenes
+    from vocabseg.calibration.trials.precision_trials import TrialSet
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if dataset is not None:
         if data_dir is None:
             raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
-        return TrialSet(get_dataset(dataset, data_dir, split), limit)
+        return TrialSet.of(get_dataset(dataset, data_dir, split), limit)
     if images is None:
-        return TrialSet(get_dataset("world", trial_scenes(scratch, limit, say)), limit)
-    vocabulary = default_vocabulary(open_bundle(folder)) if classes is None else Vocabulary.of(classes)
-    return TrialSet(files=image_files(images), limit=limit, vocabulary=vocabulary)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _silent(line: str) -> None:
-    pass
+        return TrialSet.of(get_dataset("world", trial_scenes(scratch, limit, say)), limit)
+    vocabulary = default_vocabulary(bundle) if classes is None else Vocabulary.of(classes)
+    return TrialSet(image_files(images, limit), vocabulary)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet, Settings
+from vocabseg.commands.options import BundleArgument, Device, Engine, Precision, Quiet, Settings, Target
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import counting
+from vocabseg.commands.terminal import announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ class Measure(StrEnum):
 
 
 def evaluate(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="The bundle's folder; default: the built-in demo model.", show_default=False)
-    ] = None,
+    bundle: BundleArgument = None,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="The data set's name; see --list.")] = None,
     data_dir: Annotated[
         Path | None,
@@ -52,11 +50,9 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="val (the default) or train.")] = None,
     settings: Settings = None,
-    engine: Annotated[str | None, typer.Option(help="openvino or onnxruntime; default: the fastest installed.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; default: the engine's own.")
-    ] = None,
+    engine: Engine = None,
+    device: Device = "auto",
+    precision: Precision = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", help="Measure this checkpoint in plain PyTorch instead of a bundle.")
     ] = None,
@@ -80,9 +76,9 @@ def evaluate(
         dataset = "world"
     if data_dir is None and dataset != "world":
         raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset} (--list shows how)")
-    say = _silent if quiet else _say
-    source = _source(bundle, reference, config, clip, settings or [], engine, device, precision)
-    identity = source.identity  # a model that cannot be used is told before anything else
+    say = announcer(quiet)
+    source = _source(Target(bundle, device, engine, precision, settings), reference, config, clip)
+    identity = source.identity  # a model that cannot be used is an error before anything else
     if data_dir is None:
         data_dir = rendered_world(limit or SCENES, say)
     data = get_dataset(dataset, data_dir, split)
@@ -99,7 +95,7 @@ def evaluate(
             limit=limit,
             workers=workers,
             measures=[str(measure) for measure in measures or list(Measure)],
-            progress=lambda done, total, miou: step(done, total, _so_far(miou)),
+            progress=lambda what, done, total: step(done, total, what),
             notify=say,
         )
     files = write_report(evaluation, folder, say)
@@ -112,42 +108,22 @@ def evaluate(
         print(path)
 
 
-def _source(
-    bundle: Path | None,
-    reference: Path | None,
-    config: str | None,
-    clip: str | None,
-    settings: list[str],
-    engine: str | None,
-    device: str,
-    precision: str | None,
-) -> "Source":
+def _source(target: Target, reference: Path | None, config: str | None, clip: str | None) -> "Source":
     from vocabseg.benchmarks.accuracy.sources import BundleSource, ReferenceSource
     from vocabseg.runtime.bundle.folder import demo_folder
 
+    settings = tuple(target.settings or ())
     if reference is None:
         if config is not None or clip is not None:
             raise ConfigurationError("--config and --clip go with --reference: a bundle has its own")
-        return BundleSource(bundle or demo_folder(), tuple(settings), engine, device, precision)
-    if bundle is not None:
+        return BundleSource(target.bundle or demo_folder(), settings, target.engine, target.device, target.precision)
+    if target.bundle is not None:
         raise ConfigurationError("give either a bundle's folder, or --reference CHECKPOINT with --config NAME")
     if config is None:
         raise ConfigurationError("--reference needs --config NAME, the checkpoint's configuration")
-    if engine is not None or precision is not None:
+    if target.engine is not None or target.precision is not None:
         raise ConfigurationError("--engine and --precision go with a bundle: the reference is PyTorch in float32")
     require(("torch", "open_clip"), "the reference", "export")
     if not reference.is_file():
         raise ConfigurationError(f"there is no checkpoint {reference}: give the path of its file")
-    return ReferenceSource(reference, config, tuple(settings), clip)
-
-
-def _so_far(miou: float | None) -> str:
-    return "no mIoU yet" if miou is None else f"mIoU {miou:.2f} so far"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass
+    return ReferenceSource(reference, config, settings, clip)

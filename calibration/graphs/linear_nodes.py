@@ -1,4 +1,4 @@
-"""Which nodes of a graph may compute in eight bits: products with constant weights, named as the model names them."""
+"""The nodes of a graph that may compute in eight bits: linear ones with constant weights, by the model's own names."""
 
 import re
 from collections.abc import Iterable
@@ -6,38 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vocabseg.calibration.errors import CalibrationError
+from vocabseg.calibration.failures import CalibrationError
 from vocabseg.export.half.convert import mapped_weight
 
-# Products of two activations (attention) are left alone: both sides would need an activation's scale, and their share
-# of the operations is small.
-PRODUCTS = ("Conv", "MatMul", "Gemm")
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
-# Below this many weights a node's time and size are nothing, and its error may be large.
+# Products of two activations (attention) stay float: both sides would need an activation's scale, and they are a small
+# share of the work.
+LINEAR = ("Conv", "MatMul", "Gemm")
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+# With fewer weights a node takes no time or space worth saving, and its error may be large.
 SMALLEST = 64
 
 
 @dataclass(frozen=True)
-class Target:
-    """A product with constant weights.
+class LinearNode:
+    """A Conv, MatMul or Gemm with constant weights.
 
     Attributes:
         node: the node's name, unique in its graph.
-        layer: the module that it was, such as "blocks.3.mlp.c_fc".
+        layer: the module it was exported from, such as "blocks.3.mlp.c_fc".
         block: the part of the model it belongs to, such as "blocks.3"; sensitivity is measured by block.
         activation: the tensor that is multiplied.
-        weight: the initializer with the weights.
         axis: the weights' axis of output channels.
-        operations: weights, as a measure of the work; a Conv does it at every pixel.
+        size: how many weights it has.
     """
 
     node: str
     layer: str
     block: str
     activation: str
-    weight: str
     axis: int
-    operations: int
+    size: int
 
 
 def load_graph(path: str | Path) -> Any:
@@ -52,34 +50,25 @@ def load_graph(path: str | Path) -> Any:
         if isinstance(value.const_value, onnx_ir.ExternalTensor):
             value.const_value = mapped_weight(path, value.const_value)
     for node in model.graph:
-        if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
+        if node.op_type in QUANTISED or node.op_type.startswith("QLinear"):
             raise CalibrationError(
                 f"{path} is quantised already ({node.op_type} at {node.name}): calibrate the float32 graph instead"
             )
     return model
 
 
-def targets(model: Any) -> list[Target]:
-    """The products of a graph that may be quantised, in the graph's order."""
+def linear_nodes(model: Any) -> list[LinearNode]:
+    """The nodes of a graph that may be quantised, in the graph's order."""
     found = []
     for node in model.graph:
-        if node.domain or node.op_type not in PRODUCTS:
+        if node.domain or node.op_type not in LINEAR:
             continue
         weight = node.inputs[1]
-        if not is_constant(weight) or weight.const_value.size < SMALLEST or not is_float32(node.inputs[1]):
+        if not is_constant(weight) or weight.const_value.size < SMALLEST or weight.const_value.dtype.name != "FLOAT":
             continue
         layer = _layer(node)
-        found.append(
-            Target(
-                node=node.name,
-                layer=layer,
-                block=block_of(layer),
-                activation=node.inputs[0].name,
-                weight=weight.name,
-                axis=_output_axis(node),
-                operations=int(weight.const_value.size),
-            )
-        )
+        size = int(weight.const_value.size)
+        found.append(LinearNode(node.name, layer, block_of(layer), node.inputs[0].name, _output_axis(node), size))
     return found
 
 
@@ -88,15 +77,8 @@ def is_constant(value: Any) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
 
 
-def is_float32(value: Any) -> bool:
-    """Whether an initializer holds float32."""
-    import onnx_ir
-
-    return bool(value.const_value.dtype == onnx_ir.DataType.FLOAT)
-
-
 def block_of(layer: str) -> str:
-    """The part of the model a layer belongs to: up to the last number of its name, or else its first three words.
+    """The part of the model a layer belongs to: its name up to the last number, or else its first three words.
 
     "blocks.3.mlp.c_fc" -> "blocks.3"; "backbone.res4.2.conv1" -> "backbone.res4.2".
     """
@@ -104,34 +86,34 @@ def block_of(layer: str) -> str:
     return match.group(1) if match else ".".join(layer.split(".")[:3])
 
 
-def blocks(found: Iterable[Target]) -> dict[str, list[Target]]:
-    """Targets by block, in the graph's order."""
-    grouped: dict[str, list[Target]] = {}
-    for target in found:
-        grouped.setdefault(target.block, []).append(target)
+def blocks(nodes: Iterable[LinearNode]) -> dict[str, list[LinearNode]]:
+    """Nodes by block, in the graph's order."""
+    grouped: dict[str, list[LinearNode]] = {}
+    for node in nodes:
+        grouped.setdefault(node.block, []).append(node)
     return grouped
 
 
 def ends(model: Any) -> tuple[str, ...]:
     """The layers next to a graph's inputs and outputs: the patch embedding or first Conv, and the last projections."""
-    found = targets(model)
+    found = linear_nodes(model)
     nodes = {node.name: node for node in model.graph}
     inputs = {value.name for value in model.graph.inputs}
-    products = {target.node for target in found}
-    last = [target for target in found if _reaches_output(nodes[target.node], products)]
-    first = [target for target in found if target.activation in inputs]
-    return tuple(dict.fromkeys(target.layer for target in (*first, *last)))
+    names = {node.node for node in found}
+    first = [node.layer for node in found if node.activation in inputs]
+    last = [node.layer for node in found if _reaches_output(nodes[node.node], names)]
+    return tuple(dict.fromkeys([*first, *last]))
 
 
-def _reaches_output(node: Any, products: set[str]) -> bool:
-    """Whether what a node gives comes to a graph's output without another product of constant weights on the way."""
+def _reaches_output(node: Any, linear: set[str]) -> bool:
+    """Whether a node's output comes to a graph's output without another linear node on the way."""
     waiting, seen = [node], {node.name}
     while waiting:
         for output in waiting.pop().outputs:
             if output.is_graph_output():
                 return True
             for user in (use.node for use in output.uses()):
-                if user.name not in seen and user.name not in products:
+                if user.name not in seen and user.name not in linear:
                     seen.add(user.name)
                     waiting.append(user)
     return False

@@ -1,14 +1,14 @@
-"""From a histogram of magnitudes to the largest magnitude that eight bits keep; larger ones are clipped."""
+"""From a histogram of magnitudes to the largest magnitude that eight bits keep; anything larger is clipped."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from vocabseg.calibration.statistics import BINS, Statistics
+from vocabseg.calibration.observe.statistics import BINS, Statistics
 
 LEVELS = 128  # of a magnitude in symmetric int8
 PERCENTILE = 99.99
-# Candidates that are tried, as shares of the largest magnitude.
+# Places to clip at that are tried.
 CANDIDATES = 100
 
 Threshold = Callable[[Statistics], float]
@@ -29,10 +29,10 @@ def percentile(statistics: Statistics, share: float = PERCENTILE) -> float:
 
 
 def entropy(statistics: Statistics) -> float:
-    """The threshold whose quantised distribution keeps most of the information (Kullback-Leibler divergence).
+    """The threshold whose quantised distribution keeps most information (the least Kullback-Leibler divergence).
 
     The method of TensorRT's former calibrator (S. Migacz, "8-bit inference with TensorRT", GTC 2017): the clipped
-    distribution, with what is clipped added to its last bin, against the same distribution in 128 levels.
+    distribution, with the clipped values added to its last bin, against the same distribution in 128 levels.
     """
     counts = _used(statistics).copy()
     counts[0] = counts[1:2].sum()  # zeros are exact in any case, and after a ReLU there would be nothing else
@@ -77,7 +77,7 @@ def _used(statistics: Statistics) -> np.ndarray:
 
 
 def _ends(bins: int) -> list[int]:
-    """Bins at which to clip, the last one first, so that of equal ones the widest is kept."""
+    """Bins at which to clip, the last first, so that of equally good ones the widest wins."""
     lowest = min(LEVELS, bins)
     return sorted({int(end) for end in np.linspace(lowest, bins, CANDIDATES)}, reverse=True)
 
@@ -99,5 +99,5 @@ def _levelled(counts: np.ndarray) -> np.ndarray:
 
 def _divergence(wanted: np.ndarray, found: np.ndarray) -> float:
     there = wanted > 0
-    # Where the rounded distribution has nothing, a little is assumed, as usual.
+    # Where the rounded distribution is empty, a little is assumed, as is usual.
     return float((wanted[there] * np.log(wanted[there] / np.maximum(found[there], 1e-9))).sum())

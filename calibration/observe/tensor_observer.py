@@ -1,4 +1,4 @@
-"""Run a graph on real inputs and see what values its tensors take, with bounded memory."""
+"""Run a graph on real inputs and collect what values its tensors take, in bounded memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.calibration.statistics import Statistics
+from vocabseg.calibration.observe.statistics import Statistics
 from vocabseg.runtime.threads import thread_count
 
 Feed = Mapping[str, np.ndarray]
 
-# Bytes of tensors that one run may hand out.
+# Bytes of tensors that one run may return.
 MEMORY = 768_000_000
 
 
-class Observer:
-    """A graph whose tensors can be looked at; ONNX Runtime computes it on the CPU.
+class TensorObserver:
+    """Computes a graph with ONNX Runtime on the CPU and collects statistics of its tensors.
 
-    `tensors` are the names of float tensors; `channels` those of them whose largest magnitude per channel of the last
-    axis is wanted too. Feeds are inputs by name, batch first; they are split so that memory stays bounded.
+    `tensors` are names of float tensors; for those in `channels` the largest magnitude per channel of the last axis is
+    collected too. Feeds are inputs by name, batch first; they are split so that memory stays bounded.
     """
 
     def __init__(self, path: str | Path, tensors: Iterable[str], channels: Iterable[str] = (), memory: int = MEMORY):
@@ -41,16 +41,15 @@ class Observer:
         for names, batch in self._groups(inner, feeds[0]):
             session = instrumented(self.path, names)
             for feed in feeds:
-                for part in split_feed(feed, batch):
-                    for name, array in zip(names, session.run(names, dict(part)), strict=True):
+                for start in range(0, _items(feed), batch):
+                    part = {name: array[start : start + batch] for name, array in feed.items()}
+                    for name, array in zip(names, session.run(names, part), strict=True):
                         into[name].update(np.asarray(array), name in self.channels)
 
     def _groups(self, names: list[str], feed: Feed) -> list[tuple[list[str], int]]:
-        """Tensors that are handed out together, and how many items of a batch at a time."""
-        session = instrumented(self.path, names, shapes=True)
-        shapes = session.run(None, dict(feed))
-        items = max(len(array) for array in feed.values())
-        sizes = [4 * int(np.prod(shape, dtype=np.int64)) / items for shape in shapes]
+        """Tensors to return together, and how many items of a batch at a time."""
+        shapes = instrumented(self.path, names, shapes=True).run(None, dict(feed))
+        sizes = [4 * int(np.prod(shape, dtype=np.int64)) / _items(feed) for shape in shapes]
         if sum(sizes) <= self.memory:
             return [(names, max(1, int(self.memory // max(sum(sizes), 1))))]
         groups: list[list[str]] = [[]]
@@ -74,12 +73,6 @@ def float_tensors(path: str | Path) -> list[str]:
     return [name for name in names if types[name] == "tensor(float)"]
 
 
-def values_of(path: str | Path, names: Sequence[str], feed: Feed) -> dict[str, np.ndarray]:
-    """The values of some tensors of a graph on one feed; all of them are in memory at once."""
-    session = instrumented(path, names)
-    return dict(zip(names, session.run(list(names), dict(feed)), strict=True))
-
-
 def instrumented(path: str | Path, names: Sequence[str], shapes: bool = False) -> Any:
     """A session of the graph at `path` whose outputs are the given tensors, or with `shapes` their shapes, in order.
 
@@ -93,7 +86,7 @@ def instrumented(path: str | Path, names: Sequence[str], shapes: bool = False) -
     for name in names:
         if shapes:
             model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}/shape"]))
-        # Without a type: ONNX Runtime finds out itself.
+        # Without a type: ONNX Runtime infers it.
         model.graph.output.append(onnx.ValueInfoProto(name=f"{name}/shape" if shapes else name))
     return open_session(model.SerializeToString(), path.parent)
 
@@ -101,7 +94,7 @@ def instrumented(path: str | Path, names: Sequence[str], shapes: bool = False) -
 def open_session(model: bytes | str | Path, weights: Path | None = None, literal: bool = False) -> Any:
     """An ONNX Runtime session on the CPU; a serialised model's external weights lie in the folder `weights`.
 
-    With `literal` pairs of QuantizeLinear and DequantizeLinear are computed as they stand, in float32: the extended
+    With `literal`, pairs of QuantizeLinear and DequantizeLinear are computed as written, in float32: the extended
     optimisations of ONNX Runtime 1.32 turn a graph with E4M3 in it into nonsense.
     """
     import onnxruntime
@@ -109,7 +102,7 @@ def open_session(model: bytes | str | Path, weights: Path | None = None, literal
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # it would keep the largest run's memory for ever
+    options.enable_cpu_mem_arena = False  # the arena would keep the largest run's memory for ever
     if literal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -119,7 +112,5 @@ def open_session(model: bytes | str | Path, weights: Path | None = None, literal
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def split_feed(feed: Feed, batch: int) -> list[Feed]:
-    """A feed in parts of at most `batch` items."""
-    items = max(len(array) for array in feed.values())
-    return [{name: array[start : start + batch] for name, array in feed.items()} for start in range(0, items, batch)]
+def _items(feed: Feed) -> int:
+    return max(len(array) for array in feed.values())

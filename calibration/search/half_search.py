@@ -1,4 +1,4 @@
-"""Where a graph cannot be in FP16: from the ranges of its tensors first, then by bisection against float32."""
+"""What of a graph cannot be in FP16: found from the ranges of its tensors, then by bisection against float32."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -8,22 +8,21 @@ from typing import Any
 
 import msgspec
 
-from vocabseg.calibration.errors import CalibrationError
-from vocabseg.calibration.fidelity import Fidelity, Judge
-from vocabseg.calibration.statistics import HALF_MAX, HALF_NORMAL, Statistics
+from vocabseg.calibration.failures import CalibrationError
+from vocabseg.calibration.observe.statistics import HALF_MAX, HALF_NORMAL, Statistics
+from vocabseg.calibration.search.fidelity import Comparator, Fidelity
 from vocabseg.export.half.convert import write_half
 from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe
 from vocabseg.export.half.rounding import write_rounded
+from vocabseg.runtime.progress import Progress
 
-# Images to come may reach further than those that were looked at.
+# Images to come may reach further than those observed.
 HEADROOM = 2.0
-# What FP16 may lose, by the parity contract: mean and least cosine of embeddings; and the masks' mean difference, and
-# the relative error that belongs to that mean cosine.
+# What FP16 may lose, by the parity contract: mean and least cosine of embeddings; the masks' mean difference, and the
+# relative error that goes with that mean cosine.
 COSINE, WORST, MASKS, RELATIVE = 0.9995, 0.998, 2e-3, 0.03
-# What an operation does to a small number of this input makes a large one: 1 / x, log x, and so on.
+# Operations that make a large number of a small one, by the input where a small number matters: 1 / x, log x and so on.
 SENSITIVE = {"Div": 1, "Reciprocal": 0, "Log": 0, "Sqrt": 0, "Pow": 0}
-
-Progress = Callable[[str, int, int], None]
 
 
 def passes(found: Fidelity) -> bool:
@@ -34,29 +33,30 @@ def passes(found: Fidelity) -> bool:
 
 @dataclass
 class HalfSearch:
-    """The FP16 form of the graph at `path`, named `graph` in recipes, starting from the recipe `base`.
+    """Finds the FP16 form of the graph at `path`, named `graph` in recipes, starting from the recipe `base`.
 
-    `statistics` are those of its float tensors, `judge` compares on other inputs.
+    `statistics` are those of its float tensors; `comparator` works on other inputs.
     """
 
     graph: str
     path: Path
     statistics: Mapping[str, Statistics]
-    judge: Judge
+    comparator: Comparator
     base: Recipe
     progress: Progress
     kept: dict[str, str] = field(default_factory=dict)  # node -> reason
     tried: int = 0
 
     def repair(self) -> GraphRecipe:
-        """The recipe for the graph: that of the base, and the nodes that must stay float32 beside, with the reasons.
+        """The recipe for the graph: the base's, plus the nodes that must stay in float32 and why.
 
         Raises CalibrationError where not even a graph with all its nodes in float32 passes.
         """
-        model = _load(self.path)
-        overflowing = self.too_large(model)
-        vanishing = {node: reason for node, reason in self.too_small(model).items() if node not in overflowing}
-        self.kept = dict(overflowing)
+        import onnx_ir
+
+        model = onnx_ir.load(self.path)
+        self.kept = self._too_large(model)
+        vanishing = {node: reason for node, reason in self._too_small(model).items() if node not in self.kept}
         found = self.fidelity(self.kept)
         if not passes(found) and vanishing:
             self.kept |= vanishing
@@ -67,10 +67,29 @@ class HalfSearch:
             self._bisect(model, found)
         return self.recipe(self.kept)
 
-    def too_large(self, model: Any) -> dict[str, str]:
+    def fidelity(self, kept: Mapping[str, str]) -> Fidelity:
+        """Of the graph in FP16 with these nodes in float32, rounded as a GPU would."""
+        self.tried += 1
+        self.progress(f"{self.graph} in float16: trying", self.tried, self.tried)
+        recipe = msgspec.structs.replace(self.base, graphs={self.graph: self.recipe(kept)})
+        with tempfile.TemporaryDirectory(prefix="vocabseg-half-") as scratch:
+            half = Path(scratch) / self.path.name
+            write_half(self.path, half, recipe, self.graph)
+            rounded = half.with_suffix(".rounded.onnx")
+            write_rounded(half, rounded)
+            return self.comparator.fidelity(rounded)
+
+    def recipe(self, kept: Mapping[str, str]) -> GraphRecipe:
+        """The base's part for the graph with these nodes added."""
+        part = self.base.graph(self.graph)
+        return msgspec.structs.replace(
+            part, keep=[*part.keep, *(Keep(node=node, reason=reason) for node, reason in kept.items())]
+        )
+
+    def _too_large(self, model: Any) -> dict[str, str]:
         """Nodes that give or take a tensor which reaches, or may reach, beyond FP16's largest number.
 
-        Infinities that are in float32 already, such as those of an attention mask, are so in FP16 too.
+        Infinities that are there in float32, such as those of an attention mask, are the same in FP16.
         """
         return self._around(
             model,
@@ -78,13 +97,13 @@ class HalfSearch:
             lambda name, seen: f"{name} reaches {seen.largest:.3g}; FP16 ends at {HALF_MAX:.0f}",
         )
 
-    def too_small(self, model: Any) -> dict[str, str]:
+    def _too_small(self, model: Any) -> dict[str, str]:
         """Nodes around a tensor that is below FP16's normal numbers as a whole, or where a small number counts."""
         found = self._around(
             model,
             lambda seen: 0 < seen.largest < HALF_NORMAL,
             lambda name, seen: (
-                f"{name} reaches only {seen.largest:.3g}; FP16 is exact to 11 bits from {HALF_NORMAL:.1e}"
+                f"{name} reaches only {seen.largest:.3g}; FP16 has its full 11 bits from {HALF_NORMAL:.1e} on"
             ),
         )
         for node in model.graph:
@@ -99,32 +118,12 @@ class HalfSearch:
                 found.setdefault(value.producer().name, reason)
         return found
 
-    def fidelity(self, kept: Mapping[str, str]) -> Fidelity:
-        """Of the graph in FP16 with these nodes in float32, rounded as a GPU would."""
-        self.tried += 1
-        self.progress(f"{self.graph} in float16: trying", self.tried, self.tried)
-        recipe = msgspec.structs.replace(self.base, graphs={self.graph: self.recipe(kept)})
-        with tempfile.TemporaryDirectory(prefix="vocabseg-half-") as scratch:
-            half = Path(scratch) / self.path.name
-            write_half(self.path, half, recipe, self.graph)
-            rounded = half.with_suffix(".rounded.onnx")
-            write_rounded(half, rounded)
-            return self.judge.fidelity(rounded)
-
-    def recipe(self, kept: Mapping[str, str]) -> GraphRecipe:
-        """The base's part for the graph with these nodes added; node names are patterns in a recipe, so * is none."""
-        part = self.base.graph(self.graph)
-        return msgspec.structs.replace(
-            part, keep=[*part.keep, *(Keep(node=node, reason=reason) for node, reason in kept.items())]
-        )
-
     def _around(
         self, model: Any, wrong: Callable[[Statistics], bool], reason: Callable[[str, Statistics], str]
     ) -> dict[str, str]:
         """The producers and users of tensors that are wrong; a tensor stays float32 only between nodes that do."""
         found: dict[str, str] = {}
-        values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
-        for value in values:
+        for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
             seen = self.statistics.get(value.name)
             if seen is None or not wrong(seen):
                 continue
@@ -135,7 +134,7 @@ class HalfSearch:
         return found
 
     def _prune(self, candidates: Mapping[str, str]) -> None:
-        """Let go of candidates that are not needed: halves first, then single ones."""
+        """Drop candidates that are not needed: halves first, then single ones."""
         waiting = [list(candidates)]
         while waiting:
             group = waiting.pop()
@@ -147,7 +146,7 @@ class HalfSearch:
                 waiting += [group[:middle], group[middle:]]
 
     def _bisect(self, model: Any, found: Fidelity) -> None:
-        """Add nodes until the graph passes: each time the last one of the shortest beginning that has to be float32."""
+        """Add nodes until the graph passes: each time the last node of the shortest beginning that suffices."""
         order = [node.name for node in model.graph if node.name not in self.kept]
         everything = self.kept | dict.fromkeys(order, "what the nodes lose in FP16 adds up")
         if not passes(self.fidelity(everything)):
@@ -168,14 +167,3 @@ class HalfSearch:
             end = high - 1
             self.kept[order[end]] = f"in FP16 the outputs have a cosine of {found.cosine:.5f} with float32's"
             found = self.fidelity(self.kept)
-
-
-def describe(recipe: GraphRecipe, base: GraphRecipe) -> list[str]:
-    """What a repair added to a recipe, in words."""
-    return [f"{keep.node}: {keep.reason}" for keep in recipe.keep[len(base.keep) :]]
-
-
-def _load(path: Path) -> Any:
-    import onnx_ir
-
-    return onnx_ir.load(path)

@@ -1,19 +1,19 @@
 """How far a changed graph is from its float32 original, on inputs that it was not calibrated on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from vocabseg.calibration.observe import Feed, open_session
+from vocabseg.calibration.observe.tensor_observer import Feed, open_session
 
 
 class Fidelity(msgspec.Struct, frozen=True):
     """Attributes:
     cosine, worst: mean and least cosine of the output vectors (embeddings, query embeddings) with the original's.
     masks: mean difference of the mask probabilities; 0 for a graph without masks.
-    relative: mean length of the vectors' differences over the original's, which sees a wrong length too.
+    relative: mean length of the vectors' differences over the original's; it sees a wrong length, too.
     finite: whether every output was a number.
     """
 
@@ -28,13 +28,17 @@ class Fidelity(msgspec.Struct, frozen=True):
         """One number to compare by: the mean of 1 - cosine, plus the masks' difference; infinite if not finite."""
         return 1 - self.cosine + self.masks if self.finite else float("inf")
 
+    def figures(self) -> dict[str, float]:
+        """For a manifest, with significant digits only."""
+        masks = float(f"{self.masks:.3g}")
+        return {"cosine": round(self.cosine, 6), "worst_cosine": round(self.worst, 6), "masks": masks}
 
-class Judge:
-    """Compares graphs with the one at `path` on `feeds`; outputs are by name, so the changed graph keeps them."""
+
+class Comparator:
+    """Compares graphs with the one at `path` on `feeds`; outputs go by name, so a changed graph keeps them."""
 
     def __init__(self, path: Path, feeds: Sequence[Feed]):
         session = open_session(path)
-        self.path = path
         self.feeds = list(feeds)
         self.names = [output.name for output in session.get_outputs()]
         self.wanted = [_floats(session.run(self.names, dict(feed))) for feed in self.feeds]
@@ -63,36 +67,23 @@ def compare(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.
                 cosines.append(cosine(one, other))
                 relatives.append(_relative(one, other))
     together = np.concatenate(cosines) if cosines else np.ones(1)
-    return Fidelity(
-        float(together.mean()),
-        float(together.min()),
-        float(np.mean(masks)) if masks else 0.0,
-        float(np.mean(relatives)) if relatives else 0.0,
-    )
+    masks, relatives = masks or [0.0], relatives or [0.0]
+    return Fidelity(float(together.mean()), float(together.min()), float(np.mean(masks)), float(np.mean(relatives)))
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Cosines of the vectors along the last axis, (V,) float64; 1 where both are 0."""
     a = one.reshape(-1, one.shape[-1]).astype(np.float64)
     b = other.reshape(-1, other.shape[-1]).astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = (np.linalg.norm(a, axis=1) == 0) & (np.linalg.norm(b, axis=1) == 0)
-    return np.where(same, 1.0, (a * b).sum(1) / np.where(lengths > 0, lengths, 1))
+    left, right = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    lengths = left * right
+    return np.where((left == 0) & (right == 0), 1.0, (a * b).sum(1) / np.where(lengths > 0, lengths, 1))
 
 
 def _relative(one: np.ndarray, other: np.ndarray) -> float:
     a, b = one.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1)
     return float((np.linalg.norm(a - b, axis=-1) / np.where(lengths > 0, lengths, 1)).mean())
-
-
-def figures(fidelity: Fidelity) -> Mapping[str, float]:
-    """For a manifest, with digits that mean something."""
-    return {
-        "cosine": round(fidelity.cosine, 6),
-        "worst_cosine": round(fidelity.worst, 6),
-        "masks": float(f"{fidelity.masks:.3g}"),
-    }
 
 
 def _floats(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

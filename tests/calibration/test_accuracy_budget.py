@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from vocabseg.calibration.decide import choose, pareto, parse_budget
-from vocabseg.calibration.errors import CalibrationError
-from vocabseg.calibration.notebook import Notebook
-from vocabseg.calibration.trials import Trial
+from vocabseg.calibration.failures import CalibrationError
+from vocabseg.calibration.search.journal import Journal
+from vocabseg.calibration.trials.accuracy_budget import fastest_within, pareto, parse_budget
+from vocabseg.calibration.trials.precision_trials import Trial
 
 
 def trial(precision: str, miou: float | None, seconds: float | None, agreement: float = 100.0) -> Trial:
@@ -30,13 +30,13 @@ def test_the_front() -> None:
 
 @pytest.mark.parametrize(("text", "precision"), [("miou=0.5", "bfloat16"), ("miou=1", "int8"), ("miou=0", "float32")])
 def test_the_fastest_inside_the_budget(text: str, precision: str) -> None:
-    assert choose(TRIALS, parse_budget(text, True)).precision == precision
+    assert fastest_within(TRIALS, parse_budget(text, True)).precision == precision
 
 
 def test_without_labels_agreement_counts() -> None:
     trials = [trial("float32", None, 1.0), trial("int8", None, 0.3, 97.0), trial("bfloat16", None, 0.5, 99.0)]
-    assert choose(trials, parse_budget(None, False)).precision == "bfloat16"
-    assert choose(trials, parse_budget("disagreement=4", False)).precision == "int8"
+    assert fastest_within(trials, parse_budget(None, False)).precision == "bfloat16"
+    assert fastest_within(trials, parse_budget("disagreement=4", False)).precision == "int8"
     assert [one.precision for one in pareto(trials)] == ["int8", "bfloat16", "float32"]
 
 
@@ -45,7 +45,7 @@ def test_without_labels_agreement_counts() -> None:
     [
         ("miou", True, "write miou=POINTS"),
         ("speed=3", True, "write miou=POINTS"),
-        ("miou=much", True, "is no number"),
+        ("miou=much", True, "is not a number"),
         ("miou=-1", True, "from 0 to 100"),
         ("miou=0.5", False, "needs labels"),
     ],
@@ -60,7 +60,7 @@ def test_a_notebook_remembers_for_one_identity(tmp_path: Path) -> None:
     asked: list[str] = []
 
     def note(identity: dict[str, Any]) -> list[Trial]:
-        return Notebook(path, identity).recall("a", list[Trial], lambda: asked.append("a") or TRIALS)
+        return Journal(path, identity).recall("a", list[Trial], lambda: asked.append("a") or TRIALS)
 
     assert note({"seed": 0}) == TRIALS
     assert note({"seed": 0}) == TRIALS

@@ -1,16 +1,14 @@
-"""From trials to a decision: the Pareto front of accuracy against time, and the fastest inside a budget."""
+"""From trials to a choice: the Pareto front of accuracy against time, and the fastest precision within a budget."""
 
 from collections.abc import Sequence
 
 import msgspec
 
-from vocabseg.calibration.errors import CalibrationError
-from vocabseg.calibration.trials import Trial
-
-DEFAULT_BUDGET = {True: "miou=0.5", False: "disagreement=2"}
+from vocabseg.calibration.failures import CalibrationError
+from vocabseg.calibration.trials.precision_trials import Trial
 
 
-class Budget(msgspec.Struct, frozen=True):
+class AccuracyBudget(msgspec.Struct, frozen=True):
     """How much a precision may lose against float32.
 
     Attributes:
@@ -21,12 +19,8 @@ class Budget(msgspec.Struct, frozen=True):
     miou: float | None = None
     disagreement: float | None = None
 
-    def holds(self, trial: Trial, baseline: Trial) -> bool:
-        """Whether a trial stays inside."""
-        return not self.broken(trial, baseline)
-
     def broken(self, trial: Trial, baseline: Trial) -> str:
-        """What of the budget a trial exceeds, or nothing."""
+        """How a trial exceeds the budget, or ""."""
         if self.miou is not None and trial.miou is not None and baseline.miou is not None:
             lost = baseline.miou - trial.miou
             if lost > self.miou:
@@ -35,25 +29,31 @@ class Budget(msgspec.Struct, frozen=True):
             return f"labels {100 - trial.agreement:.2f} % of the pixels otherwise, {self.disagreement:g} are allowed"
         return ""
 
+    def limits(self) -> str:
+        """As on the command line: "miou=0.5"."""
+        return ", ".join(
+            f"{name}={value:g}" for name, value in msgspec.structs.asdict(self).items() if value is not None
+        )
 
-def parse_budget(text: str | None, labelled: bool) -> Budget:
+
+def parse_budget(text: str | None, labelled: bool) -> AccuracyBudget:
     """ "miou=0.5" or "disagreement=2", or both separated by a comma; raises CalibrationError for anything else."""
     values: dict[str, float] = {}
-    for part in (text or DEFAULT_BUDGET[labelled]).split(","):
+    for part in (text or ("miou=0.5" if labelled else "disagreement=2")).split(","):
         name, equals, number = part.strip().partition("=")
         if not equals or name not in ("miou", "disagreement"):
             raise CalibrationError(f"--budget {part.strip()!r}: write miou=POINTS or disagreement=PERCENT")
         try:
             values[name] = float(number)
         except ValueError:
-            raise CalibrationError(f"--budget {part.strip()!r}: {number!r} is no number") from None
+            raise CalibrationError(f"--budget {part.strip()!r}: {number!r} is not a number") from None
         if not 0 <= values[name] <= 100:
             raise CalibrationError(f"--budget {part.strip()!r}: give a number from 0 to 100")
     if "miou" in values and not labelled:
         raise CalibrationError(
             "--budget miou needs labels: give --dataset and --data-dir, or a budget such as disagreement=2"
         )
-    return Budget(**values)
+    return AccuracyBudget(**values)
 
 
 def quality(trial: Trial) -> float:
@@ -63,21 +63,17 @@ def quality(trial: Trial) -> float:
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
     """The timed trials that no other one beats in both quality and time, fastest first."""
-    timed = [trial for trial in trials if trial.seconds is not None]
-    return sorted(
-        (one for one in timed if not any(_beats(other, one) for other in timed)), key=lambda one: one.seconds or 0
-    )
+    timed = [(one.seconds, quality(one), one) for one in trials if one.seconds is not None]
+    front = [
+        (seconds, one)
+        for seconds, good, one in timed
+        if not any(s <= seconds and q >= good and (s, q) != (seconds, good) for s, q, _ in timed)
+    ]
+    return [one for _, one in sorted(front, key=lambda pair: pair[0])]
 
 
-def choose(trials: Sequence[Trial], budget: Budget) -> Trial:
-    """The fastest trial inside the budget; the first one, float32, always is."""
+def fastest_within(trials: Sequence[Trial], budget: AccuracyBudget) -> Trial:
+    """The fastest trial within the budget; the first one, float32, always is."""
     baseline = trials[0]
-    inside = [trial for trial in trials if trial.seconds is not None and budget.holds(trial, baseline)]
+    inside = [trial for trial in trials if trial.seconds is not None and not budget.broken(trial, baseline)]
     return min(inside, key=lambda one: one.seconds or 0, default=baseline)
-
-
-def _beats(one: Trial, other: Trial) -> bool:
-    if one.seconds is None or other.seconds is None:
-        return False
-    better = quality(one) >= quality(other) and one.seconds <= other.seconds
-    return better and (quality(one) > quality(other) or one.seconds < other.seconds)
