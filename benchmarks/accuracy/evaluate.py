@@ -7,17 +7,14 @@ import msgspec
 import numpy as np
 
 from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics, mask_average_precision
-from vocabseg.benchmarks.accuracy.measure import MEASURES
+from vocabseg.benchmarks.accuracy.measure import MEASURES, ImageMeasurement, Runner
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix, SemanticMetrics
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
-from vocabseg.benchmarks.accuracy.runners import LocalRunner, PoolRunner, Runner, Work
 from vocabseg.benchmarks.accuracy.sources import OpenedSource, Segment, Source, as_source
 from vocabseg.benchmarks.accuracy.state import EvaluationState, dataset_identity
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
 from vocabseg.runtime.errors import ConfigurationError
-
-# Called as progress(done, total, mean IoU in percent so far, or None).
-Progress = Callable[[int, int, float | None], None]
+from vocabseg.runtime.progress import Progress, silent
 
 # Images between two writes of what is done.
 IMAGES_PER_SAVE = 25
@@ -96,8 +93,8 @@ def evaluate(
     measures: Collection[str] = MEASURES,
     examples: int = EXAMPLES,
     save_every: int = IMAGES_PER_SAVE,
-    progress: Progress | None = None,
-    notify: Callable[[str], None] | None = None,
+    progress: Progress = silent,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Segment the images of `dataset` into its classes and measure the labels.
 
@@ -111,22 +108,19 @@ def evaluate(
         measures: of "semantic", "panoptic" and "masks"; each is measured where the data set has the truth for it.
         examples: how many of the worst and of the best images are segmented again to be shown.
         save_every: images between two writes.
-        progress: called after each image.
+        progress: called after each image, with the mean IoU so far in words.
         notify: called with a line when earlier results are continued, or cannot be.
 
     Images that cannot be read, or do not fit their annotation, are listed and left out. Raises DatasetError when none
     is left, ConfigurationError for arguments that cannot be used, and whatever opening the source raises.
     """
-    _check(segmenter, limit, workers, measures)
     source = as_source(segmenter)
+    _check(source, limit, workers, measures)
     samples = dataset.samples()[:limit]
     if not samples:
         raise DatasetError(f"{dataset.name} has no image")
-    say = notify or _silent
-    state = _state(source, dataset, samples, None if output is None else Path(output), measures, say)
-    work = Work(source, dataset, measures)
-    runner: Runner = LocalRunner(work) if workers == 1 else PoolRunner(work, workers)
-    with runner:
+    state = _state(source, dataset, samples, None if output is None else Path(output), measures, notify)
+    with Runner(ImageMeasurement(source, dataset, measures), workers) as runner:
         _run(runner, samples, state, save_every, progress)
         if not state.scores:
             first = next(iter(state.broken.values()))
@@ -142,7 +136,7 @@ def evaluate(
     return Evaluation(accuracy, state.confusion, worst, best, dataset.ignore_index)
 
 
-def _check(segmenter: Source | Segment, limit: int | None, workers: int, measures: Collection[str]) -> None:
+def _check(source: Source, limit: int | None, workers: int, measures: Collection[str]) -> None:
     if limit is not None and limit < 1:
         raise ConfigurationError(f"the limit is {limit}: give at least 1 image")
     if workers < 1:
@@ -152,7 +146,7 @@ def _check(segmenter: Source | Segment, limit: int | None, workers: int, measure
         raise ConfigurationError(
             f"unknown measure {', '.join(unknown) or '(none)'}: give some of {', '.join(MEASURES)}"
         )
-    if workers > 1 and isinstance(as_source(segmenter), OpenedSource):
+    if workers > 1 and isinstance(source, OpenedSource):
         raise ConfigurationError(
             "an opened segmenter cannot be sent to other processes: give a BundleSource, or 1 worker"
         )
@@ -184,7 +178,7 @@ def _state(
 
 
 def _run(
-    runner: Runner, samples: Sequence[Sample], state: EvaluationState, save_every: int, progress: Progress | None
+    runner: Runner, samples: Sequence[Sample], state: EvaluationState, save_every: int, progress: Progress
 ) -> None:
     remaining = [sample for sample in samples if sample.image_id not in state.done]
     unsaved = 0
@@ -195,9 +189,9 @@ def _run(
             if unsaved >= save_every:
                 state.save()
                 unsaved = 0
-            if progress is not None:
-                running = None if state.confusion is None else state.confusion.mean_iou()
-                progress(len(state.done), len(samples), running)
+            miou = None if state.confusion is None else state.confusion.mean_iou()
+            so_far = "no mIoU yet" if miou is None else f"mIoU {miou:.2f} so far"
+            progress(so_far, len(state.done), len(samples))
     finally:
         if unsaved:
             state.save()
@@ -253,7 +247,3 @@ def _example(runner: Runner, dataset: Dataset, sample: Sample, miou: float) -> E
     if truth is None:
         raise DatasetError(f"{sample.image_id} of {dataset.name} has lost its label map")
     return Example(sample.image, miou, truth, runner.labels(sample))
-
-
-def _silent(line: str) -> None:
-    pass

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vocabseg.benchmarks.accuracy.evaluate import Evaluation, Example
-from vocabseg.runtime.files import atomic_write
+from vocabseg.benchmarks.accuracy.plots import DPI, MUTED, save_figure, short_name
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.result.picture import class_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DPI = 110
 # Longer side of a picture in pixels, and how much of the class colour covers the photo.
 LONGEST, OPACITY = 420, 0.78
 # Inches of one line of a row's list of classes.
 LINE = 0.2
 UNLABELLED = (238, 238, 238)
-NAME_LENGTH = 24
 # Inches: the width of a picture, and what a row needs besides.
 CELL, TITLE = 3.1, 0.32
 
@@ -40,8 +38,7 @@ def plot_examples(evaluation: Evaluation, path: Path) -> None:
         # All at the height of the first picture: the list beside it is taller.
         coordinates = (axes.transAxes, grid[0][0].transAxes)
         axes.annotate(title, (0.5, 1), (0, 24), coordinates, "offset points", ha="center", fontsize=11)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+    save_figure(figure, path)
 
 
 def _row(axes: "np.ndarray", evaluation: Evaluation, kind: str, example: Example, lines: int) -> None:
@@ -93,19 +90,18 @@ def _legend(
     axes.axis("off")
     axes.set_xlim(0, 1)
     axes.set_ylim(lines + 0.5, -0.5)
-    axes.text(0.8, 0, "truth", fontsize=7.5, ha="right", va="center", color="#777777")
-    axes.text(1.0, 0, "found", fontsize=7.5, ha="right", va="center", color="#777777")
+    axes.text(0.8, 0, "truth", fontsize=7.5, ha="right", va="center", color=MUTED)
+    axes.text(1.0, 0, "found", fontsize=7.5, ha="right", va="center", color=MUTED)
     named = present if len(present) < lines else present[: max(1, lines - 1)]
     unseen = [accuracy.seen is not None and not accuracy.seen[index] for index in named]
     for place, (index, starred) in enumerate(zip(named, unseen, strict=True), start=1):
         axes.add_patch(Rectangle((0, place - 0.32), 0.05, 0.64, color=colours[index] / 255))
-        name = accuracy.classes[index]
-        name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip(" ,") + "…"
-        axes.text(0.08, place, name.replace("$", r"\$") + (" *" if starred else ""), fontsize=8, va="center")
+        name = short_name(accuracy.classes[index], 24)
+        axes.text(0.08, place, name + (" *" if starred else ""), fontsize=8, va="center")
         for right, share in zip((0.8, 1.0), shares, strict=True):
             text = f"{100 * share[index]:.0f}" if share[index] else "-"
             axes.text(right, place, text, fontsize=8, ha="right", va="center")
     notes = [f"and {len(present) - len(named)} more"] if len(present) > len(named) else []
     if any(unseen):
         notes.append("* unseen in training")
-    axes.text(0, len(named) + 1, "; ".join(notes), fontsize=7, color="#777777", va="center")
+    axes.text(0, len(named) + 1, "; ".join(notes), fontsize=7, color=MUTED, va="center")

@@ -1,7 +1,12 @@
-"""Segment one image of a data set and compare the result with the truth."""
+"""Segments images of a data set and compares them with the truth, in this process or in several."""
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -9,9 +14,9 @@ import numpy as np
 from vocabseg.benchmarks.accuracy.mask_ap import Detection
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
-from vocabseg.benchmarks.accuracy.sources import Segment
+from vocabseg.benchmarks.accuracy.sources import Segment, Source
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
-from vocabseg.runtime.errors import ImageError
+from vocabseg.runtime.errors import EngineError, ImageError
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # What can be measured, where the data set has the truth for it and the result the means.
@@ -21,7 +26,7 @@ DETECTIONS = 100
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcome:
     """What one image adds to the metrics; with an `error`, nothing else is there.
 
     Attributes:
@@ -45,35 +50,104 @@ def vocabulary_of(dataset: Dataset) -> Vocabulary:
     return Vocabulary(dataset.classes, dataset.seen)
 
 
-def measure(
-    segment: Segment, dataset: Dataset, sample: Sample, vocabulary: Vocabulary, measures: Collection[str] = MEASURES
-) -> Outcome:
-    """Segment an image and compare; images and truths that cannot be read give an outcome with an error."""
-    try:
-        result = segment(sample.image, vocabulary)
-        return _compare(result, dataset, sample, measures)
-    except (ImageError, DatasetError) as error:
-        return Outcome(sample.image_id, error=str(error))
+@dataclass
+class ImageMeasurement:
+    """Measures one image after the other; the source is opened for the first."""
+
+    source: Source
+    dataset: Dataset
+    measures: Collection[str]
+
+    @cached_property
+    def _opened(self) -> tuple[Segment, Vocabulary]:
+        return self.source.open(), vocabulary_of(self.dataset)
+
+    def segmented(self, sample: Sample) -> Any:
+        """The result of one image."""
+        segment, vocabulary = self._opened
+        return segment(sample.image, vocabulary)
+
+    def labels(self, sample: Sample) -> np.ndarray:
+        """The predicted label map (H, W) of one image."""
+        return np.asarray(self.segmented(sample).labels)
+
+    def outcome(self, sample: Sample) -> ImageOutcome:
+        """Segment an image and compare; an image or a truth that cannot be read gives an outcome with an error."""
+        try:
+            return self._compare(self.segmented(sample), sample)
+        except (ImageError, DatasetError) as error:
+            return ImageOutcome(sample.image_id, error=str(error))
+
+    def _compare(self, result: Any, sample: Sample) -> ImageOutcome:
+        dataset, classes = self.dataset, len(self.dataset.classes)
+        cells = counts = score = quality = detections = None
+        truth = dataset.labels(sample) if "semantic" in self.measures else None
+        if truth is not None:
+            _check_size(sample, result.labels.shape, truth.shape)
+            cells, counts = ConfusionMatrix(classes).cells(result.labels, truth, dataset.ignore_index)
+            score = _image_score(cells, counts, classes)
+        segments = dataset.panoptic(sample) if "panoptic" in self.measures and hasattr(result, "panoptic") else None
+        if segments is not None:
+            _check_size(sample, result.labels.shape, segments[0].shape)
+            quality = PanopticQuality(classes)
+            found, described = result.panoptic(things=dataset.things)
+            quality.update(found, described, *segments)
+        if "masks" in self.measures and hasattr(result, "instances") and dataset.instances(sample) is not None:
+            detections = _detections(result.instances(things=dataset.things, top_k=DETECTIONS))
+        return ImageOutcome(sample.image_id, None, cells, counts, score, quality, detections)
 
 
-def _compare(result: Any, dataset: Dataset, sample: Sample, measures: Collection[str]) -> Outcome:
-    cells = counts = score = quality = None
-    truth = dataset.labels(sample) if "semantic" in measures else None
-    if truth is not None:
-        _check_size(sample, result.labels.shape, truth.shape)
-        matrix = ConfusionMatrix(len(dataset.classes))
-        cells, counts = matrix.cells(result.labels, truth, dataset.ignore_index)
-        score = image_score(cells, counts, len(dataset.classes))
-    segments = dataset.panoptic(sample) if "panoptic" in measures and hasattr(result, "panoptic") else None
-    if segments is not None:
-        _check_size(sample, result.labels.shape, segments[0].shape)
-        quality = PanopticQuality(len(dataset.classes))
-        found, described = result.panoptic(things=dataset.things)
-        quality.update(found, described, segments[0], segments[1])
-    detections = None
-    if "masks" in measures and hasattr(result, "instances") and dataset.instances(sample) is not None:
-        detections = _detections(result.instances(things=dataset.things, top_k=DETECTIONS))
-    return Outcome(sample.image_id, None, cells, counts, score, quality, detections)
+class Runner:
+    """Measures images here, or with several workers in processes that open the source and share the threads."""
+
+    def __init__(self, measurement: ImageMeasurement, workers: int):
+        self._measurement, self._pool = measurement, None
+        if workers > 1:
+            # A fresh process each: engines with threads do not survive a fork.
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (measurement, workers))
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def outcomes(self, samples: Sequence[Sample]) -> Iterator[ImageOutcome]:
+        """The outcomes in the order of the samples."""
+        if self._pool is None:
+            yield from map(self._measurement.outcome, samples)
+            return
+        try:
+            yield from self._pool.map(_outcome, samples)
+        except BrokenProcessPool:
+            raise EngineError("a worker process died, perhaps out of memory: run with fewer --workers") from None
+
+    def labels(self, sample: Sample) -> np.ndarray:
+        """The predicted label map (H, W) of one image."""
+        if self._pool is None:
+            return self._measurement.labels(sample)
+        return self._pool.submit(_labels, sample).result()
+
+
+_measurement: ImageMeasurement  # of a worker process
+
+
+def _start(measurement: ImageMeasurement, workers: int) -> None:
+    from vocabseg.runtime.threads import thread_count
+
+    global _measurement
+    _measurement = measurement
+    if not os.environ.get("VOCABSEG_THREADS"):
+        os.environ["VOCABSEG_THREADS"] = str(max(1, thread_count() // workers))
+
+
+def _outcome(sample: Sample) -> ImageOutcome:
+    return _measurement.outcome(sample)
+
+
+def _labels(sample: Sample) -> np.ndarray:
+    return _measurement.labels(sample)
 
 
 def _detections(instances: Any) -> list[Detection]:
@@ -90,7 +164,7 @@ def _check_size(sample: Sample, found: tuple[int, ...], expected: tuple[int, ...
         )
 
 
-def image_score(cells: np.ndarray, counts: np.ndarray, classes: int) -> float | None:
+def _image_score(cells: np.ndarray, counts: np.ndarray, classes: int) -> float | None:
     """The mean IoU in percent of the image whose cells these are, by the rule of `SemanticMetrics.miou`."""
     predicted, true = np.divmod(cells, classes + 1)
     kept = true < classes

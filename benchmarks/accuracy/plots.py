@@ -1,7 +1,7 @@
 """Pictures of per-class results: bars and the confusion matrix."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +22,6 @@ ROWS, COLUMNS = 60, 4
 HISTOGRAM_CLASSES = 20
 # Classes of a confusion matrix, before only the most confused ones are shown.
 MATRIX_CLASSES = 30
-NAME_LENGTH = 26
 
 
 def plot_classes(accuracy: Accuracy, path: Path) -> None:
@@ -53,7 +52,7 @@ def plot_classes(accuracy: Accuracy, path: Path) -> None:
     half = len(shown) // 2
     note = f"; ranks {half + 1} to {half + left_out} are left out" if left_out else ""
     bottom.supxlabel(f"IoU of each class, %{note}", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _head(axes: "Axes", accuracy: Accuracy, metrics: SemanticMetrics, ranked: list[int]) -> None:
@@ -125,7 +124,7 @@ def _bars(
     names = []
     for offset, index in enumerate(indices):
         rank = start + offset + 1
-        names.append(f"{_short(accuracy.classes[index])}  {rank if rank <= half else rank + left_out}")
+        names.append(f"{short_name(accuracy.classes[index])}  {rank if rank <= half else rank + left_out}")
     axes.set_yticks(places, names, fontsize=7.5)
     for label, flag in zip(axes.get_yticklabels(), unseen, strict=True):
         label.set_color(UNSEEN if flag else "black")
@@ -158,7 +157,7 @@ def plot_confusion(accuracy: Accuracy, matrix: ConfusionMatrix, path: Path) -> N
         chosen = np.sort(np.argsort(-weight, kind="stable")[:MATRIX_CLASSES])
     others = len(involved) - len(chosen)
     shares = pixels[np.ix_(chosen, chosen)].astype(float)
-    names = [_short(accuracy.classes[index]) for index in chosen]
+    names = [short_name(accuracy.classes[index]) for index in chosen]
     columns = list(names)
     totals = matrix.counts[:, :-1].sum(0)[chosen].astype(float)
     if others:
@@ -185,7 +184,7 @@ def plot_confusion(accuracy: Accuracy, matrix: ConfusionMatrix, path: Path) -> N
         f"% of the true class ({what}{note}; shares under 1 % are not written)",
         fontsize=10,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _write_cells(axes: "Axes", shares: np.ndarray, chosen: np.ndarray) -> None:
@@ -214,12 +213,13 @@ def _semantic(accuracy: Accuracy) -> SemanticMetrics:
     return accuracy.semantic
 
 
-def _short(name: str) -> str:
-    """A name that fits beside a bar; $ would start a formula."""
-    name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip(" ,") + "…"
+def short_name(name: str, length: int = 26) -> str:
+    """A class name of at most so many characters; a dollar sign, which would start a formula, is escaped."""
+    name = name if len(name) <= length else name[: length - 1].rstrip(" ,") + "…"
     return name.replace("$", r"\$")
 
 
-def _save(figure: "Figure | Any", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG, whole or not at all."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png")

@@ -10,7 +10,7 @@ from vocabseg.benchmarks.accuracy.evaluate import Accuracy, Evaluation
 from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics
 from vocabseg.benchmarks.accuracy.metrics import SemanticMetrics
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
-from vocabseg.runtime.errors import OutputError
+from vocabseg.benchmarks.writing import make_folder, markdown_table
 from vocabseg.runtime.files import atomic_write
 
 JSON, MARKDOWN = "accuracy.json", "accuracy.md"
@@ -19,20 +19,19 @@ BARS, CONFUSION, EXAMPLES = "per_class.png", "confusion.png", "examples.png"
 SEEN_SET = "base"
 
 
-def write_report(evaluation: Evaluation, folder: str | Path, notify: Callable[[str], None] | None = None) -> list[Path]:
+def write_report(
+    evaluation: Evaluation, folder: str | Path, notify: Callable[[str], None] = lambda line: None
+) -> list[Path]:
     """Write the report's files into `folder`, which is made; returns them in the order in which to look at them.
 
-    Without matplotlib the pictures are left out, which `notify` is told. Raises OutputError where it cannot be written.
+    Without matplotlib the pictures are left out, and `notify` gets a line. Raises OutputError where nothing can be
+    written.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder} ({error}): choose another place") from None
+    make_folder(folder)
     pictures: list[Path] = []
     if find_spec("matplotlib") is None:
-        if notify is not None:
-            notify("no pictures: they need the package matplotlib (pip install 'vocabseg[benchmarks]')")
+        notify("no pictures: they need the package matplotlib (pip install 'vocabseg[benchmarks]')")
     else:
         pictures = _write_pictures(evaluation, folder)
     text = to_markdown(evaluation.accuracy, [path.name for path in pictures])
@@ -44,17 +43,17 @@ def write_report(evaluation: Evaluation, folder: str | Path, notify: Callable[[s
 
 
 def _write_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
-    from vocabseg.benchmarks.accuracy import examples as example_plots
-    from vocabseg.benchmarks.accuracy import plots as accuracy_plots
+    from vocabseg.benchmarks.accuracy.examples import plot_examples
+    from vocabseg.benchmarks.accuracy.plots import plot_classes, plot_confusion
 
     accuracy = evaluation.accuracy
     written = []
     if accuracy.semantic is not None and evaluation.confusion is not None:
-        accuracy_plots.plot_classes(accuracy, folder / BARS)
-        accuracy_plots.plot_confusion(accuracy, evaluation.confusion, folder / CONFUSION)
+        plot_classes(accuracy, folder / BARS)
+        plot_confusion(accuracy, evaluation.confusion, folder / CONFUSION)
         written += [folder / BARS, folder / CONFUSION]
     if evaluation.worst or evaluation.best:
-        example_plots.plot_examples(evaluation, folder / EXAMPLES)
+        plot_examples(evaluation, folder / EXAMPLES)
         written.append(folder / EXAMPLES)
     return written
 
@@ -109,12 +108,12 @@ def summary_lines(accuracy: Accuracy) -> list[str]:
 def _semantic(metrics: SemanticMetrics) -> list[str]:
     row = [metrics.miou, metrics.pacc, metrics.macc, metrics.fwiou]
     header = ["mIoU", "pAcc", "mAcc", "fwIoU"]
-    parts = ["## Semantic segmentation", markdown_table(header, [[_number(value) for value in row]])]
+    parts = ["## Semantic segmentation", markdown_table(header, [_numbers(row)])]
     rows = []
     for name, part in metrics.sets.items():
         what = "seen (base)" if name == SEEN_SET else name
         figures = [part.miou, part.complement_miou, part.hiou, part.pacc, part.complement_pacc]
-        rows.append([what, *(_number(value) for value in figures)])
+        rows.append([what, *_numbers(figures)])
     if rows:
         header = ["classes", "mIoU", "mIoU of the others", "hIoU", "pAcc", "pAcc of the others"]
         parts.append(markdown_table(header, rows))
@@ -124,22 +123,15 @@ def _semantic(metrics: SemanticMetrics) -> list[str]:
 def _panoptic(metrics: PanopticMetrics) -> list[str]:
     rows = []
     for name, group in (("all", metrics.all), ("things", metrics.things), ("stuff", metrics.stuff)):
-        rows.append([name, *(_number(value) for value in (group.pq, group.sq, group.rq)), str(group.classes)])
+        rows.append([name, *_numbers([group.pq, group.sq, group.rq]), str(group.classes)])
     return ["## Panoptic segmentation", markdown_table(["", "PQ", "SQ", "RQ", "classes"], rows)]
 
 
 def _masks(metrics: MaskMetrics) -> list[str]:
     header = ["AP", "AP50", "AP75", "small", "medium", "large", "recall"]
-    row = [
-        metrics.ap,
-        metrics.ap50,
-        metrics.ap75,
-        metrics.ap_small,
-        metrics.ap_medium,
-        metrics.ap_large,
-        metrics.recall,
-    ]
-    return ["## Masks of objects", markdown_table(header, [[_number(value) for value in row]])]
+    sizes = [metrics.ap_small, metrics.ap_medium, metrics.ap_large]
+    row = [metrics.ap, metrics.ap50, metrics.ap75, *sizes, metrics.recall]
+    return ["## Masks of objects", markdown_table(header, [_numbers(row)])]
 
 
 def _confusions(accuracy: Accuracy) -> list[str]:
@@ -172,9 +164,3 @@ def _numbers(values: Iterable[float | None]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; bars inside cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

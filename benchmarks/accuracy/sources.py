@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -146,14 +146,8 @@ class OpenedSource:
 
 def as_source(thing: Source | Segment) -> Source:
     """`thing` itself if it can be opened, else a source that wraps it."""
-    if is_source(thing):
-        return thing
-    return OpenedSource(cast(Segment, thing))
-
-
-def is_source(thing: Source | Segment) -> TypeGuard[Source]:
-    """Whether `thing` can be opened. (isinstance would compute its identity, which may take a while.)"""
-    return hasattr(thing, "open")
+    # isinstance would compute its identity, which may take a while.
+    return cast(Source, thing) if hasattr(thing, "open") else OpenedSource(thing)
 
 
 def _bundle_identity(bundle: Bundle, engine: str) -> dict[str, str]:

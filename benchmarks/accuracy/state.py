@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from vocabseg.benchmarks.accuracy.mask_ap import Detection
-from vocabseg.benchmarks.accuracy.measure import Outcome
+from vocabseg.benchmarks.accuracy.measure import ImageOutcome
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
 from vocabseg.benchmarks.datasets.dataset import Dataset
+from vocabseg.benchmarks.writing import make_folder
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import atomic_write
 
@@ -60,7 +61,7 @@ class EvaluationState:
         """The images that are done, those that could not be measured included."""
         return self.scores.keys() | self.broken.keys()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: ImageOutcome) -> None:
         """Take in what one image gave."""
         if outcome.error is not None:
             self.broken[outcome.image_id] = outcome.error
@@ -80,7 +81,7 @@ class EvaluationState:
         """Write what is done; detections go to a file of their own each time, so that none is written twice."""
         if self._folder is None:
             return
-        _make_folder(self._folder)
+        make_folder(self._folder)
         if self._unsaved:
             _write(self._part(self._parts), self._unsaved)
             self._parts += 1
@@ -109,7 +110,7 @@ class EvaluationState:
                 return f"the earlier results in {self._folder} have another format"
             different = [key for key in self.identity if stored.identity.get(key) != self.identity[key]]
             if different or len(stored.identity) != len(self.identity):
-                return f"the earlier results in {self._folder} are of another {_spoken(different)}"
+                return f"the earlier results in {self._folder} are of another {' and '.join(different) or 'kind'}"
             detections: dict[str, list[Detection]] = {}
             for number in range(stored.parts):
                 data = self._part(number).read_bytes()
@@ -149,17 +150,6 @@ def dataset_identity(dataset: Dataset) -> dict[str, str]:
         "classes": hashlib.sha256(classes).hexdigest(),
         "images": images.hexdigest(),
     }
-
-
-def _spoken(keys: list[str]) -> str:
-    return " and ".join(keys) or "kind"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder} ({error}): choose another place") from None
 
 
 def _write(path: Path, data: Any) -> None:

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vocabseg.benchmarks.datasets.dataset import IGNORE_WIDE, DatasetError, Sample
+from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
 from vocabseg.benchmarks.datasets.label_maps import (
-    LabelMapDataset,
+    check_files,
     find_root,
+    label_map_dataset,
     listed,
     missing,
     pair_up,
     read_names,
     read_numbered_names,
     read_pixels,
-    value_table,
 )
 
 LAYOUT_150 = (
@@ -38,7 +38,7 @@ LAYOUT_847 = (
 SPLITS = {"val": "validation", "train": "training"}
 
 
-def ade20k_150(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def ade20k_150(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 150 classes of the scene-parsing benchmark; published label maps hold class index + 1, and 0 for none."""
     name = "ade20k-150"
     root = find_root(data_dir, "ADEChallengeData2016")
@@ -47,11 +47,11 @@ def ade20k_150(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
     first = 0 if prepared.is_dir() and not published.is_dir() else 1
     paths = listed(name, published if first else prepared, "*.png", LAYOUT_150)
     classes = read_names("ade20k_150.txt")
-    pairs = pair_up(name, LAYOUT_150, root / "images" / folder, paths)
-    return LabelMapDataset(name, classes, pairs, value_table({index + first: index for index in range(len(classes))}))
+    values = {index + first: index for index in range(len(classes))}
+    return label_map_dataset(name, classes, pair_up(name, root / "images" / folder, paths), values)
 
 
-def ade20k_847(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def ade20k_847(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 847 classes of the full annotation that MaskFormer evaluates, with all their synonyms in the name.
 
     The published figures are on images whose shorter side was reduced to 512, as the preparation writes them. Where
@@ -64,23 +64,15 @@ def ade20k_847(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
     images, labels = (root / part / SPLITS[split] for part in ("images_detectron2", "annotations_detectron2"))
     release = root / "images" / "ADE" / SPLITS[split]
     if labels.is_dir() or not release.is_dir():
-        pairs = pair_up(name, LAYOUT_847, images, listed(name, labels, "*.tif", LAYOUT_847))
-        table = value_table({index: index for index in range(len(classes))}, IGNORE_WIDE + 1)
-        return LabelMapDataset(name, classes, pairs, table)
-    table = value_table({number: index for index, (number, _) in enumerate(categories)}, IGNORE_WIDE + 1)
-    return LabelMapDataset(name, classes, _release_pairs(name, release), table, read=read_release_labels)
-
-
-def _release_pairs(name: str, release: Path) -> list[tuple[Sample, Path]]:
-    pairs = []
-    for image in sorted(release.rglob("*.jpg"), key=lambda path: path.name):
-        labels = image.with_name(f"{image.stem}_seg.png")
-        if not labels.is_file():
-            raise DatasetError(f"{name}: {labels} is missing: the data set is incomplete")
-        pairs.append((Sample(image.stem, image), labels))
-    if not pairs:
+        pairs = pair_up(name, images, listed(name, labels, "*.tif", LAYOUT_847))
+        return label_map_dataset(name, classes, pairs, wide=True)
+    paths = sorted(release.rglob("*.jpg"), key=lambda path: path.name)
+    if not paths:
         raise missing(name, release / "*/*/*.jpg", LAYOUT_847)
-    return pairs
+    pairs = [(Sample(path.stem, path), path.with_name(f"{path.stem}_seg.png")) for path in paths]
+    check_files(name, *(path for _, path in pairs))
+    values = {number: index for index, (number, _) in enumerate(categories)}
+    return label_map_dataset(name, classes, pairs, values, wide=True, read=read_release_labels)
 
 
 def read_release_labels(path: Path) -> np.ndarray:

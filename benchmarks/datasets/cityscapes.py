@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vocabseg.benchmarks.datasets.dataset import DatasetError, Sample
-from vocabseg.benchmarks.datasets.label_maps import LabelMapDataset, find_root, listed, value_table
+from vocabseg.benchmarks.datasets.dataset import Dataset, Sample
+from vocabseg.benchmarks.datasets.label_maps import check_files, find_root, label_map_dataset, listed
 
 LAYOUT = (
     ("cityscapes/leftImg8bit/val/*/*_leftImg8bit.png", "images, from leftImg8bit_trainvaltest.zip"),
@@ -19,21 +19,17 @@ FIRST_THING = 11
 IMAGE, LABELS = "_leftImg8bit", "_gtFine_labelIds"
 
 
-def cityscapes_19(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def cityscapes_19(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 19 classes of the benchmark, read from the published *_labelIds.png; no further preparation is needed."""
     name = "cityscapes-19"
     root = find_root(data_dir, "cityscapes")
     pairs = []
     for path in listed(name, root / "gtFine" / split, f"*/*{LABELS}.png", LAYOUT):
         identity = path.stem.removesuffix(LABELS)
-        image = root / "leftImg8bit" / split / path.parent.name / f"{identity}{IMAGE}.png"
-        if not image.is_file():
-            raise DatasetError(f"{name}: {image} is missing, the image of {path.name}: the data set is incomplete")
-        pairs.append((Sample(identity, image), path))
-    return LabelMapDataset(
-        name,
-        [label for _, label in CLASSES],
-        pairs,
-        value_table({value: index for index, (value, _) in enumerate(CLASSES)}),
-        things=range(FIRST_THING, len(CLASSES)),
-    )
+        pairs.append(
+            (Sample(identity, root / "leftImg8bit" / split / path.parent.name / f"{identity}{IMAGE}.png"), path)
+        )
+    check_files(name, *(sample.image for sample, _ in pairs))
+    values = {value: index for index, (value, _) in enumerate(CLASSES)}
+    names = [label for _, label in CLASSES]
+    return label_map_dataset(name, names, pairs, values, things=range(FIRST_THING, len(CLASSES)))

@@ -1,21 +1,13 @@
-"""COCO's panoptic and instance annotation files, and a data set made of either or both."""
+"""COCO's panoptic and instance annotation files, and the truths that they hold."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from vocabseg.benchmarks.datasets.dataset import (
-    IGNORE,
-    IGNORE_WIDE,
-    DatasetError,
-    Listed,
-    ObjectTruth,
-    PanopticSegment,
-    Sample,
-)
+from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, ObjectTruth, Panoptic, PanopticSegment
 from vocabseg.benchmarks.datasets.label_maps import read_pixels
 
 
@@ -78,20 +70,16 @@ class InstancesFile(msgspec.Struct, frozen=True):
     categories: list[Category]
 
 
-def read_panoptic_file(path: Path) -> PanopticFile:
-    """Decode a panoptic annotation file; raises DatasetError where it is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=PanopticFile)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no panoptic annotation file ({error}): copy it again") from None
+FileT = TypeVar("FileT", PanopticFile, InstancesFile)
 
 
-def read_instances_file(path: Path) -> InstancesFile:
-    """Decode an instance annotation file; raises DatasetError where it is none."""
+def read_annotations(path: Path, kind: type[FileT]) -> FileT:
+    """Decode an annotation file; raises DatasetError where it is none of that kind."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=InstancesFile)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no instance annotation file ({error}): copy it again") from None
+        what = "panoptic" if kind is PanopticFile else "instance"
+        raise DatasetError(f"{path} is no {what} annotation file ({error}): copy it again") from None
 
 
 class PanopticTruth:
@@ -102,11 +90,10 @@ class PanopticTruth:
         self._entries = {str(entry.image_id): entry for entry in file.annotations}
         self._indices = dict(indices)
 
-    def __contains__(self, image_id: str) -> bool:
-        return image_id in self._entries
-
-    def __call__(self, image_id: str) -> tuple[np.ndarray, list[PanopticSegment]]:
-        entry = self._entries[image_id]
+    def __call__(self, image_id: str) -> Panoptic | None:
+        entry = self._entries.get(image_id)
+        if entry is None:
+            return None
         path = self._folder / entry.file_name
         pixels = read_pixels(path)
         if pixels.ndim != 3:
@@ -159,45 +146,19 @@ def _mask_area(mask: Mapping[str, Any]) -> float:
     return float(coco_mask.area({"size": mask["size"], "counts": mask["counts"].encode("ascii")}))
 
 
-class CocoDataset(Listed):
-    """Images with panoptic segments, objects, or both; label maps are made of the segments."""
+class SegmentLabels:
+    """Label maps made of panoptic segments; pixels of no segment are ignored."""
 
-    seen: tuple[bool, ...] | None = None
+    def __init__(self, truth: PanopticTruth, ignore_index: int):
+        self._truth, self._ignore_index = truth, ignore_index
 
-    def __init__(
-        self,
-        name: str,
-        classes: Sequence[str],
-        things: frozenset[int],
-        samples: Sequence[Sample],
-        panoptic: PanopticTruth | None = None,
-        instances: InstanceTruth | None = None,
-    ):
-        self.name = name
-        self.classes = tuple(classes)
-        self.things = things
-        self.ignore_index = IGNORE if len(classes) <= IGNORE else IGNORE_WIDE
-        self.evaluation_sets: dict[str, tuple[int, ...]] = {}
-        self._samples = list(samples)
-        self._panoptic = panoptic
-        self._instances = instances
-
-    def labels(self, sample: Sample) -> np.ndarray | None:
-        """The class of each pixel's segment; None where there are only objects."""
-        truth = self.panoptic(sample)
-        return None if truth is None else labels_of(*truth, self.ignore_index)
-
-    def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
-        return None if self._panoptic is None else self._panoptic(sample.image_id)
-
-    def instances(self, sample: Sample) -> list[ObjectTruth] | None:
-        return None if self._instances is None else self._instances(sample.image_id)
-
-
-def labels_of(segmentation: np.ndarray, segments: Sequence[PanopticSegment], ignore_index: int) -> np.ndarray:
-    """The label map (H, W) of a panoptic segmentation; pixels of no segment are ignored."""
-    known, places = np.unique(segmentation, return_inverse=True)
-    by_id = {segment.id: segment.class_index for segment in segments}
-    values = np.array([by_id.get(int(identity), ignore_index) for identity in known])
-    dtype = np.uint8 if ignore_index == IGNORE else np.uint16
-    return values.astype(dtype)[places].reshape(segmentation.shape)
+    def __call__(self, image_id: str) -> np.ndarray | None:
+        found = self._truth(image_id)
+        if found is None:
+            return None
+        segmentation, segments = found
+        known, places = np.unique(segmentation, return_inverse=True)
+        by_id = {segment.id: segment.class_index for segment in segments}
+        values = np.array([by_id.get(int(identity), self._ignore_index) for identity in known])
+        dtype = np.uint8 if self._ignore_index == IGNORE else np.uint16
+        return values.astype(dtype)[places].reshape(segmentation.shape)

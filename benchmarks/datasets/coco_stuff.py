@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
+from vocabseg.benchmarks.datasets.dataset import Dataset
 from vocabseg.benchmarks.datasets.label_maps import (
-    LabelMapDataset,
     find_root,
     first_existing,
+    label_map_dataset,
     listed,
-    missing,
     pair_up,
     read_numbered_names,
-    value_table,
 )
 
 LAYOUT = (
@@ -29,7 +28,7 @@ UNSEEN = (
 THINGS = 80
 
 
-def coco_stuff_171(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def coco_stuff_171(data_dir: str | Path, split: str = "val") -> Dataset:
     """All 171 classes in the order of their ids, with the published split into 156 seen and 15 unseen ones.
 
     The evaluation sets are "base" (seen), "novel_thing" and "novel_stuff". Expected are `LAYOUT`'s files; the published
@@ -38,17 +37,15 @@ def coco_stuff_171(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
     return _read("coco-stuff-171", data_dir, split, seen_only=False)
 
 
-def coco_stuff_156(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def coco_stuff_156(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 156 seen classes alone, as zsseg.baseline trains on them: pixels of unseen classes are ignored."""
     return _read("coco-stuff-156", data_dir, split, seen_only=True)
 
 
-def _read(name: str, data_dir: str | Path, split: str, seen_only: bool) -> LabelMapDataset:
+def _read(name: str, data_dir: str | Path, split: str, seen_only: bool) -> Dataset:
     root = find_root(data_dir, "coco")
     folder = f"{split}2017"
-    images = first_existing(root / folder, root / "images" / folder)
-    if images is None:
-        raise missing(name, root / folder, LAYOUT)
+    images = first_existing(name, LAYOUT, root / folder, root / "images" / folder)
     categories = read_numbered_names("coco_stuff_171.txt")
     published, prepared = root / "stuffthingmaps" / folder, root / "stuffthingmaps_detectron2" / folder
     if published.is_dir() or not prepared.is_dir():
@@ -67,11 +64,11 @@ def _read(name: str, data_dir: str | Path, split: str, seen_only: bool) -> Label
             "novel_thing": [index for index in unseen if index < THINGS],
             "novel_stuff": [index for index in unseen if index >= THINGS],
         }
-    return LabelMapDataset(
+    return label_map_dataset(
         name,
         [names[index] for index in kept],
-        pair_up(name, LAYOUT, images, paths),
-        value_table({values[index]: place for place, index in enumerate(kept)}),
+        pair_up(name, images, paths),
+        {values[index]: place for place, index in enumerate(kept)},
         seen=[names[index] not in UNSEEN for index in kept],
         things=[place for place, index in enumerate(kept) if index < THINGS],
         evaluation_sets=sets,

@@ -1,8 +1,7 @@
 """What a data set is to the metrics: images, class names, and the truth about each image, read when asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -50,10 +49,43 @@ class ObjectTruth(msgspec.Struct, frozen=True):
     crowd: bool = False
 
 
-class Listed:
-    """Samples in a fixed order, as every data set has them."""
+Panoptic = tuple[np.ndarray, list[PanopticSegment]]
 
-    _samples: list[Sample]
+
+class Dataset:
+    """A data set on disk.
+
+    Attributes:
+        name: the name it is registered under.
+        classes: names in the published order; a label map's values index them.
+        seen: whether each class was seen in training; None where there is no split.
+        ignore_index: value of label-map pixels that are not evaluated.
+        things: indices of the classes with countable objects.
+        evaluation_sets: names of class subsets and their indices; each is measured with its complement.
+
+    Whatever reads the truth takes an image id, and can be sent to other processes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        samples: Sequence[Sample],
+        labels: Callable[[str], np.ndarray | None] | None = None,
+        panoptic: Callable[[str], Panoptic | None] | None = None,
+        instances: Callable[[str], list[ObjectTruth]] | None = None,
+        *,
+        seen: Sequence[bool] | None = None,
+        things: Iterable[int] = (),
+        evaluation_sets: Mapping[str, Sequence[int]] | None = None,
+        ignore_index: int = IGNORE,
+    ):
+        self.name, self.classes, self.ignore_index = name, tuple(classes), ignore_index
+        self.seen = None if seen is None else tuple(map(bool, seen))
+        self.things = frozenset(things)
+        self.evaluation_sets = {key: tuple(members) for key, members in (evaluation_sets or {}).items()}
+        self._samples = list(samples)
+        self._labels, self._panoptic, self._instances = labels, panoptic, instances
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -65,42 +97,17 @@ class Listed:
         """Every image, in the order of the names or of the annotation file."""
         return list(self._samples)
 
-
-class Dataset(Protocol):
-    """A data set on disk.
-
-    Attributes:
-        name: the name it is registered under.
-        classes: names in the published order; a label map's values index them.
-        seen: whether each class was seen in training; None where there is no split.
-        ignore_index: value of label-map pixels that are not evaluated.
-        things: indices of the classes with countable objects.
-        evaluation_sets: names of class subsets and their indices; each is measured with its complement.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    seen: tuple[bool, ...] | None
-    ignore_index: int
-    things: frozenset[int]
-    evaluation_sets: dict[str, tuple[int, ...]]
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sample]: ...
-
-    def samples(self) -> list[Sample]:
-        """Every image in a fixed order."""
-        ...
-
     def labels(self, sample: Sample) -> np.ndarray | None:
-        """The label map (H, W), uint8 or uint16: class index or `ignore_index`; None where the data set has none."""
-        ...
+        """The label map (H, W), uint8 or uint16: class index or `ignore_index`; None where the data set has none.
 
-    def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
+        Here and below, DatasetError is raised for a file that cannot be used.
+        """
+        return None if self._labels is None else self._labels(sample.image_id)
+
+    def panoptic(self, sample: Sample) -> Panoptic | None:
         """The segment ids (H, W) int32, 0 where unlabelled, and the segments; None where the data set has none."""
-        ...
+        return None if self._panoptic is None else self._panoptic(sample.image_id)
 
     def instances(self, sample: Sample) -> list[ObjectTruth] | None:
         """The image's objects; None where the data set has none."""
-        ...
+        return None if self._instances is None else self._instances(sample.image_id)

@@ -3,69 +3,28 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, Listed, ObjectTruth, PanopticSegment, Sample
+from vocabseg.benchmarks.datasets.dataset import IGNORE, IGNORE_WIDE, Dataset, DatasetError, Sample
 
 # The files of a layout and what they are: shown where one is missing.
 Layout = Sequence[tuple[str, str]]
 
 
-class LabelMapDataset(Listed):
-    """Images and label maps in pairs; a table turns the files' values into class indices.
+class LabelMaps:
+    """Label maps by image id; a table turns the files' values into class indices."""
 
-    `ignore_index` follows from the table: 255 for a table of uint8, 65535 for one of uint16.
-    """
+    def __init__(self, name: str, paths: Mapping[str, Path], table: np.ndarray, read: Callable[[Path], np.ndarray]):
+        self._name, self._paths, self._table, self._read = name, paths, table, read
 
-    things: frozenset[int]
-
-    def __init__(
-        self,
-        name: str,
-        classes: Sequence[str],
-        pairs: Iterable[tuple[Sample, Path]],
-        table: np.ndarray,
-        seen: Sequence[bool] | None = None,
-        things: Iterable[int] = (),
-        evaluation_sets: Mapping[str, Sequence[int]] | None = None,
-        read: Callable[[Path], np.ndarray] | None = None,
-    ):
-        self.name = name
-        self.classes = tuple(classes)
-        self.seen = None if seen is None else tuple(bool(flag) for flag in seen)
-        self.ignore_index = int(np.iinfo(table.dtype).max)
-        self.things = frozenset(things)
-        self.evaluation_sets = {key: tuple(members) for key, members in (evaluation_sets or {}).items()}
-        self._table = table
-        self._read = read or read_label_map
-        self._paths: dict[str, Path] = {}
-        self._samples: list[Sample] = []
-        for sample, path in pairs:
-            self._samples.append(sample)
-            self._paths[sample.image_id] = path
-
-    def labels(self, sample: Sample) -> np.ndarray:
-        """The label map (H, W), uint8 or uint16; raises DatasetError when its file cannot be used."""
-        path = self._paths[sample.image_id]
+    def __call__(self, image_id: str) -> np.ndarray:
+        path = self._paths[image_id]
         values = self._read(path)
         if values.size and int(values.max()) >= len(self._table):
-            raise DatasetError(f"{path} holds the value {values.max()}, which no class of {self.name} has")
+            raise DatasetError(f"{path} holds the value {values.max()}, which no class of {self._name} has")
         return self._table[values]
-
-    def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
-        return None
-
-    def instances(self, sample: Sample) -> list[ObjectTruth] | None:
-        return None
-
-
-def value_table(values: Mapping[int, int], size: int = 256) -> np.ndarray:
-    """A table of `size` entries from a file's values to class indices; every other value is ignored."""
-    table = np.full(size, np.iinfo(np.uint16).max, np.uint16) if size > 256 else np.full(size, IGNORE, np.uint8)
-    for value, index in values.items():
-        table[value] = index
-    return table
 
 
 def read_label_map(path: Path) -> np.ndarray:
@@ -74,8 +33,32 @@ def read_label_map(path: Path) -> np.ndarray:
     if values.ndim != 2:
         raise DatasetError(f"{path} has {values.shape[2]} channels: a label map has one")
     if values.min(initial=0) < 0:
-        raise DatasetError(f"{path} holds the value {values.min()}: label maps hold none below 0")
+        raise DatasetError(f"{path} holds the value {values.min()}: a label map holds none below 0")
     return values
+
+
+def label_map_dataset(
+    name: str,
+    classes: Sequence[str],
+    pairs: Iterable[tuple[Sample, Path]],
+    values: Mapping[int, int] | None = None,
+    *,
+    wide: bool = False,
+    read: Callable[[Path], np.ndarray] = read_label_map,
+    **more: Any,
+) -> Dataset:
+    """A data set of images and their label maps.
+
+    `values` are class indices by the files' values (the same by default); all other values are ignored. Label maps come
+    as uint8, or where the files are `wide`, as uint16. What `more` there is goes to Dataset.
+    """
+    pairs = list(pairs)
+    ignored = IGNORE_WIDE if wide else IGNORE
+    table = np.full(ignored + 1, ignored, np.uint16 if wide else np.uint8)
+    for value, index in (values or {index: index for index in range(len(classes))}).items():
+        table[value] = index
+    labels = LabelMaps(name, {sample.image_id: path for sample, path in pairs}, table, read)
+    return Dataset(name, classes, [sample for sample, _ in pairs], labels, ignore_index=ignored, **more)
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -109,9 +92,12 @@ def find_root(data_dir: str | Path, *folders: str) -> Path:
     return next((data_dir / folder for folder in folders if (data_dir / folder).is_dir()), data_dir)
 
 
-def first_existing(*paths: Path) -> Path | None:
-    """The first of the paths that exists."""
-    return next((path for path in paths if path.exists()), None)
+def first_existing(name: str, layout: Layout, *paths: Path) -> Path:
+    """The first of the paths that exists; raises DatasetError for none."""
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        raise missing(name, paths[0], layout)
+    return found
 
 
 def missing(name: str, path: Path, layout: Layout) -> DatasetError:
@@ -120,30 +106,24 @@ def missing(name: str, path: Path, layout: Layout) -> DatasetError:
     return DatasetError(f"{name}: {path} is missing; below --data-dir there must be: {wanted}")
 
 
-def pair_up(
-    name: str,
-    layout: Layout,
-    image_folder: Path,
-    label_paths: Sequence[Path],
-    image_suffix: str = ".jpg",
-    image_name: Callable[[str], str] = str,
-) -> list[tuple[Sample, Path]]:
-    """Each label map with the image `image_name(stem of the label map) + image_suffix`; raises DatasetError."""
-    if not label_paths:
-        raise missing(name, image_folder, layout)
-    pairs = []
-    for path in label_paths:
-        identity = image_name(path.stem)
-        image = image_folder / f"{identity}{image_suffix}"
-        if not image.is_file():
-            raise DatasetError(f"{name}: {image} is missing, the image of {path.name}: the data set is incomplete")
-        pairs.append((Sample(identity, image), path))
-    return pairs
-
-
 def listed(name: str, folder: Path, pattern: str, layout: Layout) -> list[Path]:
     """The files of `folder` that match, in the order of their names; raises DatasetError when there is none."""
     found = sorted(folder.glob(pattern))
     if not found:
         raise missing(name, folder / pattern, layout)
     return found
+
+
+def pair_up(name: str, image_folder: Path, label_paths: Iterable[Path]) -> list[tuple[Sample, Path]]:
+    """Each label map with the JPEG of its name; raises DatasetError where one of the two is not there."""
+    pairs = [(Sample(path.stem, image_folder / f"{path.stem}.jpg"), path) for path in label_paths]
+    for sample, path in pairs:
+        check_files(name, sample.image, path)
+    return pairs
+
+
+def check_files(name: str, *paths: Path) -> None:
+    """Raises DatasetError for the first file that is not there."""
+    for path in paths:
+        if not path.is_file():
+            raise DatasetError(f"{name}: {path} is missing: the data set is incomplete")

@@ -2,14 +2,8 @@
 
 from pathlib import Path
 
-from vocabseg.benchmarks.datasets.label_maps import (
-    LabelMapDataset,
-    find_root,
-    listed,
-    pair_up,
-    read_names,
-    value_table,
-)
+from vocabseg.benchmarks.datasets.dataset import Dataset
+from vocabseg.benchmarks.datasets.label_maps import find_root, label_map_dataset, listed, pair_up, read_names
 
 LAYOUT = (
     ("pcontext/val/image/*.jpg", "images as zsseg.baseline's prepare_pcontext_sem_seg.py copies them"),
@@ -17,11 +11,9 @@ LAYOUT = (
 )
 
 
-def pascal_context_59(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def pascal_context_59(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 59 classes; prepared label maps hold the class index and 255 for everything else."""
     name = "pascal-context-59"
     root = find_root(data_dir, "pcontext", "pcontext-59") / split
-    paths = listed(name, root / "label", "*.png", LAYOUT)
-    classes = read_names("pascal_context_59.txt")
-    table = value_table({index: index for index in range(len(classes))})
-    return LabelMapDataset(name, classes, pair_up(name, LAYOUT, root / "image", paths), table)
+    pairs = pair_up(name, root / "image", listed(name, root / "label", "*.png", LAYOUT))
+    return label_map_dataset(name, read_names("pascal_context_59.txt"), pairs)

@@ -2,16 +2,8 @@
 
 from pathlib import Path
 
-from vocabseg.benchmarks.datasets.dataset import DatasetError
-from vocabseg.benchmarks.datasets.label_maps import (
-    LabelMapDataset,
-    find_root,
-    first_existing,
-    listed,
-    missing,
-    pair_up,
-    value_table,
-)
+from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError
+from vocabseg.benchmarks.datasets.label_maps import find_root, first_existing, label_map_dataset, listed, pair_up
 
 LAYOUT = (
     ("VOC2012/JPEGImages/*.jpg", "images, from VOCtrainval_11-May-2012.tar; VOCdevkit/VOC2012 will do"),
@@ -29,7 +21,7 @@ CLASSES = (
 SEEN = 15
 
 
-def voc_15(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def voc_15(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 20 classes with the published split: the first 15 seen ("base"), the last five unseen.
 
     zsseg.baseline's configuration for all 20 classes keeps these flags; `voc_20` follows the cross-data-set rule.
@@ -37,43 +29,32 @@ def voc_15(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
     return _read("voc-15", data_dir, split, split_classes=True)
 
 
-def voc_20(data_dir: str | Path, split: str = "val") -> LabelMapDataset:
+def voc_20(data_dir: str | Path, split: str = "val") -> Dataset:
     """The 20 classes without a split, all of them unseen."""
     return _read("voc-20", data_dir, split, split_classes=False)
 
 
-def _read(name: str, data_dir: str | Path, split: str, split_classes: bool) -> LabelMapDataset:
+def _read(name: str, data_dir: str | Path, split: str, split_classes: bool) -> Dataset:
     root = find_root(data_dir, "VOC2012", "VOCdevkit/VOC2012")
-    images = root / "JPEGImages"
-    if not images.is_dir():
-        raise missing(name, images, LAYOUT)
-    labels = first_existing(root / "SegmentationClassAug", root / "SegmentationClass")
+    images = first_existing(name, LAYOUT, root / "JPEGImages")
+    labels = next(
+        (root / kind for kind in ("SegmentationClassAug", "SegmentationClass") if (root / kind).exists()), None
+    )
     if labels is None:
-        labels = root / "annotations_detectron2" / split
-        values = {index: index for index in range(len(CLASSES))}
-        paths = listed(name, labels, "*.png", LAYOUT)
+        first = 0
+        paths = listed(name, root / "annotations_detectron2" / split, "*.png", LAYOUT)
     else:
-        values = {index + 1: index for index in range(len(CLASSES))}  # 0 is the background, 255 the objects' edges
-        paths = [labels / f"{image}.png" for image in _listed_images(name, root, split)]
-        for path in paths:
-            if not path.is_file():
-                raise DatasetError(f"{name}: {path} is missing: the data set is incomplete")
-    return LabelMapDataset(
+        first = 1  # 0 is the background, 255 the objects' edges
+        file = first_existing(name, LAYOUT, root / f"{split}.txt", root / "ImageSets" / "Segmentation" / f"{split}.txt")
+        paths = [labels / f"{image}.png" for image in file.read_text(encoding="utf-8").split()]
+        if not paths:
+            raise DatasetError(f"{name}: {file} lists no image: copy it again")
+    return label_map_dataset(
         name,
         CLASSES,
-        pair_up(name, LAYOUT, images, paths),
-        value_table(values),
+        pair_up(name, images, paths),
+        {index + first: index for index in range(len(CLASSES))},
         seen=[index < SEEN for index in range(len(CLASSES))] if split_classes else None,
         things=range(len(CLASSES)),
         evaluation_sets={"base": range(SEEN)} if split_classes else None,
     )
-
-
-def _listed_images(name: str, root: Path, split: str) -> list[str]:
-    path = first_existing(root / f"{split}.txt", root / "ImageSets" / "Segmentation" / f"{split}.txt")
-    if path is None:
-        raise missing(name, root / "ImageSets" / "Segmentation" / f"{split}.txt", LAYOUT)
-    names = path.read_text(encoding="utf-8").split()
-    if not names:
-        raise DatasetError(f"{name}: {path} lists no image: copy it again")
-    return names

@@ -1,21 +1,23 @@
 """A folder in the procedural world's layout: images, label maps, and where there are any, segments and objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from vocabseg.benchmarks.datasets.coco_files import (
     Category,
     ImageEntry,
+    InstancesFile,
     InstanceTruth,
+    PanopticFile,
     PanopticTruth,
-    read_instances_file,
-    read_panoptic_file,
+    read_annotations,
 )
-from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, Listed, ObjectTruth, PanopticSegment, Sample
-from vocabseg.benchmarks.datasets.label_maps import LabelMapDataset, listed, missing, value_table
+from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
+from vocabseg.benchmarks.datasets.label_maps import first_existing, label_map_dataset, listed
 
 LAYOUT = (
     ("classes.json", '{"names": [...], "seen": [...], "things": [class indices]}'),
@@ -24,7 +26,6 @@ LAYOUT = (
     ("panoptic_<split>.json, panoptic_<split>/*.png", "optional, as COCO has them"),
     ("instances_<split>.json", "optional, as COCO has it"),
 )
-SUFFIXES = (".png", ".jpg")
 
 
 class Classes(msgspec.Struct, frozen=True):
@@ -35,86 +36,63 @@ class Classes(msgspec.Struct, frozen=True):
     things: list[int] | None = None
 
 
-class WorldFolder(Listed):
-    """Label maps with the panoptic and object annotations beside them; the "base" is the set of seen classes."""
+@dataclass(frozen=True)
+class ByStem:
+    """A truth by the name of an image's file without its suffix, whatever id the annotation file has for it."""
 
-    name = "world"
-    ignore_index = IGNORE
+    truth: Callable[[str], Any]
+    ids: Mapping[str, str]
 
-    def __init__(
-        self,
-        maps: LabelMapDataset,
-        things: frozenset[int],
-        panoptic: PanopticTruth | None,
-        instances: InstanceTruth | None,
-        ids: dict[str, str],
-    ):
-        self.classes = maps.classes
-        self.seen = maps.seen
-        self.things = things
-        self.evaluation_sets = maps.evaluation_sets
-        self._samples = maps.samples()
-        self._maps = maps
-        self._panoptic = panoptic
-        self._instances = instances
-        self._ids = ids
-
-    def labels(self, sample: Sample) -> np.ndarray:
-        """The label map (H, W) uint8."""
-        return self._maps.labels(sample)
-
-    def panoptic(self, sample: Sample) -> tuple[np.ndarray, list[PanopticSegment]] | None:
-        identity = self._ids.get(sample.image_id, "")
-        return self._panoptic(identity) if self._panoptic is not None and identity in self._panoptic else None
-
-    def instances(self, sample: Sample) -> list[ObjectTruth] | None:
-        return None if self._instances is None else self._instances(self._ids.get(sample.image_id, ""))
+    def __call__(self, image_id: str) -> Any:
+        return self.truth(self.ids.get(image_id, ""))
 
 
-def world(data_dir: str | Path, split: str | None = None) -> WorldFolder:
-    """Read a folder that the procedural world was written to; without `split`, "val" or else the only one there is."""
+def world(data_dir: str | Path, split: str | None = None) -> Dataset:
+    """Read a folder that the procedural world was written to; without `split`, "val" or else the only one there is.
+
+    The evaluation set "base" is that of the seen classes.
+    """
     root = Path(data_dir)
-    path = root / "classes.json"
-    if not path.is_file():
-        raise missing("world", path, LAYOUT)
+    classes = _classes(first_existing("world", LAYOUT, root / "classes.json"))
+    split = split or _only_split(root)
+    truths: dict[str, Any] = {}
+    things = classes.things
+    path = root / f"panoptic_{split}.json"
+    if path.is_file():
+        file = read_annotations(path, PanopticFile)
+        indices = _indices(file.categories, classes.names, path)
+        truths["panoptic"] = ByStem(PanopticTruth(file, path.with_suffix(""), indices), _ids(file.images))
+        if things is None:
+            things = [indices[category.id] for category in file.categories if category.isthing]
+    path = root / f"instances_{split}.json"
+    if path.is_file():
+        objects = read_annotations(path, InstancesFile)
+        truth = InstanceTruth(objects, _indices(objects.categories, classes.names, path))
+        truths["instances"] = ByStem(truth, _ids(objects.images))
+    paths = listed("world", root / "annotations" / split, "*.png", LAYOUT)
+    seen = [index for index, flag in enumerate(classes.seen or []) if flag]
+    return label_map_dataset(
+        "world",
+        classes.names,
+        [(_sample(root / "images" / split, path), path) for path in paths],
+        seen=classes.seen,
+        things=things or (),
+        evaluation_sets={"base": seen} if classes.seen else None,
+        **truths,
+    )
+
+
+def _classes(path: Path) -> Classes:
     try:
         classes = msgspec.json.decode(path.read_bytes(), type=Classes)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not as expected ({error}): write the data set again") from None
     if classes.seen is not None and len(classes.seen) != len(classes.names):
         raise DatasetError(f"{path} has {len(classes.names)} names and {len(classes.seen)} seen flags: write it again")
-    split = split or _only_split(root)
-    paths = listed("world", root / "annotations" / split, "*.png", LAYOUT)
-    seen = [index for index, flag in enumerate(classes.seen or []) if flag]
-    maps = LabelMapDataset(
-        "world",
-        classes.names,
-        [(_sample(root / "images" / split, path), path) for path in paths],
-        value_table({index: index for index in range(len(classes.names))}),
-        seen=classes.seen,
-        evaluation_sets={"base": seen} if classes.seen else None,
-    )
-    panoptic, instances, things = None, None, set(classes.things or [])
-    ids: dict[str, str] = {}
-    annotations = root / f"panoptic_{split}.json"
-    if annotations.is_file():
-        file = read_panoptic_file(annotations)
-        panoptic = PanopticTruth(
-            file, annotations.with_suffix(""), _indices(file.categories, classes.names, annotations)
-        )
-        ids |= _annotation_ids(file.images)
-        if classes.things is None:
-            things = {classes.names.index(category.name) for category in file.categories if category.isthing}
-    annotations = root / f"instances_{split}.json"
-    if annotations.is_file():
-        objects = read_instances_file(annotations)
-        instances = InstanceTruth(objects, _indices(objects.categories, classes.names, annotations))
-        ids |= _annotation_ids(objects.images)
-    return WorldFolder(maps, frozenset(things), panoptic, instances, ids)
+    return classes
 
 
-def _annotation_ids(images: Sequence[ImageEntry]) -> dict[str, str]:
-    """The annotation files' id of each image, by the name of its file without the suffix."""
+def _ids(images: Sequence[ImageEntry]) -> dict[str, str]:
     return {Path(image.file_name).stem: str(image.id) for image in images}
 
 
@@ -128,18 +106,18 @@ def _only_split(root: Path) -> str:
 
 
 def _sample(folder: Path, label_path: Path) -> Sample:
-    for suffix in SUFFIXES:
+    for suffix in (".png", ".jpg"):
         image = folder / f"{label_path.stem}{suffix}"
         if image.is_file():
             return Sample(label_path.stem, image)
     raise DatasetError(f"world: {folder / label_path.stem}.png (or .jpg) is missing: the data set is incomplete")
 
 
-def _indices(categories: list[Category], names: list[str], path: Path) -> dict[int, int]:
+def _indices(categories: Sequence[Category], names: list[str], path: Path) -> dict[int, int]:
     """Category id -> class index, by the name."""
     unknown = [category.name for category in categories if category.name not in names]
     if unknown:
         raise DatasetError(
-            f"{path} has the category {unknown[0]!r}, which classes.json has not: write the data set again"
+            f"{path} has the category {unknown[0]!r}, which classes.json does not have: write the data set again"
         )
     return {category.id: names.index(category.name) for category in categories}

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vocabseg.benchmarks.accuracy.report import markdown_table
 from vocabseg.benchmarks.page.tables import Table, headline, report_tables
 from vocabseg.benchmarks.speed.results import Report, encode_report
 from vocabseg.benchmarks.speed.run import Outcome
+from vocabseg.benchmarks.writing import markdown_table
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import atomic_write
 

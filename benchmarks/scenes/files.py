@@ -1,9 +1,11 @@
-"""Writes the procedural world in the layout of the published data sets: images, label maps, panoptic and instances."""
+"""Writes the procedural world to disk: single images, or whole splits in the layout of the published data sets.
+
+python -m vocabseg.benchmarks.scenes.files --output DIR --train N --val N
+"""
 
 import json
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +15,30 @@ import typer
 
 from vocabseg.benchmarks.scenes.world import CLASSES, OBJECTS, SEEN, SPLITS, WORLD_VERSION, Scene, render_scene
 from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
-SCENES = 500  # of the test split, what the demo model's published figures are measured on
+SCENES = 500  # of the test split: what the demo model's published figures are measured on
 
 
-def write_world(folder: str | Path, split: str, count: int, seed: int = 0, progress: Progress | None = None) -> Path:
+def write_scenes(
+    folder: Path,
+    count: int,
+    first: int = 0,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    name: str = "scene-{}.png",
+) -> list[Path]:
+    """Write test scenes `first` to `first + count - 1` as PNG into an existing folder; `name` takes the number."""
+    from PIL import Image
+
+    numbers = range(first, first + count)
+    paths = [folder / name.format(number) for number in numbers]
+    for number, path in zip(numbers, paths, strict=True):
+        Image.fromarray(render_scene(seed, "test", number, size=size).image).save(path)
+    return paths
+
+
+def write_world(folder: str | Path, split: str, count: int, seed: int = 0, progress: Progress = silent) -> Path:
     """Write the first `count` scenes of a split ("train", "val" or "test") into `folder`, and return it.
 
     images/SPLIT/ID.png, annotations/SPLIT/ID.png (label maps), panoptic_SPLIT/ID.png with panoptic_SPLIT.json (a
@@ -26,34 +46,35 @@ def write_world(folder: str | Path, split: str, count: int, seed: int = 0, progr
     index + 1. Raises OutputError where the folder cannot be written.
     """
     folder = Path(folder)
-    places = {kind: folder / kind / split for kind in ("images", "annotations")}
-    places["panoptic"] = folder / f"panoptic_{split}"
+    images, annotations, panoptic = (
+        folder / place for place in (f"images/{split}", f"annotations/{split}", f"panoptic_{split}")
+    )
     try:
-        for place in places.values():
+        for place in (images, annotations, panoptic):
             place.mkdir(parents=True, exist_ok=True)
-        (folder / "classes.json").write_text(json.dumps(_classes(), indent=1))
+        classes = {"names": list(CLASSES), "seen": list(SEEN), "things": list(range(len(OBJECTS)))}
+        (folder / "classes.json").write_text(json.dumps(classes, indent=1))
         tables = _Tables()
         for index in range(count):
             scene = render_scene(seed, split, index)
             name = f"{split}-{seed}-{index:06d}"
             tables.add(name, scene)
-            _write(places["images"] / f"{name}.png", scene.image[..., ::-1])
-            _write(places["annotations"] / f"{name}.png", scene.labels)
+            _write(images / f"{name}.png", scene.image[..., ::-1])
+            _write(annotations / f"{name}.png", scene.labels)
             blank = np.zeros_like(scene.segmentation)
-            _write(places["panoptic"] / f"{name}.png", np.stack([blank, blank, scene.segmentation], axis=2))
-            if progress is not None:
-                progress(f"drawing {split}", index + 1, count)
+            _write(panoptic / f"{name}.png", np.stack([blank, blank, scene.segmentation], axis=2))
+            progress(f"drawing {split}", index + 1, count)
         for kind, table in (("panoptic", tables.panoptic), ("instances", tables.instances)):
             (folder / f"{kind}_{split}.json").write_text(json.dumps(table))
     except OSError as error:
-        raise OutputError(f"cannot write the world to {folder}: {(error.strerror or str(error)).lower()}") from None
+        raise _unwritable(folder, error) from None
     return folder
 
 
 def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = None, seed: int = 0) -> Path:
     """The folder of the first `count` test scenes in the user's cache, rendered when it is not there yet.
 
-    `notify` is told when they are rendered. Raises OutputError where the cache cannot be written.
+    `notify` gets a line when they are rendered. Raises OutputError where the cache cannot be written.
     """
     from platformdirs import user_cache_path
 
@@ -67,16 +88,15 @@ def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = N
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            whole = write_world(Path(temporary) / "world", "test", count, seed)
-            whole.rename(folder)
+            write_world(Path(temporary) / "world", "test", count, seed).rename(folder)
     except OSError as error:
-        if not (folder / "classes.json").is_file():  # else another process was quicker with the same scenes
-            raise OutputError(f"cannot write the world to {folder}: {(error.strerror or str(error)).lower()}") from None
+        if not (folder / "classes.json").is_file():  # else another process wrote the same scenes first
+            raise _unwritable(folder, error) from None
     return folder
 
 
-def _classes() -> dict[str, Any]:
-    return {"names": list(CLASSES), "seen": list(SEEN), "things": list(range(len(OBJECTS)))}
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write the world to {folder}: {(error.strerror or str(error)).lower()}")
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
@@ -120,27 +140,26 @@ class _Tables:
         self.panoptic["annotations"].append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
 
 
-def _advance(bar: Any, task: Any, _: str, done: int, __: int) -> None:
-    bar.update(task, completed=done)
-
-
-def main() -> None:
-    typer.run(_command)
-
-
-def _command(
+def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.")],
     train: Annotated[int, typer.Option(help="Scenes of the training split.")] = 0,
     val: Annotated[int, typer.Option(help="Scenes of the validation split.")] = 0,
     test: Annotated[int, typer.Option(help="Scenes of the test split.")] = 0,
-    seed: Annotated[int, typer.Option(help="Other scenes for another seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
 ) -> None:
     """Write scenes of the procedural world. Example: --output world --val 500"""
     from rich.progress import Progress as Bar
 
     with Bar() as bar:
+        task = bar.add_task("")
         for split, count in zip(SPLITS, (train, val, test), strict=True):
             if count:
-                task = bar.add_task(f"drawing {split}", total=count)
-                write_world(output, split, count, seed, partial(_advance, bar, task))
+                write_world(
+                    output, split, count, seed,
+                    lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+                )  # fmt: skip
     print(output)
+
+
+if __name__ == "__main__":
+    typer.run(main)

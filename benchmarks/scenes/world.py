@@ -4,8 +4,6 @@ Objects are a colour x a shape, 100 classes; their surface (plain, striped, dott
 They lie on one or two of eight named backgrounds. The split is the paper's: 20 of the 100 pairs are unseen, two of each
 colour and two of each shape, so every word of an unseen class is known from seen ones. Training scenes hold no object
 of an unseen pair at all, which is stricter than the paper, where such pixels are there and ignored.
-
-    python -m vocabseg.benchmarks.scenes.world --output DIR --train N --val N
 """
 
 import math
@@ -63,17 +61,6 @@ class Scene:
     segments: tuple[Segment, ...]
 
 
-def scene_generator(seed: int, split: str, index: int) -> Generator:
-    """The random numbers of one scene; scenes of different splits never share them."""
-    return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
-
-
-def scene_classes(split: str) -> tuple[Array, Array]:
-    """Classes of the objects of a split: the seen ones and the unseen ones, which the training split has not."""
-    flags = np.array(SEEN[: len(OBJECTS)])
-    return np.flatnonzero(flags), np.flatnonzero(~flags) if split != "train" else np.zeros(0, np.int64)
-
-
 def render_scene(
     seed: int, split: str = "test", index: int = 0, size: tuple[int, int] | None = None, objects: int | None = None
 ) -> Scene:
@@ -84,7 +71,8 @@ def render_scene(
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r} of the world: use one of {', '.join(SPLITS)}")
-    generator = scene_generator(seed, split, index)
+    # Scenes of different splits never share random numbers.
+    generator = np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
     drawn = _random_size(generator)
     h, w = drawn if size is None else size
     if min(h, w) < 96:
@@ -112,10 +100,11 @@ def _random_size(generator: Generator) -> tuple[int, int]:
 
 
 def _choose(generator: Generator, split: str, count: int) -> list[int]:
-    seen, unseen = scene_classes(split)
+    flags = np.array(SEEN[: len(OBJECTS)])
+    seen, unseen = np.flatnonzero(flags), np.flatnonzero(~flags)
     chosen: list[int] = []
     while len(chosen) < count:
-        pool = unseen if len(unseen) and generator.random() < UNSEEN_SHARE else seen
+        pool = unseen if split != "train" and generator.random() < UNSEEN_SHARE else seen
         candidate = int(generator.choice(pool))
         if candidate not in chosen:
             chosen.append(candidate)
@@ -230,9 +219,3 @@ def _photograph(generator: Generator, canvas: Array, unit: float) -> Array:
         image = cv2.GaussianBlur(image, (0, 0), blur)
     noisy = image + np.float32(generator.uniform(0, 6)) * generator.standard_normal(image.shape, np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
-
-
-if __name__ == "__main__":
-    from vocabseg.benchmarks.scenes.files import main
-
-    main()

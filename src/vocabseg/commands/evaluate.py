@@ -95,7 +95,7 @@ def evaluate(
             limit=limit,
             workers=workers,
             measures=[str(measure) for measure in measures or list(Measure)],
-            progress=lambda what, done, total: step(done, total, what),
+            progress=step,
             notify=say,
         )
     files = write_report(evaluation, folder, say)

@@ -62,25 +62,26 @@ def test_known_mistakes_give_known_figures(world: Path) -> None:
 def test_an_interrupted_evaluation_goes_on(world: Path, tmp_path: Path) -> None:
     dataset, output = get_dataset("world", world), tmp_path / "out"
 
-    def stop(done: int, total: int, miou: float | None) -> None:
+    def stop(what: str, done: int, total: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(FakeSegmenter(world, 0.5), dataset, output, save_every=3, progress=stop)
     said: list[str] = []
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     segmenter = FakeSegmenter(world, 0.5)
     resumed = evaluate(
         segmenter,
         dataset,
         output,
         examples=0,
-        progress=lambda done, total, miou: steps.append((done, total)),
+        progress=lambda *step: steps.append(step),
         notify=said.append,
     )
     assert segmenter.calls == 2
-    assert steps == [(5, 6), (6, 6)]
+    assert [step[1:] for step in steps] == [(5, 6), (6, 6)]
+    assert steps[-1][0] == f"mIoU {resumed.confusion.mean_iou():.2f} so far"
     assert said == ["4 of 6 images are done already: going on from there"]
     assert resumed.accuracy == evaluate(FakeSegmenter(world, 0.5), dataset, examples=0).accuracy
 
