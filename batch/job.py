@@ -1,10 +1,10 @@
-"""The job: what is asked of every image, and the output folder's record of it, with which no other job is mixed."""
+"""The job: what is asked of every image, and its record in the output folder, which keeps other jobs out."""
 
 import fcntl
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ KINDS = ("labels", "rle")
 FORMAT = 1
 
 
-class Record(msgspec.Struct, frozen=True):
-    """batch.json: everything that the outputs depend on. Its fields other than `format` are compared word by word."""
+class JobRecord(msgspec.Struct, frozen=True):
+    """batch.json: everything that the outputs depend on."""
 
     format: int
     bundle: str
@@ -37,9 +37,24 @@ class Record(msgspec.Struct, frozen=True):
     templates: list[str] | None
     write: list[str]
 
+    def differences(self, other: "JobRecord") -> str:
+        """What another record has different, in words; "" for an equal one."""
+        found = []
+        for field, name in NAMES.items():
+            mine, its = getattr(self, field), getattr(other, field)
+            if mine == its:
+                continue
+            if field in ("engine", "bundle", "write"):
+                mine, its = (", ".join(value) if isinstance(value, list) else value for value in (mine, its))
+                name += f" ({mine}, now {its})"
+            elif field == "classes":
+                name += f" ({len(mine)}, now {len(its)}, in this order)"
+            found.append(name)
+        return " and ".join(found)
 
-# How the fields are called in an error.
-_SPOKEN = {
+
+# What the fields are called in an error.
+NAMES = {
     "bundle": "bundle",
     "manifest": "bundle or settings",
     "engine": "engine",
@@ -52,7 +67,7 @@ _SPOKEN = {
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told. `bundle` None is the demo model; `engine_key` names the engine that all workers must have.
+    """What a worker needs to know. `bundle` None is the demo model; all workers must have the engine `engine_key`.
 
     `write` holds "labels" (PNG label maps), "rle" (run lengths in Parquet) or both.
     """
@@ -68,36 +83,31 @@ class Job:
     threads: int = 1
     engine_key: str = ""
 
-    def opened_bundle(self, verify: bool = True) -> Bundle:
-        """The bundle with the settings applied; raises BundleError and ConfigurationError."""
+    def open_bundle(self) -> Bundle:
+        """The bundle with the settings applied, for a worker: the driver has checked the hashes."""
         from vocabseg.runtime.bundle.settings import open_adjusted
 
-        return open_adjusted(self.bundle, self.settings, verify)
+        return open_adjusted(self.bundle, self.settings, verify=False)
 
-    def segmenter(self, verify: bool = True) -> "Segmenter":
-        """The bundle made ready to run on this machine."""
+    def segmenter(self) -> "Segmenter":
+        """The bundle, ready to run on this machine."""
         from vocabseg.runtime.segmenter.segmenter import Segmenter
 
-        return Segmenter(self.opened_bundle(verify), self.device, self.engine, self.precision)
+        return Segmenter(self.open_bundle(), self.device, self.engine, self.precision)
 
-    def choice_key(self) -> str:
+    def choice_key(self, bundle: Bundle) -> str:
         """The engine that this machine would choose; raises EngineError and BundleError."""
         from vocabseg.runtime.engines.choose import choose
 
-        bundle = self.opened_bundle(verify=False)
         return choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle).key
 
-    def with_engine(self, key: str) -> "Job":
-        return replace(self, engine_key=key)
-
-    def record(self) -> Record:
+    def record(self, bundle: Bundle) -> JobRecord:
         """What the output folder keeps of the job."""
-        manifest = self.opened_bundle(verify=False).manifest
         names = self.vocabulary
-        return Record(
+        return JobRecord(
             format=FORMAT,
-            bundle=manifest.name,
-            manifest=hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest(),
+            bundle=bundle.manifest.name,
+            manifest=hashlib.sha256(msgspec.json.encode(bundle.manifest, order="sorted")).hexdigest(),
             engine=self.engine_key,
             classes=list(names.names),
             seen=None if names.seen is None else [bool(flag) for flag in names.seen],
@@ -123,7 +133,7 @@ def check_names(bundle: Bundle, vocabulary: Vocabulary) -> None:
 
 @contextmanager
 def claimed(output: Path) -> Iterator[None]:
-    """Make the folder where it is missing, and keep other drivers off it; raises OutputError.
+    """Make the folder if it is missing, and keep other drivers out of it; raises OutputError.
 
     The lock is the system's (flock), so it ends with the process that holds it, however that ends.
     """
@@ -145,37 +155,25 @@ def claimed(output: Path) -> Iterator[None]:
         yield
 
 
-def settle(output: Path, record: Record) -> None:
-    """Write batch.json, or compare with the one that is there; raises OutputError where it is of another job."""
+def settle(output: Path, record: JobRecord) -> None:
+    """Write batch.json, or compare with the one that is there; raises OutputError if it belongs to another job."""
     path = output / FILE
     if not path.exists():
         with atomic_write(path) as file:
             file.write(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
         return
-    earlier = read_record(output)
-    different = [field for field in _SPOKEN if getattr(earlier, field) != getattr(record, field)]
+    different = read_record(output).differences(record)
     if different:
-        what = " and ".join(dict.fromkeys(_described(field, earlier, record) for field in different))
-        raise OutputError(f"{output} holds results of other {what}: give the same again, or another --output")
+        raise OutputError(f"{output} holds results of other {different}: give the same again, or another --output")
 
 
-def read_record(output: Path) -> Record:
-    """The output folder's batch.json; raises OutputError for one that cannot be read."""
+def read_record(output: Path) -> JobRecord:
+    """The output folder's batch.json; raises OutputError if it cannot be read."""
     path = output / FILE
     try:
         data: Any = msgspec.json.decode(path.read_bytes())
         if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise OutputError(f"{path} has format {data.get('format')!r}, not {FORMAT}: take another folder")
-        return msgspec.convert(data, Record)
+            raise OutputError(f"{path} has format {data.get('format')!r}, not {FORMAT}: choose another folder")
+        return msgspec.convert(data, JobRecord)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise OutputError(f"{path} cannot be read ({error}): take another folder") from None
-
-
-def _described(field: str, earlier: Record, now: Record) -> str:
-    if field in ("engine", "bundle", "write"):
-        old, new = getattr(earlier, field), getattr(now, field)
-        old, new = (", ".join(value) if isinstance(value, list) else value for value in (old, new))
-        return f"{_SPOKEN[field]} ({old}, now {new})"
-    if field == "classes":
-        return f"classes ({len(earlier.classes)}, now {len(now.classes)}, in this order)"
-    return _SPOKEN[field]
+        raise OutputError(f"{path} cannot be read ({error}): choose another folder") from None

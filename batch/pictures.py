@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vocabseg.batch.inputs import Item
-from vocabseg.batch.plan import planned_shards, read_shard
+from vocabseg.batch.inputs.items import Item
 from vocabseg.batch.shard import IMAGES, MASKS, committed, shard_folder
+from vocabseg.batch.shard_plan import planned_shards, read_shard
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import atomic_write
 from vocabseg.runtime.result.picture import class_colours
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from vocabseg.batch.summary import Frequencies
 
 DPI = 110
-# Bars of the plot, and classes named below the contact sheet.
+# Bars in the plot, and classes named below the contact sheet.
 BARS, NAMED = 50, 16
-# Images of the contact sheet, pairs in a row, and the longer side of each in pixels.
+# Images in the contact sheet, pairs in a row, and the longer side of each in pixels.
 IMAGES_SHOWN, PAIRS, LONGEST = 20, 4, 320
 OPACITY = 0.65
 BLUE, MUTED = "#0072b2", "#777777"
@@ -26,7 +26,7 @@ NAME_LENGTH = 28
 
 
 def plot_frequencies(found: "Frequencies", path: Path) -> None:
-    """Bars of each class's share of the pixels, with the number of images behind; the most frequent where many."""
+    """A bar per class for its share of the pixels, with the number of images beside it; the most frequent BARS only."""
     from matplotlib.figure import Figure
 
     order = [index for index in found.order if found.pixels[index]]
@@ -58,7 +58,7 @@ def plot_frequencies(found: "Frequencies", path: Path) -> None:
 
 
 def contact_sheet(output: Path, found: "Frequencies", path: Path) -> None:
-    """Images from all over the run, each beside its classes; a colour is the same class in all of them."""
+    """Images from all over the run, each beside its overlay; a colour stands for the same class in all of them."""
     from matplotlib.figure import Figure
 
     cells = [cell for item in _chosen(output) if (cell := _cell(output, found, *item)) is not None]
@@ -113,7 +113,7 @@ def _chosen(output: Path) -> list[tuple[int, Item]]:
 def _cell(
     output: Path, found: "Frequencies", number: int, item: Item
 ) -> tuple[Item, np.ndarray, np.ndarray, list[int]] | None:
-    """An image and its overlay, made smaller, and the classes in it; None where it is broken, or is no longer there."""
+    """An image and its overlay, made smaller, and the classes in it; None if it is broken or has gone."""
     import cv2
 
     from vocabseg.runtime.images import load_image
@@ -136,7 +136,7 @@ def _cell(
 
 
 def _painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The image under the classes' colours. (`draw_overlay` changes colours that look alike in one picture.)"""
+    """The image under the classes' colours. (`draw_overlay` would change colours that look alike in one picture.)"""
     table = np.concatenate([colours, np.full((1, 3), 255, np.uint8)])  # label -1 takes the last
     tint = table[labels]
     painted = (tint * OPACITY + image * (1 - OPACITY)).astype(np.uint8)
@@ -148,7 +148,7 @@ def _painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.n
 
 
 def _ranks(found: "Frequencies") -> np.ndarray:
-    """(C + 1,) int32: by class index its place in the order, the most frequent get the most different colours."""
+    """(C + 1,) int32: each class's place in the order: the most frequent classes get the most distinct colours."""
     ranks = np.full(len(found.classes) + 1, -1, np.int32)
     ranks[found.order] = np.arange(len(found.classes))
     return ranks

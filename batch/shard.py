@@ -1,13 +1,13 @@
-"""One shard of the outputs: written in a folder of its own, which takes its place among the others by one rename.
+"""One shard of the outputs: written in a folder of its own, which joins the others by one rename.
 
     shards/0000017/labels/*.png      label maps, named like the images
                    images.parquet    a row per image: id, source, size, label map
                    masks.parquet     a row per image and class present: area, box, score, COCO run lengths
-                   errors.parquet    a row per broken image, where there is any
+                   errors.parquet    a row per broken image, if there are any
                    manifest.json     counts and class frequencies
 
-What stands in a shard depends on the plan, the job and the images alone, never on who wrote it or when, so if two
-workers write the same one it does not matter whose rename comes first; the other's work is dropped.
+The content of a shard depends on the plan, the job and the images alone, never on who wrote it or when; so if two
+workers write the same shard it does not matter whose rename comes first, and the other's work is dropped.
 """
 
 import os
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from vocabseg.batch.inputs import Item
+from vocabseg.batch.inputs.items import Item, as_text
 from vocabseg.batch.job import SHARDS, WORK
 from vocabseg.runtime.errors import OutputError
 
@@ -35,7 +35,7 @@ IMAGES, MASKS, ERRORS, LABELS = "images.parquet", "masks.parquet", "errors.parqu
 NAME_LENGTH = 100
 
 
-class Counts(msgspec.Struct, frozen=True):
+class ShardCounts(msgspec.Struct, frozen=True):
     """manifest.json. By class index: the pixels that carry the class, and the images in which it occurs."""
 
     shard: int
@@ -63,45 +63,40 @@ class ShardWriter:
         self.folder.mkdir(parents=True)
 
     def add(self, item: Item, result: "Result") -> None:
-        """Write what one image gave; raises OutputError."""
+        """Write the result of one image; raises OutputError."""
         height, width = result.labels.shape
-        row = {"id": item.id, "source": _source(item), "height": height, "width": width, "labels": None}
+        row = {"id": item.id, "source": as_text(item.path), "height": height, "width": width, "labels": None}
         masks = []
         if "rle" in self._write:
             for segment in result.to_json()["segments"]:
-                described = {
-                    "class_index": segment["category_id"],
-                    "class": segment["name"],
-                    "area": segment["area"],
-                    "bbox": segment["bbox"],
-                    "score": segment["score"],
-                    "counts": segment["segmentation"]["counts"],
-                }
-                masks.append({"id": item.id, "height": height, "width": width, **described})
+                described = {name: segment[name] for name in ("area", "bbox", "score")}
+                described |= {"class_index": segment["category_id"], "class": segment["name"]}
+                counts = segment["segmentation"]["counts"]
+                masks.append({"id": item.id, "height": height, "width": width, "counts": counts, **described})
         if "labels" in self._write:
             name = self._name(item)
             (self.folder / LABELS).mkdir(exist_ok=True)
             result.save_labels(self.folder / LABELS / name)
             row["labels"] = f"{shard_folder(self.number)}/{LABELS}/{name}"
-        counts = np.bincount(result.labels.ravel() + 1, minlength=len(result.classes) + 1)[1:]
-        for index in np.flatnonzero(counts).tolist():
-            self._pixels[index] += int(counts[index])
+        pixels = np.bincount(result.labels.ravel() + 1, minlength=len(result.classes) + 1)[1:]
+        for index in np.flatnonzero(pixels).tolist():
+            self._pixels[index] += int(pixels[index])
             self._occurrences[index] += 1
         self._images.append(row)
         self._masks += masks
 
     @property
     def done(self) -> int:
-        """Images taken in so far, broken ones included."""
+        """Images added so far, broken ones included."""
         return len(self._images) + len(self._errors)
 
     def add_error(self, item: Item, kind: str, reason: str) -> None:
-        """Note an image that gives no result: kind "image" (it cannot be read), "fault" or "crash", and the reason."""
-        self._errors[item.id] = {"id": item.id, "source": _source(item), "kind": kind, "reason": reason}
+        """Record an image without a result: kind "image" (it cannot be read), "fault" or "crash", and the reason."""
+        self._errors[item.id] = {"id": item.id, "source": as_text(item.path), "kind": kind, "reason": reason}
 
-    def commit(self) -> Counts:
-        """Make the shard part of the output; that of another writer stays if there is one. Returns its counts."""
-        counts = Counts(
+    def commit(self) -> ShardCounts:
+        """Make the shard part of the output, unless another writer did; returns its counts."""
+        counts = ShardCounts(
             self.number,
             len(self._images),
             len(self._errors),
@@ -109,12 +104,11 @@ class ShardWriter:
             dict(sorted(self._occurrences.items())),
         )
         try:
-            write_table(self.folder / IMAGES, self._images, images_schema())
+            _write_table(self.folder / IMAGES, self._images)
             if "rle" in self._write:
-                write_table(self.folder / MASKS, self._masks, masks_schema())
+                _write_table(self.folder / MASKS, self._masks)
             if self._errors:
-                rows = [row for _, row in sorted(self._errors.items())]
-                write_table(self.folder / ERRORS, rows, errors_schema())
+                _write_table(self.folder / ERRORS, [row for _, row in sorted(self._errors.items())])
             (self.folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(counts), indent=1) + b"\n")
             _flush(self.folder)
             target = self.output / shard_folder(self.number)
@@ -135,7 +129,7 @@ class ShardWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _name(self, item: Item) -> str:
-        """A file name made of the id's last part, with characters that every file system takes, once in the shard."""
+        """A file name from the id's last part, with characters that every file system takes, unique in the shard."""
         last = item.id.rpartition("/")[2]
         stem = last.rpartition(".")[0] or last
         safe = re.sub(r"[^\w.+=@-]+", "_", stem).strip(".") or "image"
@@ -156,11 +150,11 @@ def is_committed(output: Path, number: int) -> bool:
     return (output / shard_folder(number) / MANIFEST).is_file()
 
 
-def read_counts(output: Path, number: int) -> Counts:
-    """The counts of a committed shard; raises OutputError where it was damaged."""
+def read_counts(output: Path, number: int) -> ShardCounts:
+    """The counts of a committed shard; raises OutputError for a damaged one."""
     path = output / shard_folder(number) / MANIFEST
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Counts, strict=False)
+        return msgspec.json.decode(path.read_bytes(), type=ShardCounts, strict=False)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OutputError(f"{path} cannot be read ({error}): remove its folder and run again") from None
 
@@ -172,53 +166,34 @@ def committed(output: Path) -> Iterator[int]:
         yield from sorted(int(entry.name) for entry in os.scandir(folder) if entry.name.isdecimal())
 
 
-def images_schema() -> Any:
+def schema(table: str) -> Any:
+    """The Parquet schema of a shard's table, such as IMAGES."""
     import pyarrow as pa
 
-    kinds = {"id": pa.string(), "source": pa.string(), "height": pa.int32(), "width": pa.int32(), "labels": pa.string()}
-    return pa.schema(list(kinds.items()))
+    text, number, strings = pa.string(), pa.int32(), ("id", "source", "kind", "reason")
+    columns = {
+        IMAGES: {"id": text, "source": text, "height": number, "width": number, "labels": text},
+        MASKS: {
+            "id": text, "class_index": number, "class": text, "area": pa.int64(), "bbox": pa.list_(number),
+            "score": pa.float32(), "height": number, "width": number, "counts": text,
+        },
+        ERRORS: dict.fromkeys(strings, text),
+    }  # fmt: skip
+    return pa.schema(list(columns[table].items()))
 
 
-def masks_schema() -> Any:
-    import pyarrow as pa
-
-    kinds = {
-        "id": pa.string(),
-        "class_index": pa.int32(),
-        "class": pa.string(),
-        "area": pa.int64(),
-        "bbox": pa.list_(pa.int32()),
-        "score": pa.float32(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "counts": pa.string(),
-    }
-    return pa.schema(list(kinds.items()))
-
-
-def errors_schema() -> Any:
-    import pyarrow as pa
-
-    return pa.schema([(name, pa.string()) for name in ("id", "source", "kind", "reason")])
-
-
-def write_table(path: Path, rows: list[dict[str, Any]], schema: Any) -> None:
-    """A Parquet file of rows."""
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, compression="zstd")
-
-
-def _source(item: Item) -> str:
-    return os.fsencode(item.path).decode("utf-8", "backslashreplace")
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema(path.name)), path, compression="zstd")
 
 
 def _flush(folder: Path) -> None:
-    """Everything below `folder` on the disk: what the rename makes visible must not be lost with the power."""
+    """Flush everything below `folder` to the disk: what the rename makes visible must survive a power cut."""
     folders = [Path(place) for place, _, _ in os.walk(folder)]
     files = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
-    with ThreadPoolExecutor(8) as pool:  # a journal takes many at once
+    with ThreadPoolExecutor(8) as pool:  # the file system's journal takes many at once
         list(pool.map(_flush_file, files))
     for place in reversed(folders):
         _flush_folder(place)

@@ -1,4 +1,4 @@
-"""What stands at the end of a run: class frequencies as a table and a plot, the broken images, a contact sheet."""
+"""The summary of a run: class frequencies as a table and a plot, the broken images, a contact sheet."""
 
 import csv
 import io
@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vocabseg.batch.job import SUMMARY, read_record
-from vocabseg.batch.shard import ERRORS, committed, errors_schema, read_counts, shard_folder
+from vocabseg.batch.shard import ERRORS, committed, read_counts, schema, shard_folder
 from vocabseg.runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from vocabseg.batch.run import Outcome
+    from vocabseg.batch.driver import BatchOutcome
 
 TABLE, PLOT, SHEET = "classes.csv", "classes.png", "contact_sheet.png"
 # Classes that the terminal shows.
@@ -32,7 +32,7 @@ class Frequencies:
 
     @property
     def order(self) -> list[int]:
-        """The classes by their pixels, the most frequent first."""
+        """The classes, the one with most pixels first."""
         return sorted(range(len(self.classes)), key=lambda index: (-self.pixels[index], index))
 
     def share(self, index: int) -> float:
@@ -57,7 +57,7 @@ def frequencies(output: Path) -> Frequencies:
 
 
 def write_summary(output: Path, fresh: bool = True) -> list[Path]:
-    """Write the summary unless nothing is `fresh` and it is there; returns its files. Raises OutputError."""
+    """Write the summary, unless it exists and nothing is `fresh`; returns its files. Raises OutputError."""
     from vocabseg.batch.pictures import contact_sheet, plot_frequencies
 
     folder = output / SUMMARY
@@ -75,19 +75,19 @@ def write_summary(output: Path, fresh: bool = True) -> list[Path]:
     return files
 
 
-def summary_lines(output: Path, outcome: "Outcome") -> list[str]:
+def summary_lines(output: Path, outcome: "BatchOutcome") -> list[str]:
     """What the terminal shows at the end."""
     found = frequencies(output)
     lines = []
     if outcome.seconds:
         rate = (outcome.done + outcome.broken) / outcome.seconds
-        lines.append(f"{outcome.done:,} images in {outcome.seconds:.1f} s, {rate:.2f} images/s with the start")
+        lines.append(f"{outcome.done:,} images in {outcome.seconds:.1f} s, {rate:.2f} images/s including the start")
     for index in found.order[:SHOWN]:
         if found.pixels[index]:
             name, share = found.classes[index], found.share(index)
             lines.append(f"  {name:<24} {share:5.1f} % of the pixels, in {found.occurrences[index]:,} images")
     if found.broken:
-        lines.append(f"{found.broken:,} images are broken: {output / ERRORS} tells why; --retry-broken tries again")
+        lines.append(f"{found.broken:,} images are broken: {output / ERRORS} says why; --retry-broken tries again")
     lines.append(f"{found.images:,} images in {output}")
     return lines
 
@@ -104,11 +104,10 @@ def _write_table(found: Frequencies, path: Path) -> None:
 
 
 def _write_errors(output: Path) -> None:
-    """All shards' error tables as one, empty where no image is broken."""
+    """All shards' error tables as one, empty if no image is broken."""
     from pyarrow.parquet import ParquetWriter, read_table
 
-    schema: Any = errors_schema()
-    with atomic_write(output / ERRORS) as file, ParquetWriter(file, schema) as writer:
+    with atomic_write(output / ERRORS) as file, ParquetWriter(file, schema(ERRORS)) as writer:
         for number in committed(output):
             path = output / shard_folder(number) / ERRORS
             if path.is_file():

@@ -1,8 +1,8 @@
 """The worker: one process with a model, which turns planned shards into committed ones.
 
-It survives broken images (they go to the shard's error table) and, with Ray starting it anew, its own death. An image
-that kills the process would do so for ever: so `work/<attempt>.progress` says how far an attempt is, an attempt that
-follows a death takes one image at a time, and an image at which such attempts died twice goes to the error table.
+It survives broken images (they go to the shard's error table) and, as Ray restarts it, its own death. An image that
+kills the process would do so for ever: so `work/<attempt>.progress` says how far an attempt is, an attempt that follows
+a death takes one image at a time, and an image at which such attempts died twice goes to the error table.
 """
 
 import os
@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vocabseg.batch.inputs import Item
+from vocabseg.batch.inputs.items import Item
 from vocabseg.batch.job import WORK, Job, read_record
-from vocabseg.batch.plan import PlannedShard, read_shard
 from vocabseg.batch.shard import ShardWriter, is_committed, read_counts
+from vocabseg.batch.shard_plan import PlannedShard, read_shard
 from vocabseg.runtime.errors import EngineError, ImageError, VocabsegError
 
 if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.segmenter import Segmenter
 
-# Images that are read before their turn; what bounds the worker's memory, with the size of the largest image.
+# Images read ahead; with the size of the largest image, this bounds the worker's memory.
 AHEAD = 3
 READERS = 2
-# Deaths of one-at-a-time attempts at an image, before it is left out.
+# Deaths of one-at-a-time attempts at an image after which it is left out.
 DEATHS = 2
-# Images in a row that fail for no fault of their own, before the whole run stops.
+# Images in a row that fail through no fault of their own before the whole run stops.
 FAULTS = 5
 
 
-class Progress(NamedTuple):
-    """How far an attempt at a shard is: `done` images; `careful` where it takes one at a time, and `place` is next."""
+class AttemptState(NamedTuple):
+    """How far an attempt at a shard is: `done` images; if `careful`, it takes one at a time, and `place` is next."""
 
     shard: int
     done: int
@@ -41,8 +41,8 @@ class Progress(NamedTuple):
     place: int
 
 
-class Worker:
-    """What Ray makes an actor of. Faults come back as rows: an exception would be wrapped in a page of Ray's own."""
+class ShardWorker:
+    """Ray's actor. Faults come back as rows: an exception would be wrapped in a page of Ray's own."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -50,12 +50,12 @@ class Worker:
         self._segmenter: Segmenter | None = None
         os.environ["VOCABSEG_THREADS"] = str(job.threads)
         try:
-            self._segmenter = opened(job)
+            self._segmenter = open_segmenter(job)
         except VocabsegError as error:
             self._fault = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Write those of the shards (rows of PlannedShard) that are not there yet; a row of counts for each."""
+        """Write those of the shards (rows of PlannedShard) that are missing; returns a row of counts for each."""
         rows = []
         for number, images, file, group in zip(*(batch[name] for name in PlannedShard._fields), strict=True):
             shard = PlannedShard(int(number), int(images), str(file), int(group))
@@ -80,11 +80,11 @@ class Worker:
         return 0, 0, self._fault or "the worker has no model"
 
 
-def opened(job: Job) -> "Segmenter":
-    """The job's segmenter, with its names embedded; raises where this machine cannot do what the job is."""
+def open_segmenter(job: Job) -> "Segmenter":
+    """The job's segmenter, with its names embedded; raises EngineError if this machine differs from the others."""
     if read_record(job.output).engine != job.engine_key:
-        raise EngineError(f"{job.output} on {os.uname().nodename} is another folder: use one that all machines share")
-    segmenter = job.segmenter(verify=False)
+        raise EngineError(f"{job.output} is another folder on {os.uname().nodename}: use one that all machines share")
+    segmenter = job.segmenter()
     key = segmenter.choice.key
     if key != job.engine_key:
         raise EngineError(
@@ -96,11 +96,11 @@ def opened(job: Job) -> "Segmenter":
 
 
 def write_shard(job: Job, segmenter: "Segmenter", shard: PlannedShard) -> Any:
-    """Segment the images of a shard and commit it, unless it is there already; returns its counts."""
+    """Segment the images of a shard and commit it, unless that is done already; returns its counts."""
     if is_committed(job.output, shard.number):
         return read_counts(job.output, shard.number)
     items = read_shard(job.output, shard)
-    earlier = [progress for progress in read_progress(job.output) if progress.shard == shard.number]
+    earlier = [attempt for attempt in read_attempts(job.output) if attempt.shard == shard.number]
     writer = ShardWriter(job.output, shard.number, job.write)
     marker = job.output / WORK / f"{writer.attempt}.progress"
     try:
@@ -116,28 +116,30 @@ def write_shard(job: Job, segmenter: "Segmenter", shard: PlannedShard) -> Any:
     return counts
 
 
-def read_progress(output: Path) -> list[Progress]:
+def read_attempts(output: Path) -> list[AttemptState]:
     """The attempts under way, and those whose process died."""
     found = []
     for path in (output / WORK).glob("*.progress"):
         try:
             done, careful, place = path.read_text().split()
-            found.append(Progress(int(path.name[:7]), int(done), careful == "1", int(place)))
-        except (OSError, ValueError):  # gone meanwhile, or nothing written yet
+            found.append(AttemptState(int(path.name[:7]), int(done), careful == "1", int(place)))
+        except (OSError, ValueError):  # gone by now, or nothing written yet
             continue
     return found
 
 
 class _Attempt:
-    """One go at the images of a shard."""
+    """One attempt at the images of a shard."""
 
-    def __init__(self, job: Job, segmenter: "Segmenter", writer: ShardWriter, marker: Any, earlier: Sequence[Progress]):
+    def __init__(
+        self, job: Job, segmenter: "Segmenter", writer: ShardWriter, marker: Any, earlier: Sequence[AttemptState]
+    ):
         self._job = job
         self._segmenter = segmenter
         self._writer = writer
         self._marker = marker
         self._careful = bool(earlier)
-        deaths = Counter(progress.place for progress in earlier if progress.careful)
+        deaths = Counter(attempt.place for attempt in earlier if attempt.careful)
         self._deadly = {place for place, count in deaths.items() if count >= DEATHS}
         self._faults = 0
 
@@ -147,7 +149,7 @@ class _Attempt:
             start = self._stretch(items, start)
 
     def _stretch(self, items: Sequence[Item], start: int) -> int:
-        """Take images from `start` on until one fails for no fault of its own; returns where to go on."""
+        """Segment images from `start` on until one fails through no fault of its own; returns where to go on."""
         if self._careful:
             self._mark(start)
             if start in self._deadly:
@@ -164,7 +166,7 @@ class _Attempt:
                 self._faults = 0
                 self._advance()
         except VocabsegError:
-            raise  # engine, bundle or output: no image's fault
+            raise  # engine, bundle or output: not the image's fault
         except Exception as error:
             failed = readable.popleft() if readable else place
             self._faults += 1
@@ -176,7 +178,7 @@ class _Attempt:
         return stop
 
     def _pictures(self, items: Sequence[Item], start: int, stop: int, readable: deque[int]) -> Iterator[np.ndarray]:
-        """The decoded images, read a few ahead; those that cannot be go to the error table at once."""
+        """The decoded images, read a few ahead; broken ones go to the error table at once."""
         with ThreadPoolExecutor(READERS, "read") as pool:
             coming: deque[tuple[int, Future[np.ndarray]]] = deque()
             following = start

@@ -239,7 +239,7 @@ def test_what_cannot_be_used_is_refused_and_leaves_no_folder(photos: Path, tmp_p
     assert "use --device cuda" in refused(photos, *options, "--device", "cuda:1")
     assert "class name 2 is empty" in refused(photos, "-c", "a,,b", "-o", output)
     assert not output.exists()
-    assert "stands twice" in refused(photos, photos / "*.png", *options)
+    assert "occurs twice" in refused(photos, photos / "*.png", *options)
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert "cannot write in" in refused(photos, "-c", CLASSES, "-o", blocked / "out")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vocabseg.batch.inputs import InputError, Item, find_items
+from vocabseg.batch.inputs.find import find_items
+from vocabseg.batch.inputs.items import InputError, Item
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'vocabseg[batch]'")
 
@@ -110,7 +111,7 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     assert "no image found" in told(tmp_path / "*.png")
     assert "there is no" in told(tmp_path / "nowhere")
     touch(tmp_path / "notes.txt")
-    assert "none of what can be read" in told(tmp_path / "notes.txt")
+    assert "cannot be read: give a folder" in told(tmp_path / "notes.txt")
     (tmp_path / "list.csv").write_text("url,name\na.png,a\n")
     assert "--column" in told(tmp_path / "list.csv")
     assert "did you mean url" in told(tmp_path / "list.csv", column="urls")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vocabseg.batch import plan
-from vocabseg.batch.inputs import InputError, Item
-from vocabseg.batch.plan import extend_plan, planned_shards, read_shard
+from vocabseg.batch import shard_plan
+from vocabseg.batch.inputs.items import InputError, Item
+from vocabseg.batch.shard_plan import extend_plan, planned_shards, read_shard
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'vocabseg[batch]'")
 
@@ -38,7 +38,7 @@ def test_new_images_go_behind_the_planned_ones(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_plan_becomes_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SHARDS_PER_FILE", 2)
+    monkeypatch.setattr(shard_plan, "SHARDS_PER_FILE", 2)
 
     def interrupted():
         yield from items(11)
@@ -55,10 +55,10 @@ def test_an_interrupted_plan_becomes_the_same_one(tmp_path: Path, monkeypatch: p
 
 
 def test_ids_that_stand_twice(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the id '1\.png' stands twice.*'/other/1\.png'"):
+    with pytest.raises(InputError, match=r"the id '1\.png' occurs twice.*'/other/1\.png'"):
         extend_plan(tmp_path, [*items(3), Item("1.png", "/other/1.png")], 2)
     extend_plan(tmp_path, items(3), 2)
-    with pytest.raises(InputError, match=r"begun with another image '1\.png'"):
+    with pytest.raises(InputError, match=r"has another image '1\.png'"):
         extend_plan(tmp_path, [Item("1.png", "/other/1.png")], 2)
-    with pytest.raises(InputError, match="stands twice"):  # among planned ones too
+    with pytest.raises(InputError, match="occurs twice"):  # among planned ones too
         extend_plan(tmp_path, [*items(3), *items(1)], 2)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vocabseg.batch.inputs import Item, find_items
+from vocabseg.batch.inputs.find import find_items
+from vocabseg.batch.inputs.items import Item
 from vocabseg.batch.job import Job
-from vocabseg.batch.plan import PlannedShard, extend_plan
 from vocabseg.batch.shard import ShardWriter, is_committed
-from vocabseg.batch.worker import read_progress, write_shard
+from vocabseg.batch.shard_plan import PlannedShard, extend_plan
+from vocabseg.batch.worker import read_attempts, write_shard
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -160,7 +161,7 @@ def test_an_image_that_kills_the_process_is_found_and_left_out(photos: Path) -> 
         process.join()
         assert process.exitcode == 9, f"the worker should die {3 - deaths} times more"
         assert not is_committed(job.output, 0)
-        assert len(read_progress(job.output)) == deaths + 1
+        assert len(read_attempts(job.output)) == deaths + 1
     _die_at(photos, job.output, 125)  # no longer
     errors = {row["id"]: row["kind"] for row in rows(job, "errors.parquet")}
     assert errors == {"3.png": "image", "5.png": "crash", "7.png": "image"}
@@ -226,7 +227,7 @@ def test_names_of_label_maps(tmp_path: Path) -> None:
 
 def test_a_worker_whose_driver_was_replaced_commits_nothing_that_is_not_whole(photos: Path) -> None:
     """Its unfinished work is cleared at any moment between its first image and its commit."""
-    from vocabseg.batch.run import _clear_work
+    from vocabseg.batch.driver import _clear_work
 
     for moment in (0, 100, 225):
         job, shard = prepared(photos, f"out-{moment}")

@@ -1,16 +1,14 @@
 """`vocabseg batch`: folders, globs, lists and tars in; label maps and run lengths in shards out, on Ray."""
 
-import sys
-from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vocabseg.commands.options import Engine, Precision, Quiet, Settings
+from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, Quiet, Settings, Target
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import counting
+from vocabseg.commands.terminal import announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
 
 HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; goes on where it was interrupted."
@@ -37,13 +35,8 @@ def batch(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The output folder: new, or of an earlier run.")],
-    classes: Annotated[
-        str | None,
-        typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", "-b", help="The bundle's folder; without it, the built-in demo model.")
-    ] = None,
+    classes: Classes = None,
+    bundle: BundleOption = None,
     write: Annotated[
         list[Write] | None,
         typer.Option("--write", "-w", help="labels (PNG) or rle (Parquet); may be repeated. Default: both."),
@@ -72,42 +65,44 @@ def batch(
     quiet: Quiet = False,
 ) -> None:
     require(("ray", "pyarrow", "pandas", "matplotlib"), "vocabseg batch", "batch")
-    from vocabseg.batch.inputs import find_items
+    from vocabseg.batch.driver import run_batch
+    from vocabseg.batch.inputs.find import find_items
     from vocabseg.batch.job import KINDS, Job
-    from vocabseg.batch.run import Workers, run_batch
+    from vocabseg.batch.ray_cluster import Workers
     from vocabseg.batch.summary import summary_lines, write_summary
-    from vocabseg.runtime.bundle.settings import open_adjusted
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if device.startswith("cuda:"):
         raise ConfigurationError(f"--device {device}: every worker is given a GPU of its own; use --device cuda")
-    opened = open_adjusted(bundle, settings or [])
+    target = Target(bundle, device, engine, precision, settings)
+    manifest = target.opened.manifest
     if classes is not None:
         vocabulary = Vocabulary.of(classes)
-    elif opened.manifest.vocabulary is not None:
-        vocabulary = Vocabulary(opened.manifest.vocabulary, opened.manifest.seen)
+    elif manifest.vocabulary is not None:
+        vocabulary = Vocabulary(manifest.vocabulary, manifest.seen)
     else:
-        raise ConfigurationError(f"bundle {opened.folder} declares no vocabulary: give --classes")
+        raise ConfigurationError(f"bundle {target.opened.folder} declares no vocabulary: give --classes")
     job = Job(
-        output=output.absolute(),
-        vocabulary=vocabulary,
-        bundle=None if bundle is None else bundle.absolute(),
-        settings=tuple(settings or ()),
-        engine=engine,
-        device=device,
-        precision=precision,
+        output.absolute(),
+        vocabulary,
+        None if bundle is None else bundle.absolute(),
+        tuple(settings or ()),
+        engine,
+        device,
+        precision,
         write=tuple(dict.fromkeys(str(kind) for kind in write or KINDS)),
     )
-    say = (lambda line: None) if quiet else _say
-    say(f"Segmenting {', '.join(inputs)} into {len(vocabulary)} classes with {opened.manifest.name}")
-    with counting(quiet, "planning", remaining=False) as step:
+    say = announcer(quiet)
+    say(f"Segmenting {', '.join(inputs)} into {len(vocabulary)} classes with {manifest.name}")
+    with counting(quiet, "planning", remaining=False) as report:
         outcome = run_batch(
+            target.opened,
             job,
             lambda: find_items(inputs, column, id_column),
             shard_size,
             Workers(workers, threads, ray_address),
             retry_broken,
-            lambda done, total, rate: step(done, total, _pace(done, total, rate)),
+            report,
             say,
         )
     files = write_summary(output, fresh=outcome.done + outcome.broken > 0)
@@ -115,13 +110,3 @@ def batch(
         say(line)
     for path in files:
         print(path)
-
-
-def _pace(done: int, total: int, rate: float | None) -> str:
-    if not rate:
-        return "opening the model" if not done else "segmenting"
-    return f"{rate:.3g} images/s, {timedelta(seconds=round((total - done) / rate))} left"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

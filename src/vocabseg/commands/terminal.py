@@ -4,11 +4,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from vocabseg.runtime.progress import Progress, silent
-
-# Images done, how many there are, and what to say beside them.
-Step = Callable[[int, int, str], None]
 
 # A total of so many parts or more is a share of the whole, not a number of things: it is shown in percent, and where
 # there is no bar, with a line for each tenth.
@@ -22,17 +20,36 @@ def announcer(quiet: bool) -> Callable[[str], None]:
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
-    """A function report(what, done, total) that shows how far the work is."""
+    """A function report(what, done, total) for work in stages: each `what` is one."""
     if quiet:
         yield silent
     elif sys.stderr.isatty():
-        with _bar() as report:
+        with _stage_bar() as report:
             yield report
     else:
-        yield _lines()
+        yield _stage_lines()
 
 
-def _lines() -> Progress:
+@contextmanager
+def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Progress]:
+    """A function report(what, done, total) for one long count of images; `what` is said beside it, and changes.
+
+    Before anything is counted it says `first`; with `remaining` a bar shows the time left, else that is up to `what`.
+    """
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        from rich import progress as rich
+
+        columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn()]
+        with _bar(*columns, rich.TimeElapsedColumn(), *([rich.TimeRemainingColumn()] if remaining else [])) as bar:
+            task = bar.add_task(first, total=None)
+            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+    else:
+        yield _tenths()
+
+
+def _stage_lines() -> Progress:
     """One line when a stage begins, and for shares of a whole one per tenth, with the time left."""
     current, began, tenth = "", 0.0, 0
 
@@ -49,41 +66,34 @@ def _lines() -> Progress:
     return report
 
 
+def _tenths() -> Progress:
+    """One line for each tenth of the images."""
+    shown = 0
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if done * 10 // total > shown or (done == total and shown < 10):
+            shown = done * 10 // total
+            print(f"  {done} of {total} images, {what}", file=sys.stderr, flush=True)
+
+    return report
+
+
 @contextmanager
-def _bar() -> Iterator[Progress]:
-    import rich.progress
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        SpinnerColumn,
-        Task,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _stage_bar() -> Iterator[Progress]:
+    from rich import progress as rich
     from rich.text import Text
 
-    class AmountColumn(MofNCompleteColumn):
-        def render(self, task: Task) -> Text:
+    class AmountColumn(rich.MofNCompleteColumn):
+        def render(self, task: rich.Task) -> Text:
             share = task.total is not None and task.total >= SHARES
             return Text(f"{task.percentage:3.0f} %") if share else super().render(task)
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        AmountColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-    )
+    columns = [rich.SpinnerColumn(), rich.TextColumn("{task.description}"), rich.BarColumn(), AmountColumn()]
+    columns += [rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(compact=True)]
     # Steps of an engine's build can be minutes apart.
-    with rich.progress.Progress(
-        *columns, console=Console(stderr=True), transient=True, speed_estimate_period=600
-    ) as bar:
-        tasks: dict[str, TaskID] = {}
+    with _bar(*columns, speed_estimate_period=600) as bar:
+        tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
@@ -95,42 +105,8 @@ def _bar() -> Iterator[Progress]:
         yield report
 
 
-@contextmanager
-def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Step]:
-    """A function step(done, total, what): a bar with the time that is left on a terminal, ten lines elsewhere.
-
-    `first` is said before anything is counted; without `remaining` the bar leaves the time to `what`.
-    """
-    if quiet:
-        yield lambda done, total, what: None
-        return
-    if not sys.stderr.isatty():
-        yield _tenths()
-        return
-    import rich.progress
+def _bar(*columns: Any, **options: Any) -> Any:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress as Bar
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    columns += [TimeRemainingColumn()] if remaining else []
-    with rich.progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(first, total=None)
-        yield lambda done, total, what: bar.update(task, description=what, completed=done, total=total)
-
-
-def _tenths() -> Step:
-    shown = 0
-
-    def step(done: int, total: int, what: str) -> None:
-        nonlocal shown
-        if done * 10 // total > shown or (done == total and shown < 10):
-            shown = done * 10 // total
-            print(f"  {done} of {total} images, {what}", file=sys.stderr, flush=True)
-
-    return step
+    return Bar(*columns, console=Console(stderr=True), transient=True, **options)

@@ -1,13 +1,13 @@
-"""Lists of images, CSV or Parquet -> items, a piece of the list in memory at a time."""
+"""Lists of images, CSV or Parquet -> items, with one piece of the list in memory at a time."""
 
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vocabseg.batch.inputs import InputError, Item
+from vocabseg.batch.inputs.items import InputError, Item
 from vocabseg.runtime.bundle.settings import nearest
 
-# What the column of paths may be called where the user does not say.
+# Names of a column of paths, where --column does not say it.
 PATHS = ("path", "image", "file", "filename", "file_name", "image_path")
 ID = "id"
 ROWS = 8192
@@ -16,9 +16,9 @@ ROWS = 8192
 def list_items(path: str, column: str | None, id_column: str | None) -> Iterator[Item]:
     """The images that a list names; relative paths start from the list's folder.
 
-    `column` holds the paths (by default the first there is of PATHS, or the only one), `id_column` the ids (by default
-    "id" where there is one, else the path as it is written is the id). Raises InputError for a list that cannot be
-    read, unknown columns and rows without a path or id.
+    `column` holds the paths (default: the first of PATHS that exists, or the only column), `id_column` the ids
+    (default: "id" if it exists, else the path as written is the id). Raises InputError for a list that cannot be read,
+    unknown columns and rows without a path or id.
     """
     folder = os.path.dirname(path)
     row = 0
@@ -26,7 +26,7 @@ def list_items(path: str, column: str | None, id_column: str | None) -> Iterator
         for written, identity in zip(paths, ids, strict=True):
             row += 1
             if written is None or not str(written).strip() or identity is None or not str(identity).strip():
-                raise InputError(f"row {row} of {path!r} has no path or no id: fill it in, or leave the row out")
+                raise InputError(f"row {row} of {path!r} has no path or no id: fill it in, or remove the row")
             yield Item(str(identity), os.path.normpath(os.path.join(folder, str(written))))
 
 
@@ -59,7 +59,7 @@ def _csv(path: str) -> tuple[Sequence[str], Iterator[Any]]:
         head = file.readline()
     if not head.strip():
         raise InputError(f"the list {path!r} is empty: its first line names the columns, such as path,id")
-    types = {name: string() for name in _header(head)}  # else 0017 would be read as a number
+    types = {name: string() for name in _header(head)}  # or else 0017 would be read as a number
     options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
     reader = csv.open_csv(path, csv.ReadOptions(), csv.ParseOptions(newlines_in_values=False), options)
     return reader.schema.names, iter(reader)
@@ -77,8 +77,8 @@ def _choose(path: str, names: Sequence[str], column: str | None) -> str:
     found = [name for name in PATHS if name in names] or (list(names) if len(names) == 1 else [])
     if not found:
         raise InputError(
-            f"none of the columns of {path!r} is called {', '.join(PATHS)}: say with --column which of "
-            f"{', '.join(names)} holds the paths"
+            f"no column of {path!r} is called {', '.join(PATHS)}: say with --column which of {', '.join(names)} holds "
+            "the paths"
         )
     return found[0]
 

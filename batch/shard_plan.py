@@ -1,15 +1,16 @@
-"""The plan: which images belong to which shard. Written once, before the work, and only ever added to.
+"""The plan: which images belong to which shard. Written before the work, and only ever added to.
 
-A plan file is a Parquet file with one row group for each of its shards, named by the first of them, and appears by a
-rename. A later run reads it and puts new images into new shards behind the others; so an interrupted run goes on with
-exactly the shards it would have made undisturbed.
+A plan file is a Parquet file with one row group per shard, named by its first shard, and appears by a rename. A later
+run reads it and puts new images into new shards behind the others; so an interrupted run goes on with exactly the
+shards it would have made undisturbed.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vocabseg.batch.inputs import InputError, Item
+from vocabseg.batch.inputs.items import InputError, Item
 from vocabseg.batch.job import PLAN
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import atomic_write
@@ -28,7 +29,7 @@ class PlannedShard(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """All shards; how many images were planned just now; planned ones that the inputs no longer name."""
+    """All shards; how many images were planned just now; how many planned ones the inputs no longer name."""
 
     shards: list[PlannedShard]
     added: int
@@ -38,48 +39,46 @@ class Planned(NamedTuple):
 def extend_plan(output: Path, items: Iterable[Item], shard_size: int) -> Planned:
     """Plan those of `items` that are not planned yet, in their order, `shard_size` to a shard.
 
-    Keeps 8 bytes of each id and place, some 200 bytes of memory for an image. Raises InputError for two images with the
-    same id, and for one that was planned at another place.
+    Keeps 8 bytes of each id and place, some 200 bytes of memory per image. Raises InputError for two images with the
+    same id, and for one that was planned in another place.
     """
     folder = output / PLAN
     folder.mkdir(exist_ok=True)
-    places = {item.digest: item.place for shard in planned_shards(output) for item in read_shard(output, shard)}
+    earlier = list(planned_shards(output))
+    places = {item.digest: item.place for shard in earlier for item in read_shard(output, shard)}
     seen: set[int] = set()
-    earlier = len(places)
-    fresh: list[list[Item]] = []
-    next_shard = sum(1 for _ in planned_shards(output))
-    added = 0
+    fresh: list[list[Item]] = [[]]
+    number, added = len(earlier), 0
     for item in items:
         digest = item.digest
         if digest in seen:
             raise InputError(
-                f"the id {item.id!r} stands twice, the second time for {item.path!r}: give each image once, from one "
+                f"the id {item.id!r} occurs twice, the second time for {item.path!r}: give each image once, from one "
                 "folder above, or from a list with a column of ids"
             )
         seen.add(digest)
         if digest in places:
             if places[digest] != item.place:
                 raise InputError(
-                    f"{output} was begun with another image {item.id!r} than {item.path!r}: give the same inputs "
-                    "again, or another --output"
+                    f"{output} has another image {item.id!r} than {item.path!r}: give the same inputs again, or "
+                    "another --output"
                 )
             continue
         added += 1
-        if not fresh or len(fresh[-1]) >= shard_size:
+        if len(fresh[-1]) >= shard_size:
             if len(fresh) >= SHARDS_PER_FILE:
-                _write(folder, next_shard, fresh)
-                next_shard += len(fresh)
+                _write(folder, number, fresh)
+                number += len(fresh)
                 fresh = []
             fresh.append([])
         fresh[-1].append(item)
-    if fresh:
-        _write(folder, next_shard, fresh)
-    absent = earlier - sum(1 for digest in places if digest in seen)
-    return Planned(list(planned_shards(output)), added, absent)
+    if fresh[0]:
+        _write(folder, number, fresh)
+    return Planned(list(planned_shards(output)), added, len(places.keys() - seen))
 
 
 def planned_shards(output: Path) -> Iterator[PlannedShard]:
-    """The shards planned so far, in the order of their numbers; raises OutputError for a damaged plan."""
+    """The shards planned so far, by number; raises OutputError for a damaged plan."""
     import pyarrow
     from pyarrow.parquet import read_metadata
 
@@ -95,8 +94,6 @@ def planned_shards(output: Path) -> Iterator[PlannedShard]:
 
 def read_shard(output: Path, shard: PlannedShard) -> list[Item]:
     """The images of a shard."""
-    import os
-
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -111,12 +108,10 @@ def read_shard(output: Path, shard: PlannedShard) -> list[Item]:
 
 
 def _write(folder: Path, first: int, shards: list[list[Item]]) -> None:
-    import os
-
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    # Paths as bytes: not every file's name is text.
+    # Paths as bytes: not every file name is text.
     kinds = (pyarrow.string(), pyarrow.binary(), pyarrow.int64(), pyarrow.int64())
     schema: Any = pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
     with atomic_write(folder / f"{first:07d}.parquet") as file, ParquetWriter(file, schema) as writer:
@@ -129,4 +124,4 @@ def _write(folder: Path, first: int, shards: list[list[Item]]) -> None:
 
 def _damaged(path: Path, error: Exception) -> OutputError:
     lines = str(error).splitlines() or [type(error).__name__]
-    return OutputError(f"the plan {path} cannot be read ({lines[0]}): take another --output")
+    return OutputError(f"the plan {path} cannot be read ({lines[0]}): choose another --output")
