@@ -25,10 +25,11 @@ FORMATS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
-# Names of image files end so, where files of a folder are looked through.
-IMAGE_SUFFIXES = frozenset(
-    f".{ending}" for ending in "jpg jpeg jpe png webp bmp tif tiff gif ppm pgm pnm jp2 avif".split()
-)
+# How the names of files end that are taken for images where a folder or an archive is searched.
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif",
+})  # fmt: skip
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 _ORIENTATION = 0x0112
 

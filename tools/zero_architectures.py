@@ -42,7 +42,7 @@ class FatbinError(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class FatbinEntry:
     """One cubin or PTX of a container; `offset` is where its payload begins in the file."""
 
     kind: int
@@ -78,7 +78,7 @@ def sections(library: bytes) -> Iterator[tuple[int, int]]:
             yield begin, begin + length
 
 
-def containers(library: bytes, begin: int, end: int) -> Iterator[list[Entry]]:
+def containers(library: bytes, begin: int, end: int) -> Iterator[list[FatbinEntry]]:
     """The entries of each container between two offsets; zeros may stand between containers."""
     while begin + CONTAINER.size <= end:
         magic, version, header, length = CONTAINER.unpack_from(library, begin)
@@ -94,7 +94,7 @@ def containers(library: bytes, begin: int, end: int) -> Iterator[list[Entry]]:
         begin = stop
 
 
-def entries(library: bytes, begin: int, end: int) -> Iterator[Entry]:
+def entries(library: bytes, begin: int, end: int) -> Iterator[FatbinEntry]:
     """The entries of one container."""
     while begin < end:
         if begin + ENTRY.size > end:
@@ -102,11 +102,11 @@ def entries(library: bytes, begin: int, end: int) -> Iterator[Entry]:
         kind, _, header, size, architecture, flags = ENTRY.unpack_from(library, begin)
         if header < ENTRY.size or begin + header + size > end:
             raise FatbinError(f"the entry at {begin:#x} ends beyond its container")
-        yield Entry(kind, architecture, flags, begin + header, size)
+        yield FatbinEntry(kind, architecture, flags, begin + header, size)
         begin += header + size
 
 
-def needed(container: Iterable[Entry], keep: int) -> set[Entry]:
+def needed(container: Iterable[FatbinEntry], keep: int) -> set[FatbinEntry]:
     """The entries that a GPU of capability `keep` may run; those that are neither cubin nor PTX are always kept."""
     found = list(container)
     others = {entry for entry in found if entry.kind not in KINDS}

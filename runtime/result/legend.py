@@ -33,7 +33,7 @@ THEMES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """A line of the legend; without a colour the swatch stays empty, and without a share no percentage is shown."""
 
     name: str
@@ -41,7 +41,7 @@ class Entry:
     share: float | None
 
 
-def legend_panel(height: int, width: int, entries: list[Entry], theme: Theme) -> tuple[np.ndarray, bool]:
+def legend_panel(height: int, width: int, entries: list[LegendEntry], theme: Theme) -> tuple[np.ndarray, bool]:
     """Draw the legend of a picture of `height` x `width`: uint8 RGB, and whether it belongs below the picture.
 
     It belongs on the right, where it is as high as the picture, unless the picture is a wide strip; below, it is as
@@ -57,7 +57,7 @@ def legend_panel(height: int, width: int, entries: list[Entry], theme: Theme) ->
     return _beside(height, width, entries, theme, text), False
 
 
-def _beside(height: int, width: int, entries: list[Entry], theme: Theme, text: int) -> np.ndarray:
+def _beside(height: int, width: int, entries: list[LegendEntry], theme: Theme, text: int) -> np.ndarray:
     line, margin = round(1.65 * text), round(0.9 * text)
     shown = _shorten(entries, max(1, min(MAX_ENTRIES, (height - 2 * round(0.65 * text)) // line)))
     widest = max(round(0.36 * width), 11 * text)
@@ -69,7 +69,7 @@ def _beside(height: int, width: int, entries: list[Entry], theme: Theme, text: i
     return np.asarray(panel)
 
 
-def _below(width: int, entries: list[Entry], theme: Theme, text: int) -> np.ndarray:
+def _below(width: int, entries: list[LegendEntry], theme: Theme, text: int) -> np.ndarray:
     line, margin, gap = round(1.65 * text), round(0.9 * text), round(2.2 * text)
     shown = _shorten(entries, MAX_ENTRIES)
     inner = max(1, width - 2 * margin)
@@ -83,12 +83,12 @@ def _below(width: int, entries: list[Entry], theme: Theme, text: int) -> np.ndar
     return np.asarray(panel)
 
 
-def _shorten(entries: list[Entry], limit: int) -> list[Entry]:
+def _shorten(entries: list[LegendEntry], limit: int) -> list[LegendEntry]:
     if len(entries) <= limit:
         return entries
     rest = entries[limit - 1 :]
     share = sum(entry.share or 0.0 for entry in rest)
-    return [*entries[: limit - 1], Entry(f"{len(rest)} more", None, share)]
+    return [*entries[: limit - 1], LegendEntry(f"{len(rest)} more", None, share)]
 
 
 def _blank(height: int, width: int, theme: Theme) -> Any:
@@ -97,7 +97,9 @@ def _blank(height: int, width: int, theme: Theme) -> Any:
     return Image.new("RGB", (width, height), theme.background)
 
 
-def _write(panel: Any, left: int, top: int, width: int, height: int, entry: Entry, theme: Theme, text: int) -> None:
+def _write(
+    panel: Any, left: int, top: int, width: int, height: int, entry: LegendEntry, theme: Theme, text: int
+) -> None:
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(panel)
@@ -116,7 +118,7 @@ def _write(panel: Any, left: int, top: int, width: int, height: int, entry: Entr
     draw.text((name_left, middle), name, theme.text if entry.colour else theme.faint, font, anchor="lm")
 
 
-def _entry_width(entry: Entry, text: int) -> int:
+def _entry_width(entry: LegendEntry, text: int) -> int:
     name, share = _printable(entry.name), _percentage(entry.share)
     share_width = font_for(share, text).getlength(share) + text if share else 0
     return _swatch_width(text) + round(0.6 * text) + round(font_for(name, text).getlength(name) + share_width) + 2

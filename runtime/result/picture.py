@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.result.legend import THEMES, Entry, legend_panel
+from vocabseg.runtime.result.legend import THEMES, LegendEntry, legend_panel
 
 # The first seven are Okabe and Ito's (jfly.uni-koeln.de/color); each further one is the colour of a coarse RGB grid
 # farthest from those before it in OKLab, as seen with normal, protanopic and deuteranopic eyes (Machado et al. 2009).
@@ -152,14 +152,14 @@ def _by_area(labels: np.ndarray, classes: int) -> list[tuple[int, float]]:
     return [(index, float(counts[index + 1] / labels.size)) for index in [*order, -1] if counts[index + 1]]
 
 
-def _entries(by_area: list[tuple[int, float]], classes: list[str], colours: np.ndarray) -> list[Entry]:
+def _entries(by_area: list[tuple[int, float]], classes: list[str], colours: np.ndarray) -> list[LegendEntry]:
     entries = []
     for index, share in by_area:
         if index < 0:
-            entries.append(Entry("no mask", None, share))
+            entries.append(LegendEntry("no mask", None, share))
         else:
             red, green, blue = colours[index].tolist()
-            entries.append(Entry(classes[index], (red, green, blue), share))
+            entries.append(LegendEntry(classes[index], (red, green, blue), share))
     return entries
 
 

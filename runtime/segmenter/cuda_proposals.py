@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.cuda.arrays import DeviceArray
-from vocabseg.runtime.cuda.streams import Event
+from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.cuda.streams import Event, Stream
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.segmenter.buffers import Buffers
 
@@ -18,6 +19,37 @@ class Slot:
     buffers: Buffers
     uploaded: Event | None = None  # the pinned image may be overwritten
     done: Event | None = None  # the buffers may be
+
+
+class Slots:
+    """The slots of one device that no image is using now."""
+
+    def __init__(self, device: Device):
+        self._device = device
+        self._free: list[Slot] = []
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def take(self, *streams: Stream) -> Slot:
+        """A slot that these streams may write to; what they put there waits for its previous image."""
+        if not self._free:
+            slot = Slot(Buffers(self._device, lambda: None if slot.done is None else slot.done.synchronize()))
+            return slot
+        slot = self._free.pop(0)
+        if slot.done is not None:
+            for stream in streams:
+                stream.wait(slot.done)
+        return slot
+
+    def give_back(self, slot: Slot, done: Event | None) -> None:
+        """The slot's image needs it no more once `done`, or at once."""
+        if slot in self._free:
+            return
+        slot.done = done
+        if done is None:
+            slot.uploaded = None
+        self._free.append(slot)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
-from vocabseg.runtime.engines.device import DeviceEngine, DeviceEngines
+from vocabseg.runtime.engines.device_engines import DeviceEngine, DeviceEngines
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
@@ -28,7 +28,7 @@ from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
 from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, PendingResult, TextMatrices
 from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
-from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot
+from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot, Slots
 from vocabseg.runtime.segmenter.regions import Regions
 from vocabseg.runtime.segmenter.stages import Observed
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -45,7 +45,7 @@ def _step(method: Method) -> Method:
             return self.within_memory(lambda: method(self, item, *rest, **named))
         except BaseException:
             if isinstance(item, DeviceImage | DeviceProposals):
-                self.reset(item.slot)
+                self.abandon(item.slot)
             raise
 
     return attempt  # type: ignore[return-value]
@@ -68,7 +68,7 @@ class CudaStages(Observed):
         self.texts = TextMatrices(device, self.back)
         self.in_flight, self.store = InFlight(), Store()
         self._front_buffers = Buffers(device, self.front.synchronize)
-        self._slots: list[Slot] = []
+        self.slots = Slots(device)
         self.crops = CropEncoder(self, bundle.manifest.region, self.back, self.make_room)
 
     def engine(self, graph: str) -> Any:
@@ -119,7 +119,7 @@ class CudaStages(Observed):
         spec = self.bundle.manifest.input
         size = resized_size(image.shape[0], image.shape[1], spec.min_size, spec.max_size)
         padded = padded_size(*size, spec.divisor)
-        slot = self._take_slot()
+        slot = self.slots.take(self.upload, self.front)
         try:
             on_device = self._uploaded(image, slot)
             dtype = self.proposal.graph.input_dtypes["image"]
@@ -129,7 +129,7 @@ class CudaStages(Observed):
                 self.kernels.resize_normalize(on_device, spec.mean, spec.std, network_input, resized, self.front)
             self.note("resize_normalize", network_input=network_input, resized=resized)
         except BaseException:
-            self.reset(slot)
+            self.abandon(slot)
             raise
         return DeviceImage(image, slot, resized, network_input)
 
@@ -153,7 +153,7 @@ class CudaStages(Observed):
     def _given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
     ) -> DeviceProposals:
-        slot = self._take_slot()
+        slot = self.slots.take(self.upload, self.front)
         try:
             on_device = slot.buffers.array("resized", resized.shape, np.uint8)
             self.front.upload(on_device, np.ascontiguousarray(resized))
@@ -161,7 +161,7 @@ class CudaStages(Observed):
             queries = None if query_embeddings is None else self._own(query_embeddings)
             self.front.synchronize()  # the host's arrays may change from now on
         except BaseException:
-            self.reset(slot)
+            self.abandon(slot)
             raise
         own = Masks(logits, masks.padded_size, masks.image_size, masks.output_size)
         return DeviceProposals(image, slot, on_device, own, queries)
@@ -210,27 +210,12 @@ class CudaStages(Observed):
         table.download(pinned, arrived)
         self.in_flight.hold(arrived, pinned, proposals.image, *proposals.arrays().values())
 
-    def _take_slot(self) -> Slot:
-        if not self._slots:
-            slot = Slot(Buffers(self.device, lambda: None))
-            slot.buffers = Buffers(self.device, lambda: None if slot.done is None else slot.done.synchronize())
-            return slot
-        slot = self._slots.pop(0)
-        if slot.done is not None:
-            self.upload.wait(slot.done)
-            self.front.wait(slot.done)
-        return slot
-
-    def reset(self, slot: Slot) -> None:
+    def abandon(self, slot: Slot) -> None:
         """Something went wrong half way: the slot is free for another image."""
-        if slot in self._slots:
-            return
         with contextlib.suppress(EngineError):  # what went wrong is on its way to the user
-            self.upload.synchronize()
-            self.front.synchronize()
-            self.back.synchronize()
-        slot.done = slot.uploaded = None
-        self._slots.append(slot)
+            for stream in (self.upload, self.front, self.back):
+                stream.synchronize()
+        self.slots.give_back(slot, None)
 
     # Back: from the list of regions to their embeddings
 
@@ -244,8 +229,7 @@ class CudaStages(Observed):
         if proposals.selected is not None:
             self.back.wait(proposals.selected)
         done = self.back.record()
-        proposals.slot.done = done
-        self._slots.append(proposals.slot)
+        self.slots.give_back(proposals.slot, done)
         self.in_flight.hold(done, *proposals.arrays().values())
 
     def finish(self, proposals: DeviceProposals) -> DeviceArrays:

@@ -100,9 +100,6 @@ class Line:
             finally:
                 self._leave()
 
-    def _load(self, pair: tuple[Any, Vocabulary]) -> tuple[Any, Vocabulary]:
-        return self._stages.load(pair[0]), pair[1]
-
     def _put(self, image: Any, vocabulary: Vocabulary) -> None:
         """Start an image, and move on those before it."""
         stages = self._stages

@@ -8,7 +8,7 @@ import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.engines.choose import SMALL_MODEL_BYTES, choose
-from vocabseg.runtime.engines.host import HostEngines
+from vocabseg.runtime.engines.host_engines import HostEngines
 from vocabseg.runtime.engines.interface import KeyedRunnable
 from vocabseg.runtime.errors import ImageError, VocabularyError
 from vocabseg.runtime.images import load_image

@@ -8,10 +8,8 @@ Results are the host's bit for bit for resize_normalize and region_boxes; crops,
 (*.cuh say by how much and why). Bad arguments are ValueErrors of one line.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +30,7 @@ from vocabseg.runtime.kernels.device.arguments import (
 )
 from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
 from vocabseg.runtime.kernels.device.launch import packed
+from vocabseg.runtime.kernels.device.tables import ResizeTables, Workspaces
 from vocabseg.runtime.kernels.reference import threshold_logit
 from vocabseg.runtime.masks import Masks
 
@@ -39,18 +38,7 @@ if TYPE_CHECKING:
     from vocabseg.runtime.cuda.arrays import DeviceArray
     from vocabseg.runtime.cuda.device import Device
     from vocabseg.runtime.cuda.kernel import Function
-    from vocabseg.runtime.cuda.streams import Event, Stream
-
-# Tables of this many pairs of sizes are kept: 10 KB each for an image of usual size.
-TABLES = 256
-
-
-class _Table(NamedTuple):
-    struct: np.ndarray
-    spans: "DeviceArray"
-    weights: "DeviceArray"
-    ready: "Event"
-    streams: set[int]  # that come after it, by handle
+    from vocabseg.runtime.cuda.streams import Stream
 
 
 class CudaKernels:
@@ -60,9 +48,7 @@ class CudaKernels:
         self.device = device
         self._module = device.load_module(kernels_fatbin() if fatbin is None else fatbin)
         self._functions: dict[str, Function] = {}
-        self._tables: OrderedDict[tuple[int, int], _Table] = OrderedDict()
-        self._workspaces: dict[int, DeviceArray] = {}
-        self._lock = threading.RLock()
+        self._tables, self._workspaces = ResizeTables(device, self._launch), Workspaces(device)
 
     def resize_normalize(
         self,
@@ -83,7 +69,7 @@ class CudaKernels:
         _, padded_size = checks.sizes((h, w), padded)
         checks.size("image", (in_h, in_w))
         mean, std = checks.colour("mean", mean), checks.deviation(std)
-        columns, rows = self._table(in_w, w, stream), self._table(in_h, h, stream)
+        columns, rows = self._tables.get(in_w, w, stream), self._tables.get(in_h, h, stream)
         shape = packed(launch.RESIZE_SHAPE, in_size=(in_h, in_w), size=(h, w), padded_size=padded_size)
         colours = packed(launch.COLOURS, mean=mean, deviation=std)
         arguments = [image, shape, columns, rows, colours, network_input, resized]
@@ -217,7 +203,7 @@ class CudaKernels:
         if rows == 0 or classes == 0:
             return
         lengths = [int(side["rows"] * side["texts_count"]) for side in sides]
-        memory = self._workspace(4 * sum(lengths), stream)
+        memory = self._workspaces.get(4 * sum(lengths), stream)
         sides[0]["logits"], sides[1]["logits"] = memory.pointer, memory.pointer + 4 * lengths[0]
         blocks = launch.similarity(int(sides[0]["rows"]), int(sides[1]["rows"]), classes + 1)
         both = np.stack(sides).tobytes()
@@ -264,7 +250,7 @@ class CudaKernels:
         array("labels", labels, np.int32, output)
         array("scores", scores, np.float32, output)
         plan = launch.compose(rows, classes, output)
-        table = self._workspace(plan.table_bytes, stream)
+        table = self._workspaces.get(plan.table_bytes, stream)
         groups, steps = np.int32(plan.groups), np.int32(plan.steps)
         if rows:
             arguments = [probabilities, count, np.int32(rows), np.int32(classes), groups, steps, table]
@@ -281,37 +267,3 @@ class CudaKernels:
         # Structs go by value; as a scalar they know their alignment.
         values = [a[()] if isinstance(a, np.ndarray) else a for a in arguments]
         function(blocks.grid, blocks.block, values, stream, blocks.shared_bytes)
-
-    def _table(self, in_size: int, out_size: int, stream: "Stream") -> np.ndarray:
-        """Pillow's weights of one axis, made on the device when first needed."""
-        with self._lock:
-            table = self._tables.get((in_size, out_size))
-            if table is None:
-                while len(self._tables) >= TABLES:
-                    self.device.synchronize()  # somebody may still read them
-                    for _ in range(TABLES // 2):
-                        self._tables.popitem(last=False)
-                capacity = launch.triangle_capacity(in_size, out_size)
-                spans = self.device.empty((out_size, 2), np.int32)
-                weights = self.device.empty((out_size, capacity), np.int32)
-                arguments = [np.int32(in_size), np.int32(out_size), np.int32(capacity), spans, weights]
-                self._launch("resize_table", launch.threads(out_size), arguments, stream)
-                struct = packed(launch.RESIZE_TABLE, spans=spans.pointer, weights=weights.pointer, capacity=capacity)
-                table = _Table(struct, spans, weights, stream.record(), {stream.handle})
-                self._tables[in_size, out_size] = table
-            else:
-                self._tables.move_to_end((in_size, out_size))
-                if stream.handle not in table.streams:
-                    stream.wait(table.ready)
-                    table.streams.add(stream.handle)
-            return table.struct
-
-    def _workspace(self, size: int, stream: "Stream") -> "DeviceArray":
-        """At least `size` bytes that only this stream uses."""
-        with self._lock:
-            memory = self._workspaces.get(stream.handle)
-            if memory is None or memory.nbytes < size:
-                if memory is not None:
-                    stream.synchronize()  # what runs there still uses the smaller one
-                memory = self._workspaces[stream.handle] = self.device.empty((max(2 * size, 2**18),), np.uint8)
-            return memory

@@ -11,7 +11,7 @@ from vocabseg.runtime.doctor import examine
 from vocabseg.runtime.engines import choose as choosing
 from vocabseg.runtime.engines import onnxruntime_cuda
 from vocabseg.runtime.engines.choose import ON_CPU, choose
-from vocabseg.runtime.engines.host import Engine, open_engine
+from vocabseg.runtime.engines.host_engines import Engine, open_engine
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import BundleError, EngineError
 

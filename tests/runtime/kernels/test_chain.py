@@ -21,7 +21,7 @@ from tests.runtime.kernels.cases import (
 from vocabseg.runtime.bundle.sections import EnsembleSection
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels.device import face as cuda
-from vocabseg.runtime.kernels.device import fatbin
+from vocabseg.runtime.kernels.device import fatbin, tables
 from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.geometry import expand_boxes
 from vocabseg.runtime.masks import Masks
@@ -255,9 +255,9 @@ def test_tensor_cores_of_turing_and_many_masks_are_watched() -> None:
 
 
 def test_tables_are_kept_but_not_without_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "TABLES", 8)
+    monkeypatch.setattr(tables, "TABLES", 8)
     k = bench.kernels
-    k._tables.clear()
+    k._tables._tables.clear()
     image = bench.up(random_image(0, (6, 6)))
     for size in [*range(3, 30), *range(3, 30)]:
         resized, network_input = bench.new((size, 5, 3), np.uint8), bench.new((1, 3, 32, 32), np.float32)
@@ -266,14 +266,14 @@ def test_tables_are_kept_but_not_without_end(bench: Bench, monkeypatch: pytest.M
             k.resize_normalize(image, IMAGE_MEAN, IMAGE_STD, network_input, resized, stream)
         wanted = HOST.resize_normalize(random_image(0, (6, 6)), (size, 5), (32, 32), IMAGE_MEAN, IMAGE_STD)
         np.testing.assert_array_equal(network_input.to_host(other), wanted[0])
-        assert len(k._tables) <= 8
+        assert len(k._tables._tables) <= 8
 
 
 def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
     case = Case(40, (4, 4), (16, 16), (15, 15), (9, 9), 30)
     masks, results = random_masks(0, case), []
     on_device = case.masks(bench.up(masks.logits))
-    bench.kernels._workspaces.clear()
+    bench.kernels._workspaces._blocks.clear()
     for classes in (3, 30, 4000):
         probabilities = np.random.default_rng(classes).dirichlet(np.ones(classes), 40).astype(np.float32)
         out = bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.result import fonts
-from vocabseg.runtime.result.legend import MAX_ENTRIES, THEMES, Entry, _fitting, _shorten, legend_panel
+from vocabseg.runtime.result.legend import MAX_ENTRIES, THEMES, LegendEntry, _fitting, _shorten, legend_panel
 from vocabseg.runtime.result.picture import ALIKE, BAND, class_colours, distinct_colours, draw_overlay
 
 # sRGB -> linear -> OKLab (bottosson.github.io/posts/oklab)
@@ -126,11 +126,11 @@ def test_legend_goes_beside_or_below(size, place, count):
 
 
 def test_legend_is_sorted_by_area_and_counts_the_rest():
-    entries = [Entry(f"class {i}", (i, i, i), 1 / 40) for i in range(40)]
+    entries = [LegendEntry(f"class {i}", (i, i, i), 1 / 40) for i in range(40)]
     shown = _shorten(entries, MAX_ENTRIES)
     assert len(shown) == MAX_ENTRIES
     assert shown[:-1] == entries[:19]
-    assert shown[-1] == Entry("21 more", None, pytest.approx(21 / 40))
+    assert shown[-1] == LegendEntry("21 more", None, pytest.approx(21 / 40))
     assert _shorten(entries[:20], 20) == entries[:20]
     # the swatch of the larger class stands above
     labels = np.zeros((400, 400), np.int32)
@@ -165,7 +165,7 @@ def test_wrong_options():
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=8), st.integers(1, 400), st.integers(1, 400))
 def test_any_name_and_any_size(names, height, width):
-    entries = [Entry(name, (10, 20, 30), 1 / len(names)) for name in names]
+    entries = [LegendEntry(name, (10, 20, 30), 1 / len(names)) for name in names]
     panel, below = legend_panel(height, width, entries, THEMES["light"])
     assert panel.shape[1 if below else 0] == (width if below else height)
 

@@ -12,10 +12,10 @@ from tests.cuda_emulation import fake_pycuda, stand_ins
 from tests.cuda_emulation.library import compiler, emulation
 from tests.cuda_emulation.machine import Machine
 from tests.golden import REPOSITORY, load_golden
-from vocabseg.benchmarks.speed.stages import Timeline
+from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.cuda.streams import Stream
-from vocabseg.runtime.engines import device as device_engines
+from vocabseg.runtime.engines import device_engines
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
@@ -402,7 +402,7 @@ def test_leaving_early_leaves_nothing_behind(bundle, host, images, text):
             results = segmenter.segment_many(images * 3, NAMES)
             next(results)
             results.close()
-        assert len(segmenter.stages._slots) < 20
+        assert len(segmenter.stages.slots) < 20
         assert_same(segmenter(images[0], NAMES), host(images[0], NAMES))
 
 

@@ -11,7 +11,7 @@ from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
 from vocabseg.runtime.engines.choose import VISION, choose
-from vocabseg.runtime.engines.host import Engine
+from vocabseg.runtime.engines.host_engines import Engine
 from vocabseg.runtime.engines.interface import Choice, DeviceGraph, KeyedRunnable
 from vocabseg.runtime.errors import BundleError, EngineError
 
