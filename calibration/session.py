@@ -123,8 +123,7 @@ class Calibration:
         )
         path = self.output / "recipe-float16.toml"
         write_recipe(recipe, path)
-        add_half_graphs(self.bundle.folder, recipe, self.progress)
-        self._read_again()
+        self.bundle = add_half_graphs(self.bundle, recipe, self.progress)
         self.notes += [*notes, f"float16: the recipe is {path} (vocabseg build {self.bundle.folder} --recipe {path})"]
 
     def quantise(self, kind: str) -> dict[str, GraphPlan]:

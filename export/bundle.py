@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,24 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from vocabseg.export import check_inputs
-from vocabseg.export.check_inputs import Photo
+from vocabseg.export import graph_checks
 from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
-from vocabseg.export.graph.trace import COSINE_LIMIT, OPSET, RELATIVE_LIMIT, check_graph, export_graph
-from vocabseg.export.model.text import TextPlan, plan_text
+from vocabseg.export.graph.trace import OPSET, export_graph
+from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
 from vocabseg.export.model.towers import without_unread_tokens
-from vocabseg.export.tokenizer import vocabulary_merges, write_tokenizer
+from vocabseg.export.text_graphs import TextGraphs, text_graphs
+from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
 from vocabseg.runtime.bundle.folder import TENSORS, TOKENIZER
 from vocabseg.runtime.bundle.manifest import FORMAT, MANIFEST, GraphRecord, Manifest, file_record, write_manifest
 from vocabseg.runtime.bundle.sections import RegionSpec
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import whole_folder
+from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.text.tokenizer import Tokenizer
 from vocabseg.runtime.text.vocabulary import Vocabulary
-
-# Called as progress(what, done, total).
-Progress = Callable[[str, int, int], None]
 
 _PACKAGES = ("vocabseg", "torch", "open_clip_torch", "onnx", "onnxscript", "openvino", "onnxruntime")
 
@@ -46,7 +44,7 @@ def export_bundle(
     sample_image: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write `model` as a bundle at `output` and return its folder.
 
@@ -58,18 +56,18 @@ def export_bundle(
     models that do not fit, and ExportError where a graph strays from its module or no engine is installed.
     """
     target = _check_target(Path(output), overwrite)
-    pixels = check_inputs.sample_pixels(sample_image)
-    plan = plan_text(model, configuration)
+    pixels = graph_checks.sample_pixels(sample_image)
+    texts = text_graphs(model, configuration)
     region = RegionSpec(
         **msgspec.structs.asdict(configuration.region), mean=model.region_clip.mean, std=model.region_clip.std
     )
     photo = Photo(pixels, configuration, region, model.proposal)
     tower = model.region_clip.make_image_tower(region.crop_size)
     with whole_folder(target, "the bundle", lambda: _check_target(target, overwrite)) as folder:
-        writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(plan.graphs))
+        writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(texts.graphs))
         writer.proposal(model, photo)
         writer.image_encoder(model, tower, photo, region)
-        writer.text_encoders(model, plan)
+        writer.text_encoders(model, texts)
         _write_tensors(folder, model)
         manifest = Manifest(
             format=FORMAT,
@@ -79,7 +77,7 @@ def export_bundle(
             input=configuration.input,
             region=region,
             ensemble=configuration.ensemble,
-            prompts=plan.prompts,
+            prompts=texts.prompts,
             vocabulary=None if vocabulary is None else list(vocabulary.names),
             seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
             provenance=_provenance(configuration, provenance or {}),
@@ -97,15 +95,14 @@ def export_bundle(
 class _Writer:
     """Exports and checks one graph after the other, so that only one tower and one engine are in memory at a time."""
 
-    def __init__(self, folder: Path, opset: int, fused: bool, progress: Progress | None, graphs: int):
+    def __init__(self, folder: Path, opset: int, fused: bool, progress: Progress, graphs: int):
         self.folder, self.opset, self.fused, self.progress = folder, opset, fused, progress
         self.done, self.total = 0, 2 * graphs
         self.records: dict[str, GraphRecord] = {}
         self.parity: dict[str, Any] = {}
 
     def tick(self, what: str) -> None:
-        if self.progress is not None:
-            self.progress(what, self.done, self.total)
+        self.progress(what, self.done, self.total)
         self.done += 1
 
     def graph(
@@ -135,7 +132,7 @@ class _Writer:
             "query_embeddings": ("batch", queries, model.query_clip.embed_dim),
         }
         sample = {"image": torch.randn(2, 3, 64, 96)}
-        self.graph("proposal", model.proposal, sample, dimensions, check_inputs.proposal_inputs(photo))
+        self.graph("proposal", model.proposal, sample, dimensions, graph_checks.proposal_inputs(photo))
 
     def image_encoder(self, model: Model, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:
         size = (3, spec.crop_size, spec.crop_size)
@@ -145,14 +142,14 @@ class _Writer:
         }
         sample = {"crops": torch.randn(2, *size)}
         crops = photo.crops()
-        self.graph("image_encoder", tower, sample, dimensions, check_inputs.image_inputs(crops))
+        self.graph("image_encoder", tower, sample, dimensions, graph_checks.image_inputs(crops))
 
-    def text_encoders(self, model: Model, plan: TextPlan) -> None:
+    def text_encoders(self, model: Model, texts: TextGraphs) -> None:
         context = model.query_clip.context_length
         merges = vocabulary_merges(model.query_clip.vocab_size)
         write_tokenizer(self.folder / TOKENIZER, merges, context_length=context)
         tokenizer = Tokenizer.from_file(self.folder / TOKENIZER)
-        for name, graph in plan.graphs.items():
+        for name, graph in texts.graphs.items():
             tower = graph.tower()
             dimensions: dict[str, Sequence[int | str]] = {
                 "token_ids": ("batch", context),
@@ -160,10 +157,10 @@ class _Writer:
                 "text_features": ("batch", graph.clip.embed_dim),
             }
             sample = {"token_ids": torch.ones(2, context, dtype=torch.int64), "eot_index": torch.tensor([3, 4])}
-            sides = (plan.prompts.query, plan.prompts.region)
+            sides = (texts.prompts.query, texts.prompts.region)
             prompts = [prompt for prompt in sides if prompt.graph == name]
             ids = graph.clip.vocab_size + sum(map(len, graph.rows))
-            inputs = check_inputs.text_inputs(tokenizer, prompts, ids)
+            inputs = graph_checks.text_inputs(tokenizer, prompts, ids)
             self.graph(name, tower, sample, dimensions, inputs)
 
 

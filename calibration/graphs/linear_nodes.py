@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vocabseg.calibration.failures import CalibrationError
-from vocabseg.export.half.convert import mapped_weight
+from vocabseg.export.graph.onnx_file import mapped_weight
 
 # Products of two activations (attention) stay float: both sides would need an activation's scale, and they are a small
 # share of the work.

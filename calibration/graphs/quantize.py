@@ -18,7 +18,7 @@ from vocabseg.calibration.graphs.scales import Scheme, activation_scales, quanti
 from vocabseg.calibration.graphs.smooth import smooth
 from vocabseg.calibration.observe.statistics import Statistics
 from vocabseg.export.graph.editor import Editor
-from vocabseg.export.graph.files import save_graph
+from vocabseg.export.graph.onnx_file import save_graph
 from vocabseg.runtime.bundle.manifest import GraphRecord
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vocabseg.benchmarks.scenes.textures import BACKGROUNDS
 from vocabseg.benchmarks.scenes.world import CLASSES, COLOURS, SEEN, SHAPES, SURFACES
-from vocabseg.export.tokenizer import END, START, build_vocabulary, clip_merges
+from vocabseg.export.tokenizer_file import END, START, build_vocabulary, clip_merges
 from vocabseg.runtime.text.prompts import SINGLE, VILD
 from vocabseg.runtime.text.tokenizer import Tokenizer
 

@@ -70,7 +70,7 @@ def predictions(network: ProposalNetwork, images: Tensor) -> tuple[list[Tensor],
     mask_features = head.pixel_decoder(features)
     predictor = head.predictor
     memory = predictor.input_proj(features[3])
-    position = sine_position_embedding(memory.shape[2], memory.shape[3], memory.shape[1], memory.device)
+    position = sine_position_embedding(memory)
     memory, position = (x.flatten(2).transpose(1, 2) for x in (memory, position))
     queries = predictor.query_embed.weight.unsqueeze(0).expand(len(images), -1, -1)
     decoder = predictor.transformer.decoder

@@ -16,16 +16,6 @@ from vocabseg.export.model.clip import ClipModel, build_clip, open_clip_model
 from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, proposal_sizes, read_proposal_sizes
 from vocabseg.runtime.errors import CheckpointError
 
-__all__ = [
-    "LearnedPrompt",
-    "Model",
-    "load_clip_source",
-    "load_model",
-    "normalise_keys",
-    "random_state_dict",
-    "read_state_dict",
-]
-
 QUERY, REGION = "clip_adapter.", "_region_clip_adapter."
 LISTED = 8  # keys named in an error; the others are counted
 PROMPT_LENGTH = 16  # of a published learned prompt: vectors before the class name, none behind it
@@ -131,7 +121,7 @@ def load_clip_source(source: str | Path) -> ClipModel:
     """
     name, separator, weights = str(source).partition("::")
     if separator:
-        return open_clip_model(name, weights or None)
+        return open_clip_model(name, read_state_dict(weights) if Path(weights).is_file() else weights or None)
     tensors = read_state_dict(source)
     return build_clip(_part(tensors, QUERY + "clip_model.") or tensors)
 

@@ -1,4 +1,4 @@
-"""Small steps that rewrites of a graph are made of (onnx_ir)."""
+"""The editor of graphs (onnx_ir): questions about nodes and values, and the steps that rewrites are made of."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,41 +16,43 @@ def constant(value: Any) -> np.ndarray | None:
 
 
 def made_by(value: Any, operation: str) -> Any:
-    """The node that gives a value where it is of this type, else None."""
+    """The node that gives a value if it is of this type, else None."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == operation else None
 
 
 def only_user(value: Any, operation: str) -> Any:
-    """The node that alone reads a value where it is of this type, else None."""
+    """The only node that reads a value if it is of this type, else None."""
     users = list(value.uses())
     if len(users) != 1 or value.is_graph_output() or users[0].node.op_type != operation:
         return None
     return users[0].node
 
 
-def integers(node: Any, name: str) -> list[int] | None:
-    """An attribute that is a list of integers, or None where it is not written."""
-    return list(node.attributes[name].as_ints()) if name in node.attributes else None
+def attribute(node: Any, name: str, default: Any = None) -> Any:
+    """An attribute's value; lists are lists."""
+    if name not in node.attributes:
+        return default
+    value = node.attributes[name].value
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def number(node: Any, name: str, default: float) -> float:
-    """An attribute that is a number."""
-    return node.attributes[name].value if name in node.attributes else default
-
-
-def _attribute(name: str, value: Any) -> Any:
+def set_attribute(node: Any, name: str, value: Any) -> None:
+    """Write an attribute: a number, a text, a list of numbers, or an array."""
     import onnx_ir
 
-    if isinstance(value, list):
-        return onnx_ir.AttrInt64s(name, value)
-    if isinstance(value, str):
-        return onnx_ir.AttrString(name, value)
-    return onnx_ir.AttrInt64(name, value) if isinstance(value, int) else onnx_ir.AttrFloat32(name, value)
+    given = onnx_ir.tensor(value) if isinstance(value, np.ndarray) else value
+    node.attributes[name] = onnx_ir.convenience.convert_attribute(name, given)
+
+
+def redirect(uses: Sequence[Any], new: Any) -> None:
+    """Let uses of a value (node, index of the input) be uses of another."""
+    for node, index in uses:
+        node.replace_input_with(index, new)
 
 
 class Editor:
-    """Adds nodes and constants to a graph under names that are free."""
+    """Changes a graph; nodes, values and constants that are added get names that are free."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -60,15 +62,19 @@ class Editor:
         self._names |= {node.name for node in self.graph}
 
     def name(self, wish: str) -> str:
+        """A free name, which is taken from now on."""
         while wish in self._names:
             wish += "_"
         self._names.add(wish)
         return wish
 
-    def constant(self, content: np.ndarray, name: str) -> Any:
-        """A new constant of the graph."""
+    def constant(self, content: np.ndarray, name: str, instead_of: Any = None) -> Any:
+        """A new constant of the graph; it may take the name of one that goes."""
         import onnx_ir
 
+        if instead_of is not None:
+            del self.graph.initializers[instead_of.name]
+            self._names.remove(instead_of.name)
         # Not ascontiguousarray, which makes a list of one number out of a number.
         tensor = onnx_ir.tensor(np.array(content, order="C"), name=self.name(name))
         kind, shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(content.shape)
@@ -92,30 +98,67 @@ class Editor:
         if domain:
             self.graph.opset_imports.setdefault(domain, 1)
         name = self.name(name or f"{place.name}_{operation}")
-        names = [self.name(f"{name}_{index}" if index else f"{name}_out") for index in range(outputs)]
-        made = [onnx_ir.Value(name=one) for one in names]
-        written = [_attribute(key, value) for key, value in (attributes or {}).items()]
-        node = onnx_ir.Node(domain, operation, list(inputs), written, outputs=made, name=name)
+        made = [
+            onnx_ir.Value(name=self.name(f"{name}_{index}" if index else f"{name}_out")) for index in range(outputs)
+        ]
+        node = onnx_ir.node(operation, list(inputs), attributes or {}, domain=domain, outputs=made, name=name)
         self.graph.insert_before(place, node)
+        return made
+
+    def cast(self, value: Any, dtype: Any, name: str) -> Any:
+        """The value in another type, by a cast right behind what gives it, so that nodes stay in a valid order."""
+        import onnx_ir
+
+        made = onnx_ir.Value(name=self.name(name), shape=value.shape, type=onnx_ir.TensorType(dtype))
+        node = onnx_ir.node("Cast", [value], {"to": int(dtype)}, outputs=[made], name=self.name(f"cast_{made.name}"))
+        if value.producer() is not None:
+            self.graph.insert_after(value.producer(), node)
+        elif len(self.graph):
+            self.graph.insert_before(self.graph[0], node)
         return made
 
     def replace(self, old: Any, new: Any) -> None:
         """Let everything that reads `old` read `new`; an output of the graph keeps its name."""
-        for user, index in list(old.uses()):
-            user.replace_input_with(index, new)
+        redirect(list(old.uses()), new)
         if old.is_graph_output():
-            index = list(self.graph.outputs).index(old)
-            new.shape, new.type = old.shape, old.type
-            name = old.name
-            old.name = self.name(f"{name}_unused")
-            new.name = name
-            self.graph.outputs[index] = new
+            self.give_out(old, new)
+            new.type = old.type
+
+    def give_out(self, old: Any, new: Any) -> None:
+        """Let the graph's output `old` be `new`, under its name and with its shape."""
+        index, name = list(self.graph.outputs).index(old), old.name
+        if old.producer() is not None:
+            old.name = self.name(f"{name}_inner")
+        new.name, new.shape = name, old.shape
+        self.graph.outputs[index] = new
 
     def sweep(self) -> None:
-        """Remove what nothing reads any more."""
+        """Remove nodes and constants that nothing reads any more."""
         from onnx_ir.passes.common import RemoveUnusedNodesPass
 
         RemoveUnusedNodesPass()(self.model)
-        for value in list(self.graph.initializers.values()):
-            if not value.uses() and not value.is_graph_output():
-                del self.graph.initializers[value.name]
+
+    def fix_reshapes(self) -> None:
+        """Make constants of computed shapes of Reshape: dynamic sizes are copied from the input (0) or inferred (-1).
+
+        Values must have their shapes. A reshape with two sizes that cannot be copied stays.
+        """
+        for node in self.graph:
+            if node.op_type != "Reshape" or constant(node.inputs[1]) is not None:
+                continue
+            given = dict(enumerate(node.inputs[0].shape))
+            sizes = [
+                size if isinstance(size, int) else 0 if size == given.get(axis) else -1
+                for axis, size in enumerate(node.outputs[0].shape)
+            ]
+            if sizes.count(-1) < 2:
+                node.replace_input_with(1, self.constant(np.array(sizes, np.int64), f"{node.name}_shape"))
+                set_attribute(node, "allowzero", 0)
+        self.sweep()
+
+    def forget_types(self) -> None:
+        """Drop inner types and shapes, which engines infer; graphs for other sizes then stay equal in bytes."""
+        for node in self.graph:
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = value.type = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.export.graph.editor import MICROSOFT, Editor, constant, integers, made_by, only_user
+from vocabseg.export.graph.editor import MICROSOFT, Editor, attribute, constant, made_by, only_user
 
 HEADS_SECOND = [0, 2, 1, 3]  # (batch, tokens, heads, width) <-> (batch, heads, tokens, width)
 KEYS_LAST = [0, 2, 3, 1]  # (batch, tokens, heads, width) -> (batch, heads, width, tokens)
@@ -45,7 +45,7 @@ def _fuse(editor: Editor, softmax: Any, kept: set[str]) -> bool:
     mixing = only_user(softmax.outputs[0], "MatMul")
     back = None if mixing is None else only_user(mixing.outputs[0], "Transpose")
     merged = None if back is None else only_user(back.outputs[0], "Reshape")
-    if merged is None or integers(back, "perm") != HEADS_SECOND:
+    if merged is None or attribute(back, "perm") != HEADS_SECOND:
         return False
     scores, mask = made_by(softmax.inputs[0], "MatMul"), None
     masked = made_by(softmax.inputs[0], "Add")
@@ -91,7 +91,7 @@ def _side(value: Any) -> _Side | None:
     split = made_by(value, "Split")
     stacked = value if split is None else split.inputs[0]
     transposed = made_by(stacked, "Transpose")
-    if transposed is None or integers(transposed, "perm") != HEADS_SECOND:
+    if transposed is None or attribute(transposed, "perm") != HEADS_SECOND:
         return None
     return _behind(transposed.inputs[0], value, split)
 
@@ -101,9 +101,9 @@ def _keys(value: Any) -> _Side | None:
     turned = made_by(value, "Transpose")
     if turned is None:
         return None
-    if integers(turned, "perm") == KEYS_LAST:
+    if attribute(turned, "perm") == KEYS_LAST:
         return _behind(turned.inputs[0], turned.inputs[0], None)
-    return _side(turned.inputs[0]) if integers(turned, "perm") == [0, 1, 3, 2] else None
+    return _side(turned.inputs[0]) if attribute(turned, "perm") == [0, 1, 3, 2] else None
 
 
 def _behind(value: Any, output: Any, split: Any) -> _Side | None:
@@ -115,7 +115,7 @@ def _behind(value: Any, output: Any, split: Any) -> _Side | None:
     if split is None:
         return _Side(reshape.inputs[0], heads, 0, 1)
     parts = len(split.outputs)
-    if len(split.inputs) > 1 or split.attributes["axis"].as_int() != 1 or heads % parts:
+    if len(split.inputs) > 1 or attribute(split, "axis", 0) != 1 or heads % parts:
         return None
     return _Side(reshape.inputs[0], heads // parts, list(split.outputs).index(output), parts)
 
@@ -123,13 +123,7 @@ def _behind(value: Any, output: Any, split: Any) -> _Side | None:
 def _heads(shape: Any) -> int | None:
     """The third size of a reshape to four axes."""
     sizes = constant(shape)
-    if sizes is not None:
-        return int(sizes[2]) if sizes.size == 4 else None
-    pieces = made_by(shape, "Concat")
-    if pieces is None or len(pieces.inputs) != 4:
-        return None
-    third = constant(pieces.inputs[2])
-    return None if third is None else int(third.reshape(-1)[0])
+    return int(sizes[2]) if sizes is not None and sizes.size == 4 else None
 
 
 def _projection(value: Any) -> _Projection | None:

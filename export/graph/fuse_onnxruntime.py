@@ -2,14 +2,13 @@
 
 The provider fuses nothing of a transformer by itself, and its Python package's optimizer finds no attention in graphs
 of torch's newer exporter; onnxscript's fusions leave the splits and transposes around it, and find none in the proposal
-network. The provider of onnxruntime-gpu 1.31.1 has FP16 kernels for the operations written here; TensorRT's parser
-knows none of them.
+network. The provider of onnxruntime-gpu 1.31.1 has FP16 kernels for the operations used here; TensorRT's parser knows
+none of them.
 """
 
 from typing import Any
 
-from vocabseg.export.graph.editor import MICROSOFT, Editor, constant, made_by, number, only_user
-from vocabseg.export.graph.fixed_shapes import remove_size_arithmetic
+from vocabseg.export.graph.editor import MICROSOFT, Editor, attribute, constant, made_by, only_user
 from vocabseg.export.graph.fuse_attention import fuse_attention
 
 # Channels that the provider's GroupNorm takes here: pairs of them fill one of its blocks of threads.
@@ -33,7 +32,6 @@ def fuse(model: Any, kept: set[str], group_norm: bool = True) -> dict[str, int]:
     for name, operation, rewrite in rewrites:
         nodes = [node for node in model.graph if node.op_type == operation]
         counts[name] = sum(rewrite(editor, node, kept) for node in nodes)
-    counts["sizes"] = remove_size_arithmetic(editor)
     editor.sweep()
     return counts
 
@@ -56,7 +54,7 @@ def _quick_gelu(editor: Editor, sigmoid: Any, kept: set[str]) -> bool:
 def _bias_gelu(editor: Editor, gelu: Any, kept: set[str]) -> bool:
     """gelu(x + bias) with the exact error function."""
     added = made_by(gelu.inputs[0], "Add")
-    exact = "approximate" not in gelu.attributes or gelu.attributes["approximate"].as_string() == "none"
+    exact = attribute(gelu, "approximate", "none") == "none"
     if added is None or not exact or only_user(added.outputs[0], "Gelu") is None or kept & {gelu.name, added.name}:
         return False
     bias = constant(added.inputs[1])
@@ -83,7 +81,7 @@ def _skip_layer_norm(editor: Editor, norm: Any, kept: set[str]) -> bool:
         if only_user(added.outputs[0], "Add") is None or added.name in kept:
             continue
         inputs = [product.outputs[0], residual, norm.inputs[1], norm.inputs[2], added.inputs[1]]
-        attributes = {"epsilon": float(number(norm, "epsilon", 1e-5))}
+        attributes = {"epsilon": float(attribute(norm, "epsilon", 1e-5))}
         made = editor.before(total, "SkipLayerNormalization", inputs, attributes, MICROSOFT, 4, f"{norm.name}_skip")
         for value in made[1:3]:
             value.name = ""
@@ -99,12 +97,12 @@ def _group_norm(editor: Editor, norm: Any, kept: set[str]) -> bool:
     scale = constant(norm.inputs[1])
     if norm.name in kept or scale is None or scale.size not in GROUP_NORM_CHANNELS:
         return False
-    groups = int(number(norm, "num_groups", 0))
+    groups = int(attribute(norm, "num_groups", 0))
     if (scale.size // groups) % 2:
         return False
     (last,) = editor.before(norm, "Transpose", [norm.inputs[0]], {"perm": NHWC})
     attributes = {
-        "groups": groups, "activation": 0, "channels_last": 1, "epsilon": float(number(norm, "epsilon", 1e-5)),
+        "groups": groups, "activation": 0, "channels_last": 1, "epsilon": float(attribute(norm, "epsilon", 1e-5)),
     }  # fmt: skip
     (made,) = editor.before(norm, "GroupNorm", [last, norm.inputs[1], norm.inputs[2]], attributes, MICROSOFT)
     (first,) = editor.before(norm, "Transpose", [made], {"perm": NCHW})

@@ -1,12 +1,17 @@
 """The type of every value of a graph, by the operations' own definitions (onnx.defs).
 
-ONNX's shape inference stops at GroupNormalization, which is defined as a function: everything behind it has no type.
+ONNX's shape inference stops at GroupNormalization, which is defined as a function: nothing behind it gets a type.
 """
 
 from typing import Any
 
-from vocabseg.export.graph.editor import MICROSOFT
-from vocabseg.export.graph.files import ExportError
+import numpy as np
+
+from vocabseg.export.graph.editor import MICROSOFT, attribute, set_attribute
+from vocabseg.export.graph.onnx_file import ExportError
+
+# Inputs that ONNX Runtime's own operations take in float32 only; all others have the type of the first.
+MICROSOFT_FLOAT32 = {"GroupNorm": (1, 2)}
 
 
 def infer_types(model: Any) -> None:
@@ -18,43 +23,45 @@ def infer_types(model: Any) -> None:
         value.type = onnx_ir.TensorType(value.const_value.dtype)
     for node in model.graph:
         if node.domain == MICROSOFT:
-            for value in node.outputs:
-                value.type = onnx_ir.TensorType(node.inputs[0].dtype)
-            continue
-        schema = schema_of(node, version)
-        known = {
-            formal(schema.inputs, index).type_str: value.dtype
-            for index, value in enumerate(node.inputs)
-            if value is not None
-        }
-        for index, value in enumerate(node.outputs):
-            parameter = formal(schema.outputs, index).type_str
-            value.type = onnx_ir.TensorType(_type(node, parameter, known, _constraints(node, version)))
-
-
-# Inputs that ONNX Runtime's own operations take in float32 only; all others have the type of the first.
-MICROSOFT_FLOAT32 = {"GroupNorm": (1, 2)}
+            types = [node.inputs[0].dtype] * len(node.outputs)
+        else:
+            schema = _schema(node, version)
+            known = {
+                _formal(schema.inputs, index).type_str: value.dtype
+                for index, value in enumerate(node.inputs)
+                if value is not None
+            }
+            parameters = [_formal(schema.outputs, index) for index in range(len(node.outputs))]
+            types = [known.get(one.type_str) or _fixed_type(node, one.type_str, version) for one in parameters]
+        for value, dtype in zip(node.outputs, types, strict=True):
+            value.type = onnx_ir.TensorType(dtype)
 
 
 def takes_half(node: Any, index: int, version: int) -> bool:
     """Whether an input of a node can be FP16; "scales" of Resize, for one, are always float32."""
     if node.domain == MICROSOFT:
         return index not in MICROSOFT_FLOAT32.get(node.op_type, ())
-    return _half_form(node, formal(schema_of(node, version).inputs, index), version)
+    return "tensor(float16)" in _allowed(node, _formal(_schema(node, version).inputs, index).type_str, version)
 
 
 def gives_half(node: Any, index: int, version: int) -> bool:
     """Whether an output of a node can be FP16; "Mean" of LayerNormalization, for one, is always float32."""
-    return node.domain == MICROSOFT or _half_form(node, formal(schema_of(node, version).outputs, index), version)
+    if node.domain == MICROSOFT:
+        return True
+    return "tensor(float16)" in _allowed(node, _formal(_schema(node, version).outputs, index).type_str, version)
 
 
-def _half_form(node: Any, parameter: Any, version: int) -> bool:
-    """Whether an input or output of a node, by its formal parameter, can be FP16."""
-    allowed = _constraints(node, version).get(parameter.type_str, [parameter.type_str])
-    return "tensor(float16)" in allowed
+def set_output_type(node: Any, dtype: Any) -> None:
+    """Change what a node gives where an attribute of the node says it."""
+    if node.op_type == "Cast":
+        set_attribute(node, "to", int(dtype))
+    elif node.op_type == "ConstantOfShape":
+        given = attribute(node, "value")
+        content = np.zeros(1, np.float32) if given is None else given.numpy()
+        set_attribute(node, "value", content.astype(dtype.numpy()))
 
 
-def schema_of(node: Any, version: int) -> Any:
+def _schema(node: Any, version: int) -> Any:
     """The definition of a node's operation in an opset."""
     import onnx.defs
 
@@ -65,29 +72,30 @@ def schema_of(node: Any, version: int) -> Any:
         raise ExportError(f"opset {version} has no operation {name}: its types are not known") from None
 
 
-def formal(parameters: Any, index: int) -> Any:
+def _formal(parameters: Any, index: int) -> Any:
     """The formal parameter of an actual one; the last one may stand for many."""
     return parameters[min(index, len(parameters) - 1)]
 
 
-def _constraints(node: Any, version: int) -> dict[str, Any]:
-    return {one.type_param_str: one.allowed_type_strs for one in schema_of(node, version).type_constraints}
+def _allowed(node: Any, parameter: str, version: int) -> list[str]:
+    """The types that a parameter may have, such as "tensor(float16)"."""
+    constraints = {one.type_param_str: one.allowed_type_strs for one in _schema(node, version).type_constraints}
+    return list(constraints.get(parameter, [parameter]))
 
 
-def _type(node: Any, parameter: str, known: dict[str, Any], constraints: dict[str, Any]) -> Any:
+def _fixed_type(node: Any, parameter: str, version: int) -> Any:
+    """The type of an output that is not that of an input."""
     import onnx_ir
 
-    if parameter in known:
-        return known[parameter]
-    allowed = constraints.get(parameter, [parameter])
+    allowed = _allowed(node, parameter, version)
     if len(allowed) == 1:  # "tensor(int64)"
-        return onnx_ir.DataType[next(iter(allowed)).removeprefix("tensor(").removesuffix(")").upper()]
+        return onnx_ir.DataType[allowed[0].removeprefix("tensor(").removesuffix(")").upper()]
     for name in ("to", "dtype", "output_dtype", "stash_type"):
         if name in node.attributes:
-            return onnx_ir.DataType(node.attributes[name].as_int())
+            return onnx_ir.DataType(attribute(node, name))
     if node.op_type == "ConstantOfShape":
-        given = node.attributes.get("value")
-        return onnx_ir.DataType.FLOAT if given is None else given.as_tensor().dtype
+        given = attribute(node, "value")
+        return onnx_ir.DataType.FLOAT if given is None else given.dtype
     if node.op_type in ("LayerNormalization", "RMSNormalization"):  # stash_type where it is not written
         return onnx_ir.DataType.FLOAT
-    raise ExportError(f"the type of what {node.op_type} gives ({node.name}) is not known: use standard operations")
+    raise ExportError(f"the type of the output of {node.op_type} ({node.name}) is not known: use standard operations")

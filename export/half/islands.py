@@ -1,5 +1,5 @@
-"""Which nodes of a graph run in FP16, and which inputs and outputs of each node have that type: by the operations' own
-definitions (onnx.defs), so that no operation needs a special case here.
+"""Which nodes of a graph run in FP16 and which stay in float32: by a recipe, and by the operations' own definitions
+(onnx.defs), so that no operation needs a special case here.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.export.graph.files import ExportError
+from vocabseg.export.graph.onnx_file import ExportError
 from vocabseg.export.graph.values import gives_half, takes_half
 from vocabseg.export.half.recipe import GraphRecipe, Keep
 
@@ -17,44 +17,44 @@ OVERFLOW = 65520.0
 SMALLEST_NORMAL = 2.0**-14
 FEW = 16  # constants of at most this many numbers are scalars of a formula, where each one counts
 
-# Take what they are given: they give integers or, as a cast does, a type of their own.
+# Take inputs of any type: what they give is integers or, as a cast does, has a type of its own.
 ANY_INPUT = ("Shape", "Size", "Cast")
 
 
 @dataclass
-class Plan:
+class Islands:
     """`low`: nodes that run in FP16. `kept`: float nodes that stay in float32, with the reason of each."""
 
     low: set[Any] = field(default_factory=set)
     kept: dict[Any, str] = field(default_factory=dict)
 
 
-def plan_nodes(model: Any, recipe: GraphRecipe, what: str, strict: bool = True) -> Plan:
+def find_islands(model: Any, recipe: GraphRecipe, what: str, strict: bool = True) -> Islands:
     """Sort the nodes of an onnx_ir model with types by the recipe; raises ExportError for what cannot be rewritten.
 
-    `what` is how errors call the graph; where not `strict`, nodes that the recipe names may be missing. Beside what the
-    recipe names, a node stays in float32 where its operation has no FP16 form, where a weight is too large for FP16,
-    and where a constant of its formula would vanish.
+    `what` is the graph's name in errors; unless `strict`, nodes that the recipe names may be missing. Beside what the
+    recipe names, a node stays in float32 if its operation has no FP16 form, if a weight is too large for FP16, or if a
+    constant of its formula would vanish.
     """
-    plan = Plan()
+    islands = Islands()
     for entry in recipe.keep:
         found = [node for node in model.graph if entry.covers(node.op_type, node.name or "")]
         if strict and not found and entry.node is not None and not _is_pattern(entry):
             raise ExportError(f"{what} has no node {entry.node!r}, which the recipe keeps in float32")
         for node in _with_sources(found) if entry.feeding else found:
             if is_float(node):
-                plan.kept.setdefault(node, entry.reason)
+                islands.kept.setdefault(node, entry.reason)
     for node in model.graph:
         if any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()):
             raise ExportError(f"{what} has branches or loops ({node.op_type}): only plain graphs are rewritten")
-        if node in plan.kept or not is_float(node):
+        if node in islands.kept or not is_float(node):
             continue
         reason = _must_stay(node, model)
         if reason is None:
-            plan.low.add(node)
+            islands.low.add(node)
         else:
-            plan.kept[node] = reason
-    return plan
+            islands.kept[node] = reason
+    return islands
 
 
 def is_float(node: Any) -> bool:
@@ -78,7 +78,7 @@ def _with_sources(nodes: list[Any]) -> Iterator[Any]:
         if node not in met:
             met.add(node)
             yield node
-            if node.op_type == "Cast" and is_float_value(node.inputs[0]):
+            if node.op_type == "Cast":
                 continue  # its input may have any type
             waiting += [value.producer() for value in node.inputs if value is not None and value.producer() is not None]
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -88,11 +87,11 @@ def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
     return ClipModel(module)
 
 
-def open_clip_model(name: str, pretrained: str | Path | None = None) -> ClipModel:
-    """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags or a file of weights.
+def open_clip_model(name: str, pretrained: str | Mapping[str, Tensor] | None = None) -> ClipModel:
+    """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags, or tensors by name.
 
     Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for a model
-    that cannot be used, CheckpointError for weights that cannot be had or do not fit.
+    that cannot be used, CheckpointError for weights that cannot be loaded or do not fit.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -102,7 +101,7 @@ def open_clip_model(name: str, pretrained: str | Path | None = None) -> ClipMode
     if config is None:
         raise ConfigurationError(f"unknown CLIP model {name!r}: open_clip.list_models() lists the known ones")
     _check_text(name, config)
-    tag = None if pretrained is None or Path(pretrained).is_file() else str(pretrained)
+    tag = pretrained if isinstance(pretrained, str) else None
     tags = list_pretrained_tags_by_model(name)
     if tag is not None and tag not in tags:
         raise ConfigurationError(
@@ -115,20 +114,19 @@ def open_clip_model(name: str, pretrained: str | Path | None = None) -> ClipMode
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"cannot load {name} with weights {tag!r}: {reason}") from error
-    if pretrained is not None and tag is None:
-        _load_file(module, Path(pretrained))
+    if isinstance(pretrained, Mapping):
+        from open_clip.convert import convert_state_dict
+
+        tensors = {key: value for key, value in pretrained.items() if key not in _SIZES}
+        _load(module, convert_state_dict(module, tensors))
     preprocess = module.visual.preprocess_cfg
     return ClipModel(module, preprocess["mean"], preprocess["std"])
 
 
 def _check_text(name: str, config: Mapping[str, Any]) -> None:
     text = config["text_cfg"]
-    if (
-        text.get("hf_tokenizer_name")
-        or text.get("hf_model_name")
-        or text.get("tokenizer_kwargs")
-        or "siglip" in name.lower()
-    ):
+    others = ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")
+    if any(text.get(key) for key in others) or "siglip" in name.lower():
         problem = "its tokenizer is not CLIP's own"
     elif text.get("context_length", CONTEXT_LENGTH) != CONTEXT_LENGTH:
         problem = f"its text is {text['context_length']} tokens long, not {CONTEXT_LENGTH}"
@@ -200,15 +198,6 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         listed = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
         raise CheckpointError(f"CLIP weights do not fit ({len(problems)} keys): {listed}")
     module.load_state_dict(found, strict=True, assign=True)
-
-
-def _load_file(module: nn.Module, path: Path) -> None:
-    from open_clip.convert import convert_state_dict
-
-    from vocabseg.export.checkpoint.load import read_state_dict
-
-    tensors = {key: value for key, value in read_state_dict(path).items() if key not in _SIZES}
-    _load(module, convert_state_dict(module, tensors))
 
 
 def _text_dimension(text: Any) -> int:

@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(sizes.hidden)
 
     def forward(self, queries: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        x = torch.zeros_like(queries)
+        x = 0 * queries  # zeros_like would ask for their size
         for layer in self.layers:
             x = layer(x, queries, memory, position)
         return self.norm(x)
@@ -200,30 +200,36 @@ class Predictor(nn.Module):
 
     def forward(self, res5: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         memory = self.input_proj(res5)  # (B, C, h, w)
-        position = sine_position_embedding(memory.shape[2], memory.shape[3], memory.shape[1], memory.device)
-        queries = self.query_embed.weight.unsqueeze(0).expand(memory.shape[0], -1, -1)
-        x = self.transformer.decoder(queries, _to_sequence(memory), _to_sequence(position))  # (B, N, C)
-        masks = self.mask_embed(x) @ mask_features.flatten(2)  # (B, N, H/4 * W/4)
-        return masks.unflatten(2, mask_features.shape[2:]), self.class_embed(x)
+        position = sine_position_embedding(memory)
+        batch = 0 * memory[:, :1, :1, 0]  # (B, 1, 1): gives the queries their batch without asking for its size
+        x = self.transformer.decoder(self.query_embed.weight + batch, _to_sequence(memory), _to_sequence(position))
+        return torch.einsum("bnc,bchw->bnhw", self.mask_embed(x), mask_features), self.class_embed(x)
 
 
 def _to_sequence(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h * w, C)
 
 
-def sine_position_embedding(h: int, w: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """(1, channels, h, w): the first half of the channels encodes y, the second x, sines and cosines in turn (DETR)."""
-    y = _sine_table(h, channels // 2, device).transpose(0, 1)  # (channels / 2, h)
-    x = _sine_table(w, channels // 2, device).transpose(0, 1)
-    return torch.cat([y[:, :, None].expand(-1, -1, w), x[:, None, :].expand(-1, h, -1)]).unsqueeze(0)
+def sine_position_embedding(x: Tensor) -> Tensor:
+    """The positions (1, C, h, w) float32 of the pixels of a map (B, C, h, w), as in DETR.
+
+    The first half of the channels encodes y, the second x; even channels are sines, odd ones cosines.
+    """
+    channels = x.shape[1] // 2
+    y, x = _sines(x[:1, :1, :, :1], 2, channels), _sines(x[:1, :1, :1], 3, channels)
+    return torch.cat([y + 0 * x, 0 * y + x], dim=1)  # (1, C / 2, h, 1) and (1, C / 2, 1, w), both to (h, w)
 
 
-def _sine_table(length: int, channels: int, device: torch.device | None) -> Tensor:
-    place = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-    place = place / (place[-1:] + 1e-6) * (2 * math.pi)
-    exponent = torch.arange(channels // 2, dtype=torch.float32, device=device) * 2 / channels
-    angle = place[:, None] / 10000**exponent  # (length, channels / 2); a pair of channels shares a frequency
-    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+def _sines(line: Tensor, axis: int, channels: int) -> Tensor:
+    """Sines and cosines (1, channels, ...) of the places 1, 2, ... along a line of pixels (1, 1, ...).
+
+    The places are a running sum of ones, as in DETR, so that an exported graph calculates with no sizes.
+    """
+    place = (line == line).float().cumsum(axis)
+    place = place / (place.amax(axis, keepdim=True) + 1e-6) * (2 * math.pi)
+    channel = torch.arange(channels, dtype=torch.float32, device=line.device)[:, None, None]
+    angle = place / 10000 ** (channel // 2 * 2 / channels)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
 
 
 class SegmentationHead(nn.Module):

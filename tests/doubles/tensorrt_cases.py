@@ -9,8 +9,8 @@ import numpy as np
 
 from tests.bundles import cache_folder
 from vocabseg.export.half.convert import add_half_graphs
-from vocabseg.export.tensorrt.build import BuildOptions
-from vocabseg.export.tensorrt.engines import build_engine
+from vocabseg.export.tensorrt.builder import BuildOptions
+from vocabseg.export.tensorrt.installer import build_engine
 from vocabseg.export.tensorrt.profiles import choose_profiles
 from vocabseg.runtime.bundle.folder import Bundle, demo_folder, open_bundle
 from vocabseg.runtime.bundle.plans import Plan
@@ -21,7 +21,7 @@ from vocabseg.runtime.cuda.device import Device
 def _half_bundle() -> Path:
     folder = Path(tempfile.mkdtemp(dir=cache_folder(), prefix="tensorrt-")) / "demo"
     shutil.copytree(demo_folder(), folder)
-    add_half_graphs(folder)
+    add_half_graphs(open_bundle(folder, verify=False))
     return folder
 
 

@@ -11,11 +11,11 @@ import torch
 from tests.export.model.small_models import EMBEDDING, small_clip, small_configuration, small_model, small_prompt
 from vocabseg.export import bundle as bundle_writer
 from vocabseg.export.bundle import export_bundle
-from vocabseg.export.graph.trace import ExportError
-from vocabseg.export.model.text import plan_text
+from vocabseg.export.graph.onnx_file import ExportError
+from vocabseg.export.text_graphs import text_graphs
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.manifest import GraphRecord, file_record
-from vocabseg.runtime.engines.host import open_engine
+from vocabseg.runtime.engines.host_engines import open_engine
 from vocabseg.runtime.errors import ConfigurationError, ImageError, OutputError
 from vocabseg.runtime.text.prompts import PROMPTS, token_sequences
 from vocabseg.runtime.text.tokenizer import Tokenizer
@@ -115,40 +115,40 @@ def test_a_learned_prompt_runs_through_the_graph(exported):
 def test_one_text_graph_where_both_sides_have_the_same_text_encoder():
     # The image encoders differ, which is nothing to the text.
     model = small_model(small_prompt(2, 0), small_clip(vision_width=128), small_prompt(4, 1))
-    plan = plan_text(model, small_configuration("prompt.query=learned", "prompt.region=learned"))
-    assert list(plan.graphs) == ["text_encoder"]
-    assert plan.prompts.query.prefix_ids == [49408, 49409]
-    assert plan.prompts.region.prefix_ids == [49410, 49411, 49412, 49413]
-    assert plan.prompts.region.suffix_ids == [49414]
-    table = plan.graphs["text_encoder"].tower().embedding
+    found = text_graphs(model, small_configuration("prompt.query=learned", "prompt.region=learned"))
+    assert list(found.graphs) == ["text_encoder"]
+    assert found.prompts.query.prefix_ids == [49408, 49409]
+    assert found.prompts.region.prefix_ids == [49410, 49411, 49412, 49413]
+    assert found.prompts.region.suffix_ids == [49414]
+    table = found.graphs["text_encoder"].tower().embedding
     assert torch.equal(table[49410:49414], model.region_prompt.prefix)
     assert torch.equal(table[49414:], model.region_prompt.suffix)
 
 
 def test_two_text_graphs_where_the_text_encoders_differ():
     model = small_model(None, small_clip(text_layers=1), small_prompt(4, 0))
-    plan = plan_text(model, small_configuration("prompt.query=single", "prompt.region=learned"))
-    assert list(plan.graphs) == ["text_encoder", "region_text_encoder"]
-    assert plan.prompts.query.templates == list(PROMPTS["single"])
-    assert plan.prompts.query.graph == "text_encoder"
-    assert (plan.prompts.region.graph, plan.prompts.region.prefix_ids[0]) == ("region_text_encoder", 49408)
-    assert plan.graphs["text_encoder"].rows == []
+    found = text_graphs(model, small_configuration("prompt.query=single", "prompt.region=learned"))
+    assert list(found.graphs) == ["text_encoder", "region_text_encoder"]
+    assert found.prompts.query.templates == list(PROMPTS["single"])
+    assert found.prompts.query.graph == "text_encoder"
+    assert (found.prompts.region.graph, found.prompts.region.prefix_ids[0]) == ("region_text_encoder", 49408)
+    assert found.graphs["text_encoder"].rows == []
 
 
 def test_a_text_encoder_with_other_weights_or_another_activation_is_another():
     model = small_model(None, small_clip())
     configuration = small_configuration("prompt.region=vild")
-    assert list(plan_text(model, configuration).graphs) == ["text_encoder"]
+    assert list(text_graphs(model, configuration).graphs) == ["text_encoder"]
     model.region_clip.module.ln_final.bias.data += 1e-6
-    assert len(plan_text(model, configuration).graphs) == 2
+    assert len(text_graphs(model, configuration).graphs) == 2
     model = small_model(None, small_clip())
     model.region_clip.module.transformer.resblocks[0].mlp.gelu = torch.nn.GELU()
-    assert len(plan_text(model, configuration).graphs) == 2
+    assert len(text_graphs(model, configuration).graphs) == 2
 
 
 def test_without_a_separate_adapter_the_prompts_are_equal_and_templates_may_be_ones_own():
     templates = '["a drawing of a {}.", "{}"]'
-    prompts = plan_text(small_model(), small_configuration(f"prompt.query={templates}")).prompts
+    prompts = text_graphs(small_model(), small_configuration(f"prompt.query={templates}")).prompts
     assert prompts.query == prompts.region
     assert (prompts.query.kind, prompts.query.templates) == ("custom", ["a drawing of a {}.", "{}"])
 

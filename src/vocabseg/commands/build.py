@@ -14,7 +14,7 @@ from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
 from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from vocabseg.export.tensorrt.build import BuildOptions
+    from vocabseg.export.tensorrt.builder import BuildOptions
     from vocabseg.runtime.bundle.folder import Bundle
     from vocabseg.runtime.bundle.manifest import GraphRecord
     from vocabseg.runtime.bundle.plans import Profile
@@ -30,8 +30,8 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": 
 COMPATIBILITIES = ("none", "same-compute-capability", "ampere-plus")
 
 
-class Target(NamedTuple):
-    """What plans can be built with here: a GPU, or the reason why there is none or no TensorRT."""
+class Builder(NamedTuple):
+    """What plans can be built with here: a GPU, or the reason why there is no GPU or no TensorRT."""
 
     device: "Device | None"
     text: str
@@ -80,10 +80,10 @@ def build(
     sizes = choose_profiles(opened.manifest, records, profiles or [])
     if wanted not in ("float16", "float32"):
         for name in records:
-            opened.graph(name, wanted)  # tells which command makes them
-    target = _target(device)
+            opened.graph(name, wanted)  # raises with the command that makes them
+    builder = _builder(device)
     if dry_run:
-        _show(opened, wanted, records, sizes, options, target)
+        _show(opened, wanted, records, sizes, options, builder)
         return
     with progress(quiet) as report:
         if wanted == "float16":
@@ -91,10 +91,10 @@ def build(
         elif recipe is not None:
             raise ConfigurationError(f"--recipe goes with --precision fp16, not with {precision}")
         _check(opened, wanted, records)
-        if target.device is not None:
-            _engines(opened, wanted, sizes, options, target.device, report)
-    if target.device is None:
-        print(f"No TensorRT engines were built: {target.text}", file=sys.stderr)
+        if builder.device is not None:
+            _engines(opened, wanted, sizes, options, builder.device, report)
+    if builder.device is None:
+        print(f"No TensorRT engines were built: {builder.text}", file=sys.stderr)
         if wanted == "float16":
             print("The FP16 graphs are in the bundle, ready for ONNX Runtime on a GPU.", file=sys.stderr)
     print(opened.folder)
@@ -110,7 +110,7 @@ def _precision(text: str) -> str:
 def _options(level: int, workspace: float | None, version_compatible: bool, hardware: str) -> "BuildOptions":
     import msgspec
 
-    from vocabseg.export.tensorrt.build import BuildOptions
+    from vocabseg.export.tensorrt.builder import BuildOptions
 
     if hardware not in COMPATIBILITIES:
         raise ConfigurationError(f"--hardware-compatible {hardware!r} is unknown: {nearest(hardware, COMPATIBILITIES)}")
@@ -134,7 +134,7 @@ def _graphs(bundle: "Bundle", text: str) -> "dict[str, GraphRecord]":
     return {name: known[name] for name in names}
 
 
-def _target(text: str) -> Target:
+def _builder(text: str) -> Builder:
     from vocabseg.runtime.cuda.device import open_device, parse_device
     from vocabseg.runtime.engines.tensorrt.package import require_builder
 
@@ -143,24 +143,21 @@ def _target(text: str) -> Target:
         package = require_builder()
         device = open_device(ordinal)
     except EngineError as error:
-        return Target(None, str(error))
-    return Target(device, f"TensorRT {package.version} on {device.name} ({device.key})")
+        return Builder(None, str(error))
+    return Builder(device, f"TensorRT {package.version} on {device.name} ({device.key})")
 
 
 def _half_graphs(bundle: "Bundle", recipe: Path | None, report: Progress, quiet: bool) -> "Bundle":
-    """The bundle with FP16 graphs that were made from its float32 ones."""
-    from vocabseg.export.half.convert import add_half_graphs
+    """The bundle with FP16 graphs of its float32 ones."""
+    from vocabseg.export.half.convert import add_half_graphs, stale_half
     from vocabseg.export.half.recipe import read_recipe
-    from vocabseg.export.tensorrt.engines import stale_half
-    from vocabseg.runtime.bundle.folder import open_bundle
 
     given = None if recipe is None else read_recipe(recipe)
     if given is None and not stale_half(bundle, bundle.manifest.graphs):
         if not quiet:
             print("The bundle has its FP16 graphs already; --recipe FILE makes them anew.", file=sys.stderr)
         return bundle
-    add_half_graphs(bundle.folder, given, report)
-    made = open_bundle(bundle.folder)
+    made = add_half_graphs(bundle, given, report)
     if not quiet:
         for name, record in made.manifest.graphs_in("float16").items():
             print(f"  {record.file:<36} {record.total_bytes / 1e6:7.1f} MB  {_kept(name, record)}", file=sys.stderr)
@@ -190,7 +187,7 @@ def _engines(
     device: "Device",
     report: Progress,
 ) -> None:
-    from vocabseg.export.tensorrt.engines import build_engine
+    from vocabseg.export.tensorrt.installer import build_engine
 
     for name, profiles in sizes.items():
         plan = build_engine(bundle, name, precision, profiles, options, device, report)
@@ -204,16 +201,16 @@ def _show(
     records: "dict[str, GraphRecord]",
     sizes: "dict[str, list[Profile]]",
     options: "BuildOptions",
-    target: Target,
+    builder: Builder,
 ) -> None:
     """What would be done, on standard output: it is what a dry run is for."""
-    from vocabseg.export.tensorrt.engines import stale_half
+    from vocabseg.export.half.convert import stale_half
     from vocabseg.export.tensorrt.profiles import describe_profiles
     from vocabseg.runtime.bundle.plans import ENGINES
 
     made = stale_half(bundle, records) if precision == "float16" else []
     print(f"FP16 graphs to make: {', '.join(made) or 'none'}")
-    where = target.device.key if target.device else "<device>"
+    where = builder.device.key if builder.device else "<device>"
     for name, profiles in sizes.items():
         print(f"{ENGINES}/{where}/{name}-{precision}.plan")
         for line in describe_profiles(profiles):
@@ -221,4 +218,4 @@ def _show(
     flags = ["version-compatible"] if options.version_compatible else []
     flags += [] if options.hardware_compatibility == "none" else [options.hardware_compatibility]
     print(f"Level {options.optimization_level}, {', '.join(flags) or 'for this GPU and TensorRT alone'}")
-    print(f"With {target.text}" if target.device else f"No engines can be built here: {target.text}")
+    print(f"With {builder.text}" if builder.device else f"No engines can be built here: {builder.text}")

@@ -68,7 +68,7 @@ def export(
         raise ConfigurationError("--config and --output are needed (see `vocabseg export --list` and --help)")
     if random == (checkpoint is not None):
         raise ConfigurationError("give either --checkpoint FILE or --random")
-    load_configuration(config, settings or [])  # an unknown name or key is told before anything is announced
+    load_configuration(config, settings or [])  # an unknown name or key is an error before anything is announced
     vocabulary = _vocabulary(classes, seen)
     if not quiet:
         weights = "random weights" if checkpoint is None else checkpoint.name

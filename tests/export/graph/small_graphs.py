@@ -1,5 +1,7 @@
 """ONNX graphs of the small models, as the exporter writes them."""
 
+from collections import Counter
+
 import onnx
 import torch
 
@@ -16,6 +18,11 @@ PROPOSAL = {
     "query_embeddings": ("batch", QUERIES, EMBEDDING),
 }
 TEXT = {"token_ids": ("batch", 77), "eot_index": ("batch",), "text_features": ("batch", EMBEDDING)}
+
+
+def operations(path):
+    """How often a graph uses each operation."""
+    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def image_dimensions(size):

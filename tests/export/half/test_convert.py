@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vocabseg.export.graph.files import ExportError
+from vocabseg.export.graph.onnx_file import ExportError
 from vocabseg.export.half.convert import add_half_graphs, write_half
 from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe, default_recipe, read_recipe, write_recipe
 from vocabseg.export.half.rounding import write_rounded
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
-from vocabseg.runtime.engines.host import Engine
+from vocabseg.runtime.engines.host_engines import Engine
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
@@ -266,7 +266,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, words):
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "bundle"
     shutil.copytree(demo_folder(), folder)
-    add_half_graphs(folder)
+    add_half_graphs(open_bundle(folder, verify=False))
     return folder
 
 

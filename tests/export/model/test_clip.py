@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.export.model.small_models import CROP, clip_shapes, clip_tensors, small_clip
 from tests.golden import load_golden
 from tests.reference_cases import case_model
+from vocabseg.export.checkpoint.load import load_clip_source
 from vocabseg.export.model.attention import use_fused_attention
 from vocabseg.export.model.clip import MEAN, build_clip, open_clip_model
 from vocabseg.export.model.towers import without_unread_tokens
@@ -172,7 +173,7 @@ def test_any_open_clip_model_by_name(tmp_path):
     reference = open_clip.create_model(name).eval()
     weights = tmp_path / "weights.pt"
     torch.save(reference.state_dict(), weights)
-    clip = open_clip_model(name, weights)
+    clip = load_clip_source(f"{name}::{weights}")
     crops, (ids, ends) = noise(2, 3, 32, 32), token_ids("a cat", "sky")
     with torch.no_grad():
         for tower in (clip.image_tower, without_unread_tokens(clip.image_tower)):  # of one layer, scaled

@@ -14,7 +14,7 @@ pytest.importorskip("open_clip", reason="open_clip builds the text tower")
 
 from vocabseg.export.checkpoint.random_weights import fill  # noqa: E402
 from vocabseg.export.model.clip import ClipModel, build_clip  # noqa: E402
-from vocabseg.export.tokenizer import write_tokenizer  # noqa: E402
+from vocabseg.export.tokenizer_file import write_tokenizer  # noqa: E402
 from vocabseg.runtime.bundle.manifest import PromptSpec  # noqa: E402
 from vocabseg.runtime.text.embedder import TextEmbedder  # noqa: E402
 from vocabseg.runtime.text.prompts import PROMPTS  # noqa: E402

@@ -13,13 +13,14 @@ from tests.cuda_emulation import fake_pycuda
 from tests.cuda_emulation.machine import Machine
 from tests.doubles import tensorrt as tensorrt_double
 from tests.doubles.tensorrt_cases import build, half_bundle
-from vocabseg.export.tensorrt.build import BuildOptions, build_plan
-from vocabseg.export.tensorrt.engines import build_engine, timing_cache
+from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
+from vocabseg.export.tensorrt.installer import build_engine, timing_cache
+from vocabseg.export.tensorrt.monitor import PARTS, Monitor
 from vocabseg.export.tensorrt.profiles import default_profiles
-from vocabseg.export.tensorrt.progress import PARTS, Monitor, Phases
 from vocabseg.runtime.bundle.plans import ENGINES, RECORD, EngineRecord, read_plans
 from vocabseg.runtime.cuda.device import open_device
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
+from vocabseg.runtime.progress import silent
 
 CROPS = "image_encoder:crops=1,4,6"
 
@@ -152,7 +153,7 @@ def test_a_folder_that_cannot_be_written_is_told(bundle, device):
 
 def test_graphs_that_the_parser_does_not_take_are_told_before_anything_is_parsed(bundle, device, monkeypatch):
     monkeypatch.setattr(
-        "vocabseg.export.tensorrt.build.check_operators", lambda path, version: ["a: node 'x': no", "b"]
+        "vocabseg.export.tensorrt.builder.check_operators", lambda path, version: ["a: node 'x': no", "b"]
     )
     monkeypatch.setattr(tensorrt_double.OnnxParser, "parse_from_file", None)
     with pytest.raises(EngineError, match=r"TensorRT 11.4.0.106 cannot take a: node 'x': no \(and 1 more\)"):
@@ -194,33 +195,33 @@ def test_progress_goes_from_nothing_to_everything_and_never_back(bundle, device)
 
 
 def test_phases_within_phases():
-    phases = Phases()
-    phases.start("all", None, 4)
-    phases.step("all", 0)
+    phases = Monitor("x", silent)
+    phases.phase_start("all", None, 4)
+    phases.step_complete("all", 0)
     assert phases.fraction == 0.25
-    phases.start("inner", "all", 2)
-    phases.start("innermost", "inner", 10)
-    phases.step("innermost", 4)
+    phases.phase_start("inner", "all", 2)
+    phases.phase_start("innermost", "inner", 10)
+    phases.step_complete("innermost", 4)
     assert phases.fraction == pytest.approx(0.25 + 0.25 * 0.25)
-    phases.finish("innermost")
-    phases.step("inner", 0)
-    phases.start("beside", "all", 1)
-    phases.step("beside", 0)
+    phases.phase_finish("innermost")
+    phases.step_complete("inner", 0)
+    phases.phase_start("beside", "all", 1)
+    phases.step_complete("beside", 0)
     assert phases.fraction == pytest.approx(0.5)  # the parts inside one step never count for more than it
-    phases.finish("inner")
-    phases.finish("beside")
+    phases.phase_finish("inner")
+    phases.phase_finish("beside")
     assert phases.fraction == pytest.approx(0.5)
-    phases.step("unknown", 3)
-    phases.finish("unknown")
-    phases.start("orphan", "gone", 100)
-    phases.step("orphan", 1)
+    phases.step_complete("unknown", 3)
+    phases.phase_finish("unknown")
+    phases.phase_start("orphan", "gone", 100)
+    phases.step_complete("orphan", 1)
     assert phases.fraction == pytest.approx(0.5)
-    phases.finish("all")
+    phases.phase_finish("all")
     assert phases.fraction == 1.0
 
 
 def test_a_monitor_that_is_cancelled_says_so_at_the_next_step():
-    monitor = Monitor("x", lambda *step: None)
+    monitor = Monitor("x", silent)
     monitor.phase_start("all", None, 3)
     assert monitor.step_complete("all", 0)
     monitor.cancel()

@@ -23,15 +23,14 @@ MODULES = (
     "runtime.engines.tensorrt.context",
     "runtime.engines.tensorrt.messages",
     "runtime.engines.tensorrt.package",
-    "export.tensorrt.build",
-    "export.tensorrt.engines",
+    "export.tensorrt.builder",
+    "export.tensorrt.installer",
     "export.tensorrt.operators",
     "export.tensorrt.profiles",
-    "export.tensorrt.progress",
-    "export.tensorrt.restrictions",
+    "export.tensorrt.monitor",
 )
 STUBS = REPOSITORY / "tests" / "tensorrt_stubs"
-BUILDER = "export/tensorrt/build.py"
+BUILDER = "export/tensorrt/builder.py"
 CONTEXT, ENGINE = "runtime/engines/tensorrt/context.py", "runtime/engines/tensorrt/graph.py"
 
 
@@ -83,7 +82,7 @@ def test_nothing_that_calls_tensorrt_is_left_out():
         if re.search(r"\btrt\.|import tensorrt\b", path.read_text())
     ]
     assert set(users) <= set(MODULES)
-    assert "export.tensorrt.build" in users
+    assert "export.tensorrt.builder" in users
 
 
 def test_wrong_calls_are_caught(bindings):
@@ -188,8 +187,8 @@ import contextlib, pathlib, sys
 import tensorrt_bindings
 sys.modules["tensorrt"] = tensorrt_bindings
 import tensorrt
-from vocabseg.export.tensorrt.build import BuildOptions, build_plan, progress_monitor
-from vocabseg.export.tensorrt.progress import Monitor
+from vocabseg.export.tensorrt.builder import BuildOptions, build_plan, progress_monitor
+from vocabseg.export.tensorrt.monitor import Monitor
 from vocabseg.runtime.engines.tensorrt.graph import DTYPES, _open_runtime
 from vocabseg.runtime.engines.tensorrt.messages import make_logger
 from vocabseg.runtime.engines.tensorrt.package import package_info

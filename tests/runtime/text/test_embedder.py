@@ -9,7 +9,7 @@ import pytest
 
 from tests.golden import load_golden
 from tests.manifests import small_manifest
-from vocabseg.export.tokenizer import write_tokenizer
+from vocabseg.export.tokenizer_file import write_tokenizer
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import FileRecord, GraphRecord, Prompts, PromptSpec, TensorRecord
 from vocabseg.runtime.errors import BundleError, EngineError, VocabularyError

@@ -1,4 +1,4 @@
-"""An ONNX graph -> a TensorRT plan in the graph's own types (strongly typed); one code for TensorRT 10.13 to 11."""
+"""An ONNX graph -> a TensorRT plan in the graph's own types (strongly typed), with TensorRT 10.13 to 11."""
 
 import threading
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vocabseg.export.tensorrt.monitor import Monitor, progress_monitor
 from vocabseg.export.tensorrt.operators import check_operators
-from vocabseg.export.tensorrt.progress import Monitor, Progress, progress_monitor
 from vocabseg.runtime.bundle.plans import Compatibility, Profile
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.engines.tensorrt.messages import Messages, check_started, make_logger
 from vocabseg.runtime.engines.tensorrt.package import require_builder, trt
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     import tensorrt
 
 LEVELS = range(6)
-# How often the waiting thread looks whether it was told to stop.
-PATIENCE = 0.2
+POLL_SECONDS = 0.2  # how often the waiting thread can be interrupted
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How plans are built.
 
     optimization_level: 0 (fast build) to 5 (searches longest); 3 is TensorRT's own default.
-    workspace_bytes: memory that a layer may use while it runs; None lets TensorRT take what the GPU has.
+    workspace_bytes: memory that a layer may use while it runs; with None TensorRT may use all that the GPU has.
     version_compatible: plans that the lean runtime of the same version opens, and newer versions with its library. They
-        carry no lean runtime of their own, since that would be code out of a file.
+        contain no lean runtime of their own, since that would be code from a file.
     hardware_compatibility: which other GPUs may run the plans.
     """
 
@@ -48,7 +48,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuiltPlan(msgspec.Struct, frozen=True):
-    """What a build gave: the plan's bytes, and the names of the builder flags that were set."""
+    """The result of a build: the plan's bytes, and the names of the builder flags that were set."""
 
     data: bytes
     flags: list[str]
@@ -60,13 +60,13 @@ def build_plan(
     options: BuildOptions,
     device: Device,
     timing_cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> BuiltPlan:
     """Build the plan of the ONNX graph at `graph` on `device`; takes minutes.
 
-    What was measured about single layers is kept in the file `timing_cache`, and read from there. Ctrl-C stops the
-    build at its next step. Raises EngineError where TensorRT is missing, the graph has operators that it does not
-    take, or the build fails: with the node or TensorRT's last error.
+    Measurements of single layers are read from the file `timing_cache` and kept there. Ctrl-C stops the build at its
+    next step. Raises EngineError if TensorRT is missing, if the graph has operators that it does not take, or if the
+    build fails: with the node or TensorRT's last error.
     """
     options.check()
     package = require_builder()
@@ -74,7 +74,7 @@ def build_plan(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise EngineError(f"TensorRT {package.version} cannot take {problems[0]}{more}")
-    monitor = Monitor(f"building {graph.stem}", progress or _silent)
+    monitor = Monitor(f"building {graph.stem}", progress)
     results: list[BuiltPlan] = []
     errors: list[BaseException] = []
 
@@ -85,12 +85,12 @@ def build_plan(
         except BaseException as error:
             errors.append(error)
 
-    # The builder holds its thread until it is done. In a thread of its own, Ctrl-C reaches this one meanwhile.
+    # The builder blocks its thread until it is done. Here it has its own, so that Ctrl-C reaches this one.
     thread = threading.Thread(target=work, name=f"build {graph.stem}", daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(PATIENCE)
+            thread.join(POLL_SECONDS)
     except KeyboardInterrupt:
         monitor.cancel()
         thread.join()
@@ -135,13 +135,13 @@ def _build(
 
 
 def _configure(config: "tensorrt.IBuilderConfig", options: BuildOptions) -> list[str]:
-    """Set everything but profiles; returns the names of what was set, for the record."""
+    """Set everything but profiles; returns the names of the flags that were set, for the record."""
     config.builder_optimization_level = options.optimization_level
-    # Serving runs many contexts on streams of its own; helper streams of TensorRT would only get into their way.
+    # Serving runs many contexts on streams of its own; helper streams of TensorRT would only compete with them.
     config.max_aux_streams = 0
     # On by default, and it would round the islands that are kept in float32.
     config.clear_flag(trt.BuilderFlag.TF32)
-    # Lets a context ask for the memory of its own shapes instead of the profile's largest.
+    # A context then needs the memory of its own shapes, not that of the profile's largest.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     flags = ["RUNTIME_ACTIVATION_RESIZE_10_10", "STRONGLY_TYPED"]
     if options.workspace_bytes is not None:
@@ -169,7 +169,7 @@ def _parser_errors(parser: "tensorrt.OnnxParser", messages: Messages) -> str:
 
 
 def _read_timings(config: "tensorrt.IBuilderConfig", path: Path | None) -> None:
-    """Start from what earlier builds measured; a cache of another GPU or TensorRT is begun anew."""
+    """Start from what earlier builds measured; the cache of another GPU or TensorRT is replaced by an empty one."""
     data = b"" if path is None or not path.is_file() else path.read_bytes()
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
@@ -177,7 +177,7 @@ def _read_timings(config: "tensorrt.IBuilderConfig", path: Path | None) -> None:
 
 
 def _write_timings(config: "tensorrt.IBuilderConfig", path: Path | None) -> None:
-    """Keep what was measured; a folder that cannot be written only costs time in the next build."""
+    """Keep what was measured; if the folder cannot be written, the next build only takes longer."""
     cache = config.get_timing_cache()
     if path is None or cache is None:
         return
@@ -187,7 +187,3 @@ def _write_timings(config: "tensorrt.IBuilderConfig", path: Path | None) -> None
             file.write(memoryview(cache.serialize()))
     except (OSError, OutputError):
         return
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass

@@ -1,4 +1,4 @@
-"""What the graphs are checked on: random numbers, and what a real photo and real names become on their way in."""
+"""Graphs against their modules, on random numbers and on what a real photo and real names become on their way in."""
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vocabseg.export.configuration import Configuration
+from vocabseg.export.graph.onnx_file import ExportError
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.bundle.sections import RegionSpec
 from vocabseg.runtime.errors import EngineError
@@ -23,6 +24,11 @@ Arrays = dict[str, np.ndarray]
 NAMES = ("cat", "grass", "potted plant", "wall-brick")
 CROPS = 8
 SEED = 20211229  # any fixed number: the same export has the same figures
+
+# The FP32 column of the parity contract asks for this cosine of region embeddings; every output is held to it. Maps,
+# whose single values decide about pixels, are also held to an error relative to their largest value.
+COSINE_LIMIT = 0.99999
+RELATIVE_LIMIT = 1e-3
 
 
 def sample_pixels(path: str | Path | None) -> np.ndarray:
@@ -94,5 +100,73 @@ def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: i
     return [arrays for arrays in inputs if len(arrays["eot_index"])]
 
 
+def check_graph(
+    path: str | Path, module: nn.Module, inputs: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Run a graph on every installed engine and compare with its module in float32: engine -> output -> figures.
+
+    Figures are the largest absolute error, that error over the largest value, and the worst cosine of an output vector
+    (of a map, for mask logits). Raises ExportError beyond the limits above, and where no engine is installed.
+    """
+    from vocabseg.runtime.engines.choose import ON_CPU, installed
+    from vocabseg.runtime.engines.host_engines import open_engine
+
+    path = Path(path)
+    names = [offer.name for offer in ON_CPU if installed(offer.name)]
+    if not names:
+        raise ExportError("no engine is installed to check the exported graphs with: pip install 'vocabseg[cpu]'")
+    expected = [_run_module(module, arrays) for arrays in inputs]
+    report: dict[str, dict[str, dict[str, float]]] = {}
+    for name in names:
+        engine = open_engine(path, engine=name, device="cpu", precision="float32")
+        figures: dict[str, dict[str, float]] = {}
+        for arrays, wanted in zip(inputs, expected, strict=True):
+            found = engine.run(arrays)
+            for (output, array), reference in zip(found.items(), wanted, strict=True):
+                values = _compare(array, reference)
+                _enforce(f"{path.name} on {name}: output {output}", values, reference.ndim == 4)
+                _merge(figures.setdefault(output, {}), values)
+        engine.close()
+        report[engine.key] = figures
+    return report
+
+
 def _noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(SEED).standard_normal(shape).astype(np.float32)
+
+
+def _run_module(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    with torch.no_grad():
+        results = module(*(torch.from_numpy(array) for array in arrays.values()))
+    return [result.numpy() for result in (results if isinstance(results, tuple) else (results,))]
+
+
+def _compare(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    if found.shape != reference.shape or not np.isfinite(found).all():
+        return {"max_abs": float("inf"), "relative": float("inf"), "cosine": -1.0}
+    error = float(np.abs(found - reference).max(initial=0.0))
+    largest = float(np.abs(reference).max(initial=0.0))
+    axes = (-2, -1) if reference.ndim == 4 else (-1,)
+    a, b = found.astype(np.float64), reference.astype(np.float64)
+    lengths = np.sqrt((a * a).sum(axes) * (b * b).sum(axes))
+    cosine = np.divide((a * b).sum(axes), lengths, out=np.ones_like(lengths), where=lengths > 0)
+    return {
+        "max_abs": error,
+        "relative": error / largest if largest else error,
+        "cosine": float(cosine.min(initial=1.0)),
+    }
+
+
+def _merge(total: dict[str, float], values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+        worst = min if key == "cosine" else max
+        total[key] = worst(total.get(key, value), value)
+
+
+def _enforce(what: str, values: Mapping[str, float], maps: bool) -> None:
+    if values["cosine"] < COSINE_LIMIT or (maps and values["relative"] > RELATIVE_LIMIT):
+        raise ExportError(
+            f"{what} differs from PyTorch: cosine {values['cosine']:.7f} (at least {COSINE_LIMIT}), relative error "
+            f"{values['relative']:.1e}{f' (at most {RELATIVE_LIMIT:.0e})' if maps else ''}; "
+            "try another version of torch or of the engine"
+        )

@@ -18,7 +18,7 @@ SHARED, REGION = "text_encoder", "region_text_encoder"
 
 @dataclass
 class TextGraph:
-    """One text encoder and the rows of learned prompts, in order of their token ids, that go behind its table."""
+    """One text encoder, and the rows of learned prompts that follow its table, in order of their token ids."""
 
     clip: ClipModel
     rows: list[Tensor] = field(default_factory=list)
@@ -35,15 +35,15 @@ class TextGraph:
 
 
 @dataclass(frozen=True)
-class TextPlan:
-    """Graphs by name, and the prompt of each side."""
+class TextGraphs:
+    """The text encoders by name, and the prompt of each side."""
 
     graphs: dict[str, TextGraph]
     prompts: Prompts
 
 
-def plan_text(model: Model, configuration: Configuration) -> TextPlan:
-    """One text graph where both sides embed names with the same encoder, else two.
+def text_graphs(model: Model, configuration: Configuration) -> TextGraphs:
+    """One text graph if both sides embed names with the same encoder, else two.
 
     Raises ConfigurationError for CLIP models whose token ids or text lengths differ: a bundle has one tokenizer.
     """
@@ -56,13 +56,13 @@ def plan_text(model: Model, configuration: Configuration) -> TextPlan:
     graphs = {SHARED: TextGraph(query)}
     query_prompt = _prompt(SHARED, graphs[SHARED], configuration.prompt.query, model.query_prompt)
     if not model.separate_region:
-        return TextPlan(graphs, Prompts(query=query_prompt, region=query_prompt))
+        return TextGraphs(graphs, Prompts(query=query_prompt, region=query_prompt))
     name = SHARED
     if not same_text(query, region):
         name = REGION
         graphs[REGION] = TextGraph(region)
     region_prompt = _prompt(name, graphs[name], configuration.region_prompt, model.region_prompt)
-    return TextPlan(graphs, Prompts(query=query_prompt, region=region_prompt))
+    return TextGraphs(graphs, Prompts(query=query_prompt, region=region_prompt))
 
 
 def same_text(first: ClipModel, second: ClipModel) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vocabseg.export.tokenizer import clip_merges, vocabulary_merges, write_tokenizer
+from vocabseg.export.tokenizer_file import clip_merges, vocabulary_merges, write_tokenizer
 from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.text.tokenizer import Tokenizer
 

@@ -1,24 +1,22 @@
-"""A bundle's graphs -> plans in its `engines` folder, each with its record, whole or not at all."""
+"""Plans of a bundle's graphs, in its `engines` folder: each with its record, whole or not at all."""
 
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 
-from vocabseg.export.tensorrt.build import BuildOptions, build_plan
-from vocabseg.export.tensorrt.progress import Progress
+from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
 from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.bundle.manifest import GraphRecord
 from vocabseg.runtime.bundle.plans import ENGINES, FORMAT, RECORD, EngineRecord, Plan, PlanRecord, Profile, read_plans
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.engines.tensorrt.package import require_builder
 from vocabseg.runtime.files import whole_folder
+from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.text.cache import cache_folder
 
 
@@ -29,12 +27,12 @@ def build_engine(
     profiles: list[Profile],
     options: BuildOptions,
     device: Device,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Plan:
     """Build the plan of one graph and put it into `engines/<device key>/` of the bundle; returns it.
 
-    Plans of other graphs and precisions which lie there stay, unless their graph has changed. Until the plan is
-    complete, and when it fails or is stopped, the folder is what it was. Raises EngineError and OutputError.
+    Plans of other graphs and precisions stay there, unless their graph has changed. Until the plan is complete, and if
+    the build fails or is stopped, the folder is what it was. Raises EngineError and OutputError.
     """
     record = bundle.graph(graph, precision)
     package = require_builder()
@@ -92,16 +90,6 @@ def timing_cache(device: Device, tensorrt: str) -> Path | None:
     return None if folder is None else folder / "tensorrt" / f"{device.key}-{tensorrt}.timings"
 
 
-def stale_half(bundle: Bundle, graphs: Mapping[str, GraphRecord]) -> list[str]:
-    """The graphs whose FP16 variant is missing, or was made from another float32 graph than the bundle's."""
-    variants = bundle.manifest.graphs_in("float16")
-    return [
-        name
-        for name, record in graphs.items()
-        if name not in variants or variants[name].provenance.get("made_from") != record.digest()
-    ]
-
-
 def _stays(bundle: Bundle, plan: Plan, added: PlanRecord) -> bool:
     record = plan.record
     if (record.graph, record.precision) == (added.graph, added.precision) or not plan.path.is_file():
@@ -111,7 +99,7 @@ def _stays(bundle: Bundle, plan: Plan, added: PlanRecord) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """The same file under another name; a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
