@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from vocabseg.benchmarks.page.tables import Table
-from vocabseg.benchmarks.speed.results import Report, VariantResult, read_report
+from vocabseg.benchmarks.speed.results import BenchmarkReport, VariantResult, read_report
 from vocabseg.runtime.errors import VocabsegError
 
 SECONDS_PER_HOUR = 3600
@@ -15,7 +15,7 @@ SECONDS_PER_DAY = 86_400
 LOAD = 0.7
 
 
-def sizing_table(report: Report, price: float) -> Table:
+def sizing_table(report: BenchmarkReport, price: float) -> Table:
     """Images per second, machines for a million images a day, and the cost of a million, per variant of a bench report.
 
     `price` is that of the machine (or the GPU with its share of one) for an hour, in any currency. The rate is the best
@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(f"vocabseg: {error}")
     from rich.console import Console
 
-    from vocabseg.benchmarks.page.report import print_tables
+    from vocabseg.benchmarks.page.output import print_tables
 
     print_tables(tables, Console())
 

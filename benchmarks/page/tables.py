@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vocabseg.benchmarks.speed.results import TOTAL, Check, Report, Timing, VariantResult, stage_place
+from vocabseg.benchmarks.speed.results import TOTAL, BenchmarkReport, Check, Timing, VariantResult, stage_place
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Table:
     marked: list[int] = field(default_factory=list)
 
 
-def report_tables(report: Report) -> list[Table]:
+def report_tables(report: BenchmarkReport) -> list[Table]:
     """Every table that has something to say, the most wanted first."""
     measured = [variant for variant in report.variants if variant.reason is None]
     tables = [latency(measured), stages(measured), *(roofline(variant, report) for variant in measured)]
@@ -63,7 +63,7 @@ def stages(variants: Sequence[VariantResult]) -> Table:
     return Table("Stages", ["stage", *(variant.name for variant in variants)], rows, note)
 
 
-def roofline(variant: VariantResult, report: Report) -> Table:
+def roofline(variant: VariantResult, report: BenchmarkReport) -> Table:
     """How near every stage comes to what the device can do."""
     rows = []
     unit = product_unit(variant.precision)
@@ -132,7 +132,7 @@ def absent(variants: Sequence[VariantResult]) -> Table:
     return Table("Not measured", ["variant", "why"], rows, left=2)
 
 
-def images(report: Report) -> Table:
+def images(report: BenchmarkReport) -> Table:
     """The inputs."""
     rows = [
         [info.name, f"{info.size[1]} x {info.size[0]}", f"{info.padded[1]} x {info.padded[0]}", str(info.regions)]
@@ -141,7 +141,7 @@ def images(report: Report) -> Table:
     return Table("Images", ["image", "size", "network input", "regions"], rows)
 
 
-def machine(report: Report) -> Table:
+def machine(report: BenchmarkReport) -> Table:
     """The machine and the software."""
     rows = [[name, text] for name, text in report.machine.items()]
     peaks = ", ".join(f"{amount(rate, product_unit(name))} {name}" for name, rate in report.peaks.products.items())
@@ -149,7 +149,7 @@ def machine(report: Report) -> Table:
     return Table("Machine", ["", ""], rows, left=2)
 
 
-def headline(report: Report) -> str:
+def headline(report: BenchmarkReport) -> str:
     """One line: what was measured, when."""
     settings = f", {' '.join(report.settings)}" if report.settings else ""
     return (

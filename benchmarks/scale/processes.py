@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from vocabseg.benchmarks.memory import process_memory
+from vocabseg.benchmarks.scenes.files import write_scenes
 
 # The committed files; the others come and go.
 KEPT = ("shards", "plan", "summary", "errors.parquet", "batch.json")
@@ -29,13 +30,8 @@ def started(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
 
 def write_images(folder: Path, count: int, first: int = 0, size: tuple[int, int] = (96, 120)) -> list[Path]:
     """Rendered scenes as PNG, named by their number."""
-    from vocabseg.benchmarks.scenes.world import render_scene
-
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:04d}.png" for number in range(first, first + count)]
-    for number, path in enumerate(paths, first):
-        Image.fromarray(render_scene(7, "test", number, size=size).image).save(path)
-    return paths
+    return write_scenes(folder, count, first, size, seed=7, name="{:04d}.png")
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -78,9 +74,6 @@ def kill(pid: int) -> None:
 
 
 def own_megabytes(pid: int) -> float | None:
-    """Memory that a process has to itself (RssAnon of /proc/PID/status); None where it has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) / 1024
-    return None
+    """Memory that a process has to itself; None where it has ended."""
+    own = process_memory("RssAnon", pid)
+    return None if own is None else own / 2**20

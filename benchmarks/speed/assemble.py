@@ -1,7 +1,7 @@
 """From what was measured to the report: statistics, rooflines, and the verdict on parity."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -10,36 +10,35 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vocabseg.benchmarks.speed.parity import LIMITS, Figures, first_broken, judge
+from vocabseg.benchmarks.speed.engine import stage_precision
+from vocabseg.benchmarks.speed.parity import Figures, judge, scene_accuracy
 from vocabseg.benchmarks.speed.results import (
     VERSION,
     BatchTiming,
+    BenchmarkReport,
     ColdStart,
     ImageInfo,
     Parity,
     Peaks,
-    Report,
     TextTiming,
-    Timing,
     VariantResult,
     stage_place,
     timing,
 )
-from vocabseg.benchmarks.speed.roofline import Work, rooflines, stage_work, workload
-from vocabseg.benchmarks.speed.scenes import scene_accuracy, scene_check
-from vocabseg.benchmarks.speed.selection import Plan
-from vocabseg.benchmarks.speed.variants import Run, Spec, stage_precision
+from vocabseg.benchmarks.speed.roofline import StageWork, Workload, rooflines, stage_work
+from vocabseg.benchmarks.speed.selection import Benchmark
+from vocabseg.benchmarks.speed.variants import TimedRun, VariantSpec
 from vocabseg.runtime.kernels.geometry import resized_size
 
 
 @dataclass
-class Entry:
+class Contestant:
     """A variant while it is measured; once it has a `reason`, it failed and is measured no further."""
 
-    spec: Spec
-    worker: Any
+    spec: VariantSpec
+    process: Any
     reason: str | None = None
-    runs: list[tuple[int, Run]] = field(default_factory=list)
+    runs: list[tuple[int, TimedRun]] = field(default_factory=list)
     batches: dict[int, list[float]] = field(default_factory=dict)
     text: list[float] = field(default_factory=list)
     memory: int | None = None
@@ -50,38 +49,40 @@ class Entry:
 
 
 def assemble(
-    plan: Plan,
-    entries: Sequence[Entry],
-    oracle: Entry | None,
+    benchmark: Benchmark,
+    contestants: Sequence[Contestant],
+    oracle: Contestant | None,
     infos: list[ImageInfo],
     truths: Sequence[np.ndarray],
     peaks: Peaks,
     machine: dict[str, str],
     rounds: int,
-) -> Report:
+) -> BenchmarkReport:
     """The report; `infos` are the images', `truths` the label maps of the scenes that were segmented."""
-    manifest = msgspec.json.encode(plan.bundle.manifest, order="sorted")
-    work = _work(plan, infos)
+    bundle = benchmark.bundle
+    manifest = msgspec.json.encode(bundle.manifest, order="sorted")
+    work = _work(benchmark, infos)
     results = []
-    for entry in entries:
+    for one in contestants:
         parity = None
-        if oracle is not None and entry.figures and entry.reason is None:
-            parity = _parity(plan, entry, oracle, truths)
-        results.append(_result(plan, entry, infos, work, peaks, parity))
-    return Report(
+        if oracle is not None and one.figures and one.reason is None:
+            miou = scene_accuracy(one.scenes, oracle.scenes, truths) if one.scenes else None
+            parity = judge(one.figures, benchmark.oracle_reason, one.spec.precision, miou)
+        results.append(_result(benchmark, one, infos, work, peaks, parity))
+    return BenchmarkReport(
         version=VERSION,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         machine=machine,
-        bundle=plan.bundle.manifest.name,
+        bundle=bundle.manifest.name,
         bundle_digest=hashlib.sha256(manifest).hexdigest()[:16],
-        settings=list(plan.settings),
-        classes=len(plan.vocabulary),
+        settings=list(benchmark.settings),
+        classes=len(benchmark.vocabulary),
         images=infos,
         rounds=rounds,
         peaks=peaks,
-        oracle="none" if plan.oracle is None else plan.oracle.name,
-        oracle_reason=plan.oracle_reason,
-        variants=[*results, *plan.missing],
+        oracle="none" if benchmark.oracle is None else benchmark.oracle.name,
+        oracle_reason=benchmark.oracle_reason,
+        variants=[*results, *benchmark.missing],
     )
 
 
@@ -90,53 +91,39 @@ def batches_of(images: int, count: int) -> list[list[int]]:
     return [[(start + place) % images for place in range(count)] for start in range(0, images, count)]
 
 
-def fresh_names(plan: Plan) -> list[str]:
-    """Enough names for `budget.names` sequences: a template makes a sequence of each."""
-    if not plan.budget.names:
-        return []
-    each = max(1, len(plan.bundle.manifest.prompts.query.templates))
-    return [f"thing number {index}" for index in range(max(1, -(-plan.budget.names // each)))]
+def fresh_names(benchmark: Benchmark) -> list[str]:
+    """Enough names for `effort.names` sequences: a template makes a sequence of each."""
+    templates = max(1, len(benchmark.bundle.manifest.prompts.query.templates))
+    return [f"thing number {index}" for index in range(-(-benchmark.effort.names // templates))]
 
 
 def _result(
-    plan: Plan,
-    entry: Entry,
+    benchmark: Benchmark,
+    one: Contestant,
     infos: Sequence[ImageInfo],
-    work: Sequence[dict[str, Work]],
+    work: Sequence[Mapping[str, StageWork]],
     peaks: Peaks,
     parity: Parity | None,
 ) -> VariantResult:
-    spec = entry.spec
-    if entry.reason is not None or not entry.runs:
-        return VariantResult(name=spec.name, precision=spec.precision, reason=entry.reason or "it was not run")
-    images = [index for index, _ in entry.runs]
-    seen = {stage for _, run in entry.runs for stage in run.stages}
-    stages: dict[str, Timing] = {
-        stage: timing([run.stages.get(stage, 0.0) for _, run in entry.runs], images)
-        for stage in sorted(seen, key=stage_place)
-    }
+    spec = one.spec
+    if one.reason is not None or not one.runs:
+        return VariantResult(name=spec.name, precision=spec.precision, reason=one.reason or "it was not run")
+    images = [index for index, _ in one.runs]
+    seen = sorted({stage for _, run in one.runs for stage in run.stages}, key=stage_place)
+    stages = {stage: timing([run.stages.get(stage, 0.0) for _, run in one.runs], images) for stage in seen}
     return VariantResult(
         name=spec.name,
         precision=spec.precision,
         stages=stages,
-        total=timing([run.total for _, run in entry.runs], images),
-        batches=[_batch(infos, count, seconds) for count, seconds in sorted(entry.batches.items())],
-        peak_host_bytes=entry.memory,
-        peak_device_bytes=entry.device_memory,
-        cold_start=entry.cold,
-        text=_text(plan, entry),
+        total=timing([run.total for _, run in one.runs], images),
+        batches=[_batch(infos, count, seconds) for count, seconds in sorted(one.batches.items())],
+        peak_host_bytes=one.memory,
+        peak_device_bytes=one.device_memory,
+        cold_start=one.cold,
+        text=_text(benchmark, one),
         roof=rooflines(work, stages, peaks, partial(stage_precision, spec)),
         parity=parity,
     )
-
-
-def _parity(plan: Plan, entry: Entry, oracle: Entry, truths: Sequence[np.ndarray]) -> Parity:
-    parity = judge(entry.figures, plan.oracle_reason, entry.spec.precision)
-    if not entry.scenes:
-        return parity
-    miou = scene_accuracy(entry.scenes, oracle.scenes, truths)
-    checks = [*parity.checks, scene_check(miou, LIMITS[entry.spec.precision].miou)]
-    return msgspec.structs.replace(parity, checks=checks, broken=first_broken(checks), miou=miou)
 
 
 def _batch(infos: Sequence[ImageInfo], count: int, seconds: Sequence[float]) -> BatchTiming:
@@ -151,19 +138,21 @@ def _batch(infos: Sequence[ImageInfo], count: int, seconds: Sequence[float]) -> 
     )
 
 
-def _text(plan: Plan, entry: Entry) -> TextTiming | None:
-    if not entry.text:
+def _text(benchmark: Benchmark, one: Contestant) -> TextTiming | None:
+    if not one.text:
         return None
-    measured, names = timing(entry.text), len(fresh_names(plan))
+    measured, names = timing(one.text), len(fresh_names(benchmark))
     return TextTiming(per_thousand=1000 * measured.p50 / names, names=names, timing=measured)
 
 
-def _work(plan: Plan, infos: Sequence[ImageInfo]) -> list[dict[str, Work]]:
+def _work(benchmark: Benchmark, infos: Sequence[ImageInfo]) -> list[dict[str, StageWork]]:
     """The work of every stage, per image."""
-    spec = plan.bundle.manifest.input
-    found = []
-    for info, image in zip(infos, plan.images, strict=True):
-        resized = resized_size(*info.size, spec.min_size, spec.max_size)
-        load = workload(info, resized, image.stat().st_size, len(plan.vocabulary))
-        found.append(stage_work(plan.bundle, load))
-    return found
+    spec, classes = benchmark.bundle.manifest.input, len(benchmark.vocabulary)
+    loads = (
+        Workload(
+            path.stat().st_size, info.size, resized_size(*info.size, spec.min_size, spec.max_size), info.padded,
+            info.regions, classes,
+        )
+        for info, path in zip(infos, benchmark.images, strict=True)
+    )  # fmt: skip
+    return [stage_work(benchmark.bundle, load) for load in loads]

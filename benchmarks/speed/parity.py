@@ -1,7 +1,7 @@
-"""The parity contract: what every stage of a variant gives, held against the same stage of another.
+"""The parity contract: what every stage of a variant gives, compared with the same stage of another.
 
 Each stage is fed with what the other one's previous stage gave, so that an error is seen where it is made; the labels
-of the whole way from the image are compared besides. Thresholds make exceptions necessary: a mask's pixel whose
+of the whole way from the image are compared as well. Thresholds make exceptions necessary: a mask's pixel whose
 probability lies within rounding of the threshold may fall on either side, and changes its crop, embedding and class
 probabilities with it. Such masks are left out where they are compared one by one; for the labels, what they can have
 moved widens the margin that a pixel needs in order to count.
@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.benchmarks.speed.results import Check, Parity
+from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
+from vocabseg.benchmarks.scenes.world import CLASSES
+from vocabseg.benchmarks.speed.results import Check, Parity, SceneAccuracy
 from vocabseg.benchmarks.speed.variants import Capture
 from vocabseg.runtime.bundle.sections import RegionSpec
 
@@ -25,34 +27,41 @@ BOX_STABLE, PIXEL_STABLE = 1e-4, 5e-6
 MARGIN = 1e-4
 SIGMOID_SLOPE = 0.25
 END_TO_END = "labels"
-# Makes one figure out of those of all images; a value that is no number stays one.
+# Sets of scenes drawn for the interval of mean IoU.
+DRAWS = 1000
+# Makes one figure out of those of all images; NaN stays NaN.
 Pick = Callable[[Sequence[float]], Any]
 
-
-@dataclass(frozen=True)
-class Limits:
-    """The contract's figures; None where it states none."""
-
-    network_input: float
-    mask_logits: float | None
-    queries: float | None
-    crops: float
-    cosine_mean: float | None
-    cosine_worst: float | None
-    probabilities: float | None
-    labels_same: float | None
-    labels_clear: float | None
-    labels_all: float | None
-    miou: float
-
-
-LIMITS = {
-    "float32": Limits(1e-5, 1e-3, 0.99999, 1e-4, 0.99999, 0.99999, 1e-3, 0.9999, 0.9999, None, 0.01),
-    "bfloat16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
-    "float16": Limits(1e-5, None, None, 1e-4, 0.9995, 0.998, None, None, None, 0.995, 0.1),
-    "int8": Limits(1e-5, None, None, 1e-4, None, None, None, None, None, None, 0.5),
-    "fp8": Limits(1e-5, None, None, 1e-4, None, None, None, None, None, None, 0.5),
-}
+# The contract, by figure; one without a limit is shown only.
+_EVERYWHERE = {"network input": 1e-5, "boxes": 0.0, "crops": 1e-4}
+_HALF = {**_EVERYWHERE, "cosine mean": 0.9995, "cosine worst": 0.998, "labels, all": 0.995, "miou": 0.1}
+_QUANTISED = {**_EVERYWHERE, "miou": 0.5}
+TOLERANCES = {
+    "float32": {
+        **_EVERYWHERE, "mask logits": 1e-3, "mask logits, whole way": 1e-3, "queries": 0.99999,
+        "cosine mean": 0.99999, "cosine worst": 0.99999, "probabilities": 1e-3,
+        "labels, same": 0.9999, "labels, clear": 0.9999, "miou": 0.01,
+    },
+    "bfloat16": _HALF, "float16": _HALF, "int8": _QUANTISED, "fp8": _QUANTISED,
+}  # fmt: skip
+# Stage, what the figure is, its name, how the images' figures are put together, whether the limit is a lower one.
+RULES: tuple[tuple[str, str, str, Pick, bool], ...] = (
+    ("resize_normalize", "network input, largest difference", "network input", np.max, False),
+    ("proposal", "mask logits, largest difference", "mask logits", np.max, False),
+    ("proposal", "query embeddings, worst cosine", "queries", np.min, True),
+    ("region_boxes", "boxes and flags that differ", "boxes", np.sum, False),
+    ("crop_regions", "crops, largest difference", "crops", np.max, False),
+    ("image_encoder", "region embeddings, mean cosine", "cosine mean", np.mean, True),
+    ("image_encoder", "region embeddings, worst cosine", "cosine worst", np.min, True),
+    ("classify", "probabilities, largest difference", "probabilities", np.max, False),
+    ("compose", "labels from the same proposals, share", "labels, same", np.mean, True),
+    (END_TO_END, "mask logits of the whole way", "mask logits, whole way", np.max, False),
+    (END_TO_END, "labels of clear pixels, share", "labels, clear", np.mean, True),
+    (END_TO_END, "pixels that are clear, share", "clear pixels", np.mean, True),
+    (END_TO_END, "labels of all pixels, share", "labels, all", np.mean, True),
+    ("regions", "compared one by one", "steady", np.sum, True),
+    ("regions", "left out, too near the threshold", "left out", np.sum, False),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def compare_image(
         "steady": float(np.count_nonzero(steady & expected.valid)),
     }
     if expected.crops is not None and alone.crops is not None:
-        mine, theirs = _rows(alone.valid), _rows(expected.valid)
+        mine, theirs = (np.cumsum(flags.valid) - 1 for flags in (alone, expected))
         shared = np.flatnonzero(steady & alone.valid & expected.valid)
         here, there = mine[shared], theirs[shared]
         values["crops"] = _largest(alone.crops[here], expected.crops[there])
@@ -107,50 +116,68 @@ def compare_image(
     return Figures(values, agreement)
 
 
-def judge(figures: Sequence[Figures], against: str, precision: str) -> Parity:
+def judge(figures: Sequence[Figures], against: str, precision: str, miou: SceneAccuracy | None = None) -> Parity:
     """The contract over all images: the worst of each figure, and the first stage beyond its tolerance."""
-    limits = LIMITS[precision]
-    rules: list[tuple[str, str, str, Pick, float | None, bool]] = [
-        ("resize_normalize", "network input, largest difference", "network input", np.max, limits.network_input, False),
-        ("proposal", "mask logits, largest difference", "mask logits", np.max, limits.mask_logits, False),
-        ("proposal", "query embeddings, worst cosine", "queries", np.min, limits.queries, True),
-        ("region_boxes", "boxes and flags that differ", "boxes", np.sum, 0.0, False),
-        ("crop_regions", "crops, largest difference", "crops", np.max, limits.crops, False),
-        ("image_encoder", "region embeddings, mean cosine", "cosine mean", np.mean, limits.cosine_mean, True),
-        ("image_encoder", "region embeddings, worst cosine", "cosine worst", np.min, limits.cosine_worst, True),
-        ("classify", "probabilities, largest difference", "probabilities", np.max, limits.probabilities, False),
-        ("compose", "labels from the same proposals, share", "labels, same", np.mean, limits.labels_same, True),
-        (END_TO_END, "mask logits of the whole way", "mask logits, whole way", np.max, limits.mask_logits, False),
-        (END_TO_END, "labels of clear pixels, share", "labels, clear", np.mean, limits.labels_clear, True),
-        (END_TO_END, "pixels that are clear, share", "clear pixels", np.mean, None, True),
-        (END_TO_END, "labels of all pixels, share", "labels, all", np.mean, limits.labels_all, True),
-        ("regions", "compared one by one", "steady", np.sum, None, True),
-        ("regions", "left out, too near the threshold", "left out", np.sum, None, False),
-    ]
+    limits = TOLERANCES[precision]
     checks = []
-    for stage, what, name, pick, limit, least in rules:
+    for stage, what, name, pick, least in RULES:
         found = [one.values[name] for one in figures if name in one.values]
         if found:
             value = _writable(float(pick(found)), least)
-            checks.append(Check(stage=stage, what=what, value=value, limit=limit, least=least))
+            checks.append(Check(stage=stage, what=what, value=value, limit=limits.get(name), least=least))
+    if miou is not None:
+        difference = abs(miou.miou - miou.other)
+        checks.append(
+            Check(stage="mIoU", what="difference in mean IoU, points", value=difference, limit=limits["miou"])
+        )
     agreement = [one.agreement for one in figures]
     return Parity(
         against=against,
         precision=precision,
         checks=checks,
-        broken=first_broken(checks),
+        broken=next((check.stage for check in checks if not check.passed), None),
         worst_image=int(np.argmin(agreement)),
         agreement=agreement,
+        miou=miou,
     )
 
 
-def first_broken(checks: Sequence[Check]) -> str | None:
-    """The stage of the first check that failed, in the order of the pipeline."""
-    return next((check.stage for check in checks if not check.passed), None)
+def scene_accuracy(
+    labels: Sequence[np.ndarray], other: Sequence[np.ndarray], truths: Sequence[np.ndarray], seed: int = 0
+) -> SceneAccuracy:
+    """Label maps (H, W) of two variants against the truth (H, W), per scene of the procedural world.
+
+    The interval of the difference in mean IoU is the middle 95 % of 1,000 drawings of as many scenes, with replacement:
+    what the scenes' choice leaves open. Raises ValueError without scenes.
+    """
+    if not truths:
+        raise ValueError("no scene to measure")
+    # (2, scenes, cells); as float64, whose products are fast, and exact for counts.
+    counts = np.stack([[_confusion(*pair) for pair in zip(found, truths, strict=True)] for found in (labels, other)])
+    generator = np.random.default_rng(seed)
+    differences = []
+    for _ in range(DRAWS):
+        weights = np.bincount(generator.integers(0, len(truths), len(truths)), minlength=len(truths))
+        drawn = weights @ counts
+        differences.append(_miou(drawn[0]) - _miou(drawn[1]))
+    low, high = np.percentile(differences, [2.5, 97.5]).tolist()
+    one, two = map(_miou, counts.sum(axis=1))
+    return SceneAccuracy(scenes=len(truths), miou=one, other=two, low=low, high=high)
+
+
+def _confusion(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    matrix = ConfusionMatrix(len(CLASSES))
+    matrix.update(labels, truth, ignore_index=255)
+    return matrix.counts.ravel().astype(np.float64)
+
+
+def _miou(counts: np.ndarray) -> float:
+    side = len(CLASSES) + 1
+    return ConfusionMatrix(len(CLASSES), counts.reshape(side, side)).mean_iou() or 0.0
 
 
 def _writable(value: float, least: bool) -> float:
-    """JSON knows no infinity: what is no finite number becomes the worst that is."""
+    """JSON knows neither infinity nor NaN: they become the worst number there is."""
     return value if np.isfinite(value) else float(np.finfo(np.float64).max) * (-1 if least else 1)
 
 
@@ -195,11 +222,6 @@ def _differing_boxes(alone: Capture, expected: Capture, stable: np.ndarray) -> i
         return boxes
 
     return int(np.count_nonzero((full(alone) != full(expected)).any(axis=1) & stable))
-
-
-def _rows(flags: np.ndarray) -> np.ndarray:
-    """(N,) the row of each valid mask among the valid ones."""
-    return np.cumsum(flags) - 1
 
 
 def _probabilities(found: Capture, expected: Capture, steady: np.ndarray) -> tuple[float, float]:

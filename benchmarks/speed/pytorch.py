@@ -1,24 +1,15 @@
 """PyTorch as a variant: the reference in plain float32, and the same modules compiled."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE
-from vocabseg.benchmarks.speed.stages import Stopwatch
-from vocabseg.benchmarks.speed.variants import Capture, Run, lead
-from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.bundle.manifest import sha256_file
-from vocabseg.runtime.bundle.settings import apply_settings
-from vocabseg.runtime.engines.interface import QUANTISED
-from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.benchmarks.speed.variants import Capture, Stopwatch, TimedRun, lead, variant_name
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.runtime.threads import thread_count
@@ -26,8 +17,6 @@ from vocabseg.runtime.threads import thread_count
 if TYPE_CHECKING:
     from vocabseg.export.configuration import Configuration
     from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
-
-PRECISIONS = ("float32", "bfloat16", "float16", *QUANTISED)
 
 
 @dataclass(frozen=True)
@@ -47,71 +36,6 @@ class Weights:
         return ReferenceSegmenter(load_model(tensors, self.configuration, self.clip_source), self.configuration)
 
 
-def find_weights(
-    bundle: Bundle, checkpoint: Path | None, config: str | None, clip: str | None, settings: Sequence[str]
-) -> Weights | str:
-    """The weights behind a bundle, or why there are none; raises ConfigurationError for a checkpoint of another bundle.
-
-    Without `config`, the configuration is the one that the bundle's provenance records.
-    """
-    if not _installed():
-        if checkpoint is not None:
-            raise ConfigurationError("--checkpoint needs PyTorch: pip install 'vocabseg[export]'")
-        return "PyTorch is not installed (pip install 'vocabseg[export]')"
-    from vocabseg.export.configuration import Configuration, load_configuration
-
-    provenance = bundle.manifest.provenance
-    drawn = str(provenance.get("weights", "")).startswith("random")
-    if checkpoint is None and not drawn:
-        return "the weights were not given (--checkpoint FILE)"
-    if checkpoint is not None:
-        _check_checkpoint(bundle, checkpoint)
-    if config is not None:
-        configuration = load_configuration(config)
-    elif "configuration" in provenance:
-        try:
-            configuration = msgspec.convert(provenance["configuration"], Configuration)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(
-                f"the bundle records a configuration of another kind ({error}): give --config"
-            ) from None
-    else:
-        raise ConfigurationError("--checkpoint needs --config NAME: the bundle does not record its configuration")
-    return Weights(apply_settings(configuration, settings), checkpoint, clip)
-
-
-def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
-    if not checkpoint.is_file():
-        raise ConfigurationError(f"there is no checkpoint {checkpoint}: give the path of its file")
-    recorded = bundle.manifest.provenance.get("weights_sha256")
-    if recorded is not None and sha256_file(checkpoint) != recorded:
-        raise ConfigurationError(
-            f"{checkpoint} is not the checkpoint that {bundle.folder} was exported from "
-            f"({bundle.manifest.provenance.get('weights')}): give that one"
-        )
-
-
-def unavailable(compiled: bool, device: str = "cpu", precision: str = "float32") -> str | None:
-    """Why PyTorch, compiled or not, cannot run on that device in that precision; None where it can."""
-    if not _installed():
-        return "PyTorch is not installed (pip install 'vocabseg[export]')"
-    if precision in QUANTISED:
-        return f"the reference has no {precision} form: it is made of a bundle's graphs (vocabseg calibrate)"
-    if device == "cpu" and precision == "float16":
-        return "PyTorch's float16 is measured on a GPU only: CPUs compute it slowly"
-    if device != "cpu":
-        import torch
-
-        return None if torch.cuda.is_available() else "the installed PyTorch sees no GPU: install it with CUDA"
-    if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        return "torch.compile needs a C++ compiler: install g++"
-    return None
-
-
-def _installed() -> bool:
-    return all(find_spec(module) is not None for module in ("torch", "open_clip"))
-
-
 @dataclass(frozen=True)
 class TorchSpec:
     """The reference with these weights, plain or compiled."""
@@ -125,8 +49,7 @@ class TorchSpec:
     @property
     def name(self) -> str:
         """The name, with the precision where that is not the usual one."""
-        name = "torch-compile" if self.compiled else "torch-eager"
-        return name if self.precision == "float32" else f"{name} {self.precision}"
+        return variant_name("torch-compile" if self.compiled else "torch-eager", self.precision)
 
     def open(self) -> "TorchVariant":
         """Load the weights, and compile the networks when they first run."""
@@ -159,12 +82,10 @@ class TorchVariant:
         device = torch.device(self.spec.device)
         torch.cuda.set_device(device)
         model = self.reference.model
-        model.proposal.to(device)
-        for clip in {id(clip): clip for clip in (model.query_clip, model.region_clip)}.values():
-            for tensor in (*clip.module.parameters(), *clip.module.buffers()):
-                if not tensor.is_meta:  # a tower that is not asked has no weights
+        for module in (model.proposal, model.query_clip.module, model.region_clip.module, self.reference.image_tower):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if not tensor.is_meta:  # open_clip's own attention mask is never filled: the text towers make theirs
                     tensor.data = tensor.data.to(device)
-        self.reference.image_tower.to(device)
         prompts = [
             prompt and replace(prompt, prefix=prompt.prefix.to(device), suffix=prompt.suffix.to(device))
             for prompt in (model.query_prompt, model.region_prompt)
@@ -182,20 +103,24 @@ class TorchVariant:
         import torch
 
         run: Any = module
-        on_gpu = self.spec.device != "cpu"
-        if self.spec.compiled:
+        compiled, on_gpu = self.spec.compiled, self.spec.device != "cpu"
+        if compiled:
             import torch._inductor.config as inductor
 
             inductor.freezing = True
             run = torch.compile(module, mode="max-autotune") if on_gpu else torch.compile(module)
         half, dtype = self.spec.precision != "float32", getattr(torch, self.spec.precision)
 
+        def float32(output: Any) -> Any:
+            # A copy, because compiled networks on a GPU share their buffers: the next one that runs writes over them.
+            return output.to(torch.float32, copy=compiled and on_gpu)
+
         def network(inputs: Any) -> Any:
             # Freezing needs no_grad; tensors made under inference_mode would be compiled for apart.
             kind = "cuda" if on_gpu else "cpu"
             with torch.no_grad(), torch.autocast(kind, dtype if half else torch.bfloat16, enabled=half):
                 outputs = run(inputs)
-            return tuple(part.float() for part in outputs) if isinstance(outputs, tuple) else outputs.float()
+            return tuple(map(float32, outputs)) if isinstance(outputs, tuple) else float32(outputs)
 
         return network
 
@@ -205,14 +130,14 @@ class TorchVariant:
         self._encoding = (begin, self.watch.now())
         return features
 
-    def run(self, image: Path) -> Run:
+    def run(self, image: Path) -> TimedRun:
         """Segment one image, timed."""
         watch = self.watch
         watch.start()
         begin = watch.now()
         with self._no_gradients():
             output, _, _ = self._segment(image)
-        return Run(dict(watch.seconds), watch.now() - begin, len(output.boxes))
+        return TimedRun(dict(watch.seconds), watch.now() - begin, len(output.boxes))
 
     def device_memory(self) -> int:
         """The most bytes of the GPU that PyTorch held."""

@@ -11,15 +11,8 @@ from vocabseg.runtime.errors import ConfigurationError
 VERSION = 1
 # In the order in which an image passes them. PyTorch's reference knows some only together.
 STAGES = (
-    "decode",
-    "resize_normalize",
-    "proposal",
-    "region_boxes",
-    "crop_regions",
-    "image_encoder",
-    "classify",
-    "compose",
-)
+    "decode", "resize_normalize", "proposal", "region_boxes", "crop_regions", "image_encoder", "classify", "compose",
+)  # fmt: skip
 # Those in which a network runs, by their graphs' names.
 GRAPH_STAGES = ("proposal", "image_encoder")
 BOXES_AND_CROPS = "region_boxes + crop_regions"
@@ -59,7 +52,7 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """Encoding class names that nobody has encoded yet: seconds per 1,000 of them, from `names` measured ones."""
+    """Encoding class names that are not in the cache: seconds per 1,000 of them, measured with `names` of them."""
 
     per_thousand: float
     names: int
@@ -82,7 +75,7 @@ class StageRoof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure of the parity contract; without a `limit` it is told only. `least`: the limit is a lower one."""
+    """One figure of the parity contract, or without a `limit` one to know; `least`: the limit is a lower one."""
 
     stage: str
     what: str
@@ -92,7 +85,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the figure is within its limit; a value that is no number is not."""
+        """Whether the figure is within its limit; NaN is not."""
         if self.limit is None:
             return True
         return self.value >= self.limit if self.least else self.value <= self.limit
@@ -155,7 +148,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     regions: int
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
     """A whole benchmark."""
 
     version: int
@@ -194,27 +187,20 @@ def timing(seconds: Sequence[float], images: Sequence[int] | None = None) -> Tim
     relative = values.copy()
     for image in np.unique(which):
         relative[which == image] -= np.median(values[which == image])
-    quartiles = np.percentile(relative, [25, 75])
-    p50, p90, p99 = np.percentile(values, [50, 90, 99])
-    return Timing(
-        p50=float(p50),
-        p90=float(p90),
-        p99=float(p99),
-        spread=float(quartiles[1] - quartiles[0]),
-        seconds=values.tolist(),
-        images=which.tolist(),
-    )
+    low, high = np.percentile(relative, [25, 75])
+    p50, p90, p99 = np.percentile(values, [50, 90, 99]).tolist()
+    return Timing(p50=p50, p90=p90, p99=p99, spread=float(high - low), seconds=values.tolist(), images=which.tolist())
 
 
-def encode_report(report: Report) -> bytes:
+def encode_report(report: BenchmarkReport) -> bytes:
     """JSON, indented."""
     return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path) -> BenchmarkReport:
     """The report in a JSON file; raises ConfigurationError where there is none that this version can read."""
 
-    class Head(msgspec.Struct):
+    class OnlyVersion(msgspec.Struct):
         version: int
 
     try:
@@ -222,9 +208,9 @@ def read_report(path: Path) -> Report:
     except OSError as error:
         raise ConfigurationError(f"cannot read the report {path}: {(error.strerror or str(error)).lower()}") from None
     try:
-        version = msgspec.json.decode(data, type=Head).version
+        version = msgspec.json.decode(data, type=OnlyVersion).version
         if version > VERSION:
             raise ConfigurationError(f"{path} has version {version}, this vocabseg reads up to {VERSION}: upgrade it")
-        return msgspec.json.decode(data, type=Report)
+        return msgspec.json.decode(data, type=BenchmarkReport)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no report of `vocabseg bench` ({error})") from None

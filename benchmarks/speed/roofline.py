@@ -9,31 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 from vocabseg.benchmarks.speed.flops import GraphWork, graph_work
-from vocabseg.benchmarks.speed.results import (
-    BOXES_AND_CROPS,
-    CLASSIFY_AND_COMPOSE,
-    ImageInfo,
-    Peaks,
-    StageRoof,
-    Timing,
-)
+from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE, Peaks, StageRoof, Timing
 from vocabseg.runtime.bundle.folder import Bundle
 
 Size = tuple[int, int]
 FLOAT, COUNT = 4, 8  # bytes of a float32; of a label and its score together
+# PyTorch's reference runs some stages together.
+TOGETHER = {BOXES_AND_CROPS: ("region_boxes", "crop_regions"), CLASSIFY_AND_COMPOSE: ("classify", "compose")}
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """Operations and bytes of a stage for one image."""
 
     operations: float
     bytes: float
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.operations + other.operations, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class Workload:
     classes: int
 
 
-def stage_work(bundle: Bundle, load: Workload) -> dict[str, Work]:
+def stage_work(bundle: Bundle, load: Workload) -> dict[str, StageWork]:
     """The work of every stage for one image; raises BundleError where a graph's sizes do not follow."""
     manifest = bundle.manifest
     proposal = bundle.graph("proposal")
@@ -61,87 +54,69 @@ def stage_work(bundle: Bundle, load: Workload) -> dict[str, Work]:
     regions = load.regions if manifest.ensemble.enabled else 0
     crop_bytes = regions * 3 * side * side * FLOAT
 
-    finding = _graph(bundle, "proposal", "image", (1, 3, padded_h, padded_w))
-    encoding = _graph(bundle, "image_encoder", "crops", (1, 3, side, side))
+    finding = _counted(bundle.graph_path("proposal"), "image", (1, 3, padded_h, padded_w))
+    encoding = _counted(bundle.graph_path("image_encoder"), "crops", (1, 3, side, side))
     query_bytes = masks * width * FLOAT
     return {
-        "decode": Work(0, load.file_bytes + 3 * pixels),
-        "resize_normalize": Work(
+        "decode": StageWork(0, load.file_bytes + 3 * pixels),
+        "resize_normalize": StageWork(
             _resize_operations(load.size, load.resized) + 2 * 3 * small, 3 * pixels + 3 * small + 3 * network * FLOAT
         ),
-        "proposal": Work(
+        "proposal": StageWork(
             finding.operations, finding.weight_bytes + 3 * network * FLOAT + mask_bytes + query_bytes
         ),
         # Rows first (one interpolation per column of the logits), then along each row, then the comparison.
-        "region_boxes": Work(masks * (3 * h * (padded_w // 4) + 4 * small), mask_bytes + masks * 20),
+        "region_boxes": StageWork(masks * (3 * h * (padded_w // 4) + 4 * small), mask_bytes + masks * 20),
         # Per output pixel 16 taps: the mask at each by bilinear interpolation (8), then 3 channels of a multiply-add.
-        "crop_regions": Work(regions * side * side * 16 * (8 + 3 * 2), 3 * small + mask_bytes + crop_bytes),
-        "image_encoder": Work(
+        "crop_regions": StageWork(regions * side * side * 16 * (8 + 3 * 2), 3 * small + mask_bytes + crop_bytes),
+        "image_encoder": StageWork(
             encoding.operations * regions,
             (encoding.weight_bytes if regions else 0) + crop_bytes + regions * width * FLOAT,
         ),
-        "classify": Work(
+        "classify": StageWork(
             2 * width * load.classes * (masks + regions) + 10 * load.classes * (masks + regions),
             query_bytes + regions * width * FLOAT + 2 * load.classes * width * FLOAT + masks * load.classes * FLOAT,
         ),
         # Each mask's value at each pixel by two bilinear interpolations (7 each) and a sigmoid (4), then the winner's
         # score: those of classes that bounds rule out need not be computed.
-        "compose": Work(pixels * masks * (18 + 2), mask_bytes + masks * load.classes * FLOAT + pixels * COUNT),
+        "compose": StageWork(pixels * masks * (18 + 2), mask_bytes + masks * load.classes * FLOAT + pixels * COUNT),
     }  # fmt: skip
 
 
 def rooflines(
-    work: Sequence[Mapping[str, Work]],
+    work: Sequence[Mapping[str, StageWork]],
     stages: Mapping[str, Timing],
     peaks: Peaks,
     precision: Callable[[str], str],
 ) -> list[StageRoof]:
     """A line per stage, averaged over the images: `work[i]` is that of image i, whose runs the timings mark with i.
 
-    `precision` tells in which one a stage runs.
+    `precision` gives the one in which a stage runs.
     """
     lines = []
     for stage, measured in stages.items():
-        parts = _parts(stage)
-        product = peaks.products.get(precision(stage), peaks.products["float32"])
+        parts = TOGETHER.get(stage, (stage,))
         if not all(part in one for part in parts for one in work):
             continue
-        floors, seconds = 0.0, 0.0
-        total, computing, moving = Work(0, 0), 0.0, 0.0
-        present = sorted(set(measured.images))
-        for image in present:
-            own = [work[image][part] for part in parts]
-            image_seconds = _median([s for s, i in zip(measured.seconds, measured.images, strict=True) if i == image])
-            floors += sum(max(part.operations / product, part.bytes / peaks.copy) for part in own)
-            seconds += image_seconds
-            for part in own:
-                total = total + part
-                computing += part.operations / product
-                moving += part.bytes / peaks.copy
-        count = len(present)
+        product = peaks.products.get(precision(stage), peaks.products["float32"])
+        images = sorted(set(measured.images))
+        own = [work[image][part] for image in images for part in parts]
+        computing, moving = [part.operations / product for part in own], [part.bytes / peaks.copy for part in own]
+        floor = sum(map(max, computing, moving)) / len(images)
+        runs = list(zip(measured.images, measured.seconds, strict=True))
+        seconds = sum(median(spent for image, spent in runs if image == which) for which in images) / len(images)
         lines.append(
             StageRoof(
                 stage=stage,
-                operations=total.operations / count,
-                bytes=total.bytes / count,
-                floor=floors / count,
-                seconds=seconds / count,
-                share=floors / seconds if seconds else 0.0,
-                bound="compute" if computing >= moving else "memory",
+                operations=sum(part.operations for part in own) / len(images),
+                bytes=sum(part.bytes for part in own) / len(images),
+                floor=floor,
+                seconds=seconds,
+                share=floor / seconds if seconds else 0.0,
+                bound="compute" if sum(computing) >= sum(moving) else "memory",
             )
         )
     return lines
-
-
-def workload(info: ImageInfo, resized: Size, file_bytes: int, classes: int) -> Workload:
-    """The workload of a measured image."""
-    return Workload(file_bytes, info.size, resized, info.padded, info.regions, classes)
-
-
-def _parts(stage: str) -> tuple[str, ...]:
-    """The stages that a line stands for: PyTorch's reference runs some of them together."""
-    together = {BOXES_AND_CROPS: ("region_boxes", "crop_regions"), CLASSIFY_AND_COMPOSE: ("classify", "compose")}
-    return together.get(stage, (stage,))
 
 
 def _resize_operations(size: Size, resized: Size) -> float:
@@ -151,16 +126,6 @@ def _resize_operations(size: Size, resized: Size) -> float:
     return 2.0 * 3 * (height * w * across + h * w * down)
 
 
-def _graph(bundle: Bundle, graph: str, name: str, shape: tuple[int, ...]) -> GraphWork:
-    return _counted(bundle.graph_path(graph), name, shape)
-
-
 @cache
 def _counted(path: Path, name: str, shape: tuple[int, ...]) -> GraphWork:
     return graph_work(path, {name: shape})
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,28 +1,42 @@
-"""What a benchmark measures: which variants can run here, why others cannot, and which one is the yardstick."""
+"""What a benchmark measures: inputs, which variants can run here, why others cannot, and which one is the yardstick."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
-from vocabseg.benchmarks.speed.pytorch import PRECISIONS, TorchSpec, Weights, unavailable
+import msgspec
+
+from vocabseg.benchmarks.datasets.voc import CLASSES as VOC_CLASSES
+from vocabseg.benchmarks.scenes.files import write_scenes
+from vocabseg.benchmarks.speed.engine import EngineSpec
+from vocabseg.benchmarks.speed.pytorch import TorchSpec, Weights
 from vocabseg.benchmarks.speed.results import VariantResult
-from vocabseg.benchmarks.speed.variants import EngineSpec, Spec
+from vocabseg.benchmarks.speed.variants import VariantSpec, variant_name
 from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import sha256_file
+from vocabseg.runtime.bundle.settings import apply_settings
 from vocabseg.runtime.engines.choose import choose
-from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
+from vocabseg.runtime.engines.interface import QUANTISED
+from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError
+from vocabseg.runtime.images import IMAGE_SUFFIXES, load_image
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 TORCH = ("torch-eager", "torch-compile")
-ENGINES = ("onnxruntime", "openvino", "tensorrt")
-NAMES = (*TORCH, *ENGINES)
+NAMES = (*TORCH, "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("float32", "bfloat16", "float16", *QUANTISED)
+# What torch.compile needs one of.
+COMPILERS = {"cpu": ("c++", "g++", "clang++"), "cuda": ("cc", "gcc", "clang")}
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long to measure: rounds over all images, but no new one after `seconds`; passes of the smaller measurements.
+class Effort:
+    """How long to measure: rounds over all images, but no new run after `seconds`; batch sizes; how much of the rest.
 
-    With `scenes` 0 no mean IoU is measured, with `cold` 0 no fresh process is started, with `names` 0 no text encoded.
+    With 0 `scenes` no mean IoU is measured, with `cold` 0 no fresh process is started, with 0 `names` no text encoded.
     """
 
     repeat: int = 5
@@ -34,22 +48,22 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that a benchmark needs to know before it starts."""
+class Benchmark:
+    """Everything that is settled before anything is measured; `oracle` is what parity is measured against."""
 
     bundle: Bundle
     settings: tuple[str, ...]
     vocabulary: Vocabulary
     images: tuple[Path, ...]
-    variants: tuple[Spec, ...]
+    variants: tuple[VariantSpec, ...]
     missing: tuple[VariantResult, ...]
-    oracle: Spec | None
+    oracle: VariantSpec | None
     oracle_reason: str
-    budget: Budget
+    effort: Effort
     device: str = "cpu"
 
 
-def make_plan(
+def make_benchmark(
     bundle: Bundle,
     vocabulary: Vocabulary,
     images: Sequence[Path],
@@ -58,9 +72,9 @@ def make_plan(
     against: Sequence[str] = (),
     precisions: Sequence[str] = (),
     settings: Sequence[str] = (),
-    budget: Budget | None = None,
+    effort: Effort | None = None,
     device: str = "cpu",
-) -> Plan:
+) -> Benchmark:
     """The engine that `vocabseg.load` takes first, then those of `against`, each in every precision that it has.
 
     Without `precisions`, that engine runs in the precision `vocabseg.load` takes, and everything in float32. `weights`
@@ -78,35 +92,36 @@ def make_plan(
     wanted = dict.fromkeys((name, precision) for precision in precisions for name in (own.name, *against))
     if not precisions:
         wanted = dict.fromkeys([(own.name, own.precision), *((name, "float32") for name in (own.name, *against))])
-    found: list[Spec] = []
+    specified = partial(_spec, bundle, vocabulary, weights, tuple(settings), device)
+    found: list[VariantSpec] = []
     missing: list[VariantResult] = []
     for name, precision in wanted:
-        spec = _spec(name, precision, bundle, vocabulary, weights, tuple(settings), device)
+        spec = specified(name, precision)
         if isinstance(spec, str):
-            missing.append(VariantResult(name=_named(name, precision), precision=precision, reason=spec))
+            missing.append(VariantResult(name=variant_name(name, precision), precision=precision, reason=spec))
         else:
             found.append(spec)
     if not found:
         raise EngineError(f"nothing can run here: {missing[0].reason}")
-    oracle, reason = _oracle(bundle, vocabulary, weights, tuple(settings), found, device)
-    return Plan(
+    oracle, reason = _oracle(specified, weights, found)
+    return Benchmark(
         bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing), oracle, reason,
-        budget or Budget(), device,
+        effort or Effort(), device,
     )  # fmt: skip
 
 
 def _spec(
-    name: str,
-    precision: str,
     bundle: Bundle,
     vocabulary: Vocabulary,
     weights: Weights | str,
     settings: tuple[str, ...],
     device: str,
-) -> Spec | str:
+    name: str,
+    precision: str,
+) -> VariantSpec | str:
     """The variant, or why it is not available."""
     if name in TORCH:
-        reason = unavailable(name == "torch-compile", device, precision)
+        reason = _unavailable(name == "torch-compile", device, precision)
         if reason is not None:
             return reason
         if isinstance(weights, str):
@@ -124,21 +139,16 @@ def _spec(
 
 
 def _oracle(
-    bundle: Bundle,
-    vocabulary: Vocabulary,
-    weights: Weights | str,
-    settings: tuple[str, ...],
-    found: Sequence[Spec],
-    device: str,
-) -> tuple[Spec | None, str]:
+    specified: Callable[[str, str], VariantSpec | str], weights: Weights | str, found: Sequence[VariantSpec]
+) -> tuple[VariantSpec | None, str]:
     """What parity is measured against, and in words what and why."""
     if isinstance(weights, Weights):
-        reference = _spec("torch-eager", "float32", bundle, vocabulary, weights, settings, device)
+        reference = specified("torch-eager", "float32")
         if not isinstance(reference, str):
             whose = "the bundle's random weights" if weights.checkpoint is None else weights.checkpoint.name
             return reference, f"the PyTorch reference (export/reference.py) in float32 with {whose}"
     why = weights if isinstance(weights, str) else "PyTorch cannot run"
-    engine = _spec("onnxruntime", "float32", bundle, vocabulary, weights, settings, device)
+    engine = specified("onnxruntime", "float32")
     if isinstance(engine, str):
         return None, f"nothing: {why}, and {engine}"
     if all(spec.name == engine.name for spec in found):
@@ -146,5 +156,98 @@ def _oracle(
     return engine, f"ONNX Runtime in float32, not the PyTorch reference: {why}"
 
 
-def _named(name: str, precision: str) -> str:
-    return name if precision == "float32" else f"{name} {precision}"
+def default_images(folder: Path) -> list[Path]:
+    """Write the packaged photo and three scenes of the procedural world into `folder`; returns their files."""
+    photo = folder / "photo.jpg"
+    with as_file(files("vocabseg.export") / "sample.jpg") as own:
+        photo.write_bytes(own.read_bytes())
+    return [photo, *write_scenes(folder, 3)]
+
+
+def images_in(folder: Path, limit: int) -> list[Path]:
+    """The first `limit` images of a folder, or the one image given; raises ImageError for none or broken ones."""
+    if folder.is_file():
+        found = [folder]
+    elif folder.is_dir():
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+    else:
+        raise ImageError(f"--images {folder}: there is no such folder; give one with images")
+    if not found:
+        raise ImageError(f"--images {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
+    for path in found:
+        load_image(path)
+    return found
+
+
+def default_vocabulary(bundle: Bundle) -> Vocabulary:
+    """The bundle's own names where it declares some, else PASCAL VOC's 20."""
+    manifest = bundle.manifest
+    if manifest.vocabulary is None:
+        return Vocabulary(VOC_CLASSES)
+    return Vocabulary(manifest.vocabulary, manifest.seen)
+
+
+def find_weights(
+    bundle: Bundle, checkpoint: Path | None, config: str | None, clip: str | None, settings: Sequence[str]
+) -> Weights | str:
+    """The weights behind a bundle, or why there are none; raises ConfigurationError for a checkpoint of another bundle.
+
+    Without `config`, the configuration is the one that the bundle's provenance records.
+    """
+    if not _installed():
+        if checkpoint is not None:
+            raise ConfigurationError("--checkpoint needs PyTorch: pip install 'vocabseg[export]'")
+        return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    from vocabseg.export.configuration import Configuration, load_configuration
+
+    provenance = bundle.manifest.provenance
+    drawn = str(provenance.get("weights", "")).startswith("random")
+    if checkpoint is None and not drawn:
+        return "the weights were not given (--checkpoint FILE)"
+    if checkpoint is not None:
+        _check_checkpoint(bundle, checkpoint)
+    if config is not None:
+        configuration = load_configuration(config)
+    elif "configuration" in provenance:
+        try:
+            configuration = msgspec.convert(provenance["configuration"], Configuration)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                f"the bundle records a configuration of another kind ({error}): give --config"
+            ) from None
+    else:
+        raise ConfigurationError("--checkpoint needs --config NAME: the bundle does not record its configuration")
+    return Weights(apply_settings(configuration, settings), checkpoint, clip)
+
+
+def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise ConfigurationError(f"there is no checkpoint {checkpoint}: give the path of its file")
+    recorded = bundle.manifest.provenance.get("weights_sha256")
+    if recorded is not None and sha256_file(checkpoint) != recorded:
+        raise ConfigurationError(
+            f"{checkpoint} is not the checkpoint that {bundle.folder} was exported from "
+            f"({bundle.manifest.provenance.get('weights')}): give that one"
+        )
+
+
+def _unavailable(compiled: bool, device: str, precision: str) -> str | None:
+    """Why PyTorch, compiled or not, cannot run on that device in that precision; None where it can."""
+    if not _installed():
+        return "PyTorch is not installed (pip install 'vocabseg[export]')"
+    if precision in QUANTISED:
+        return f"the reference has no {precision} form: it is made of a bundle's graphs (vocabseg calibrate)"
+    if device == "cpu" and precision == "float16":
+        return "PyTorch's float16 is measured on a GPU only: CPUs compute it slowly"
+    if device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "the installed PyTorch sees no GPU: install it with CUDA"
+    if compiled and not any(shutil.which(name) for name in COMPILERS["cpu" if device == "cpu" else "cuda"]):
+        return "torch.compile needs a C++ compiler: install g++"
+    return None
+
+
+def _installed() -> bool:
+    return all(find_spec(module) is not None for module in ("torch", "open_clip"))

@@ -1,27 +1,20 @@
-"""The ways of running a model that are measured against each other, each behind one small interface."""
+"""What is measured against each other: variants behind one small interface, and the clocks that time them."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from vocabseg.benchmarks.speed.results import GRAPH_STAGES
-from vocabseg.benchmarks.speed.stages import Stopwatch, Timeline
-from vocabseg.runtime.bundle.settings import open_adjusted
-from vocabseg.runtime.engines.interface import graph_precision
-from vocabseg.runtime.images import load_image
 from vocabseg.runtime.masks import Masks, Size
-from vocabseg.runtime.segmenter.regions import Regions
-from vocabseg.runtime.segmenter.segmenter import Segmenter
-from vocabseg.runtime.text.embedder import TextEmbedder
-from vocabseg.runtime.text.vocabulary import Vocabulary
+from vocabseg.runtime.segmenter.stages import Mark
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """Seconds of one run from the image file to its labels, by stage and in all, and how many regions it had."""
 
     stages: dict[str, float]
@@ -75,7 +68,7 @@ class Capture:
 class Variant(Protocol):
     """A model that is open and ready to run; images are files."""
 
-    def run(self, image: Path) -> Run:
+    def run(self, image: Path) -> TimedRun:
         """Segment one image, timed."""
         ...
 
@@ -100,7 +93,7 @@ class Variant(Protocol):
         ...
 
 
-class Spec(Protocol):
+class VariantSpec(Protocol):
     """A variant that can be opened, in another process too."""
 
     @property
@@ -112,139 +105,9 @@ class Spec(Protocol):
     def open(self) -> Variant: ...
 
 
-@dataclass(frozen=True)
-class EngineSpec:
-    """A bundle on one of the runtime's engines."""
-
-    folder: Path
-    engine: str
-    precision: str
-    vocabulary: Vocabulary
-    settings: tuple[str, ...] = ()
-    device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """The engine, with its precision where that is not the usual one."""
-        return self.engine if self.precision == "float32" else f"{self.engine} {self.precision}"
-
-    def open(self) -> Variant:
-        """Open the bundle on the engine; raises BundleError or EngineError."""
-        return EngineVariant(self)
-
-
-def stage_precision(spec: Spec, stage: str) -> str:
-    """The precision in which a stage runs: a network in that of the variant or of its graph, kernels in float32."""
-    if stage not in GRAPH_STAGES:
-        return "float32"
-    return graph_precision(stage, spec.precision) if isinstance(spec, EngineSpec) else spec.precision
-
-
-class EngineVariant:
-    """A bundle's own pipeline, observed; a GPU times its stages by events, and nothing is slowed."""
-
-    def __init__(self, spec: EngineSpec):
-        self.spec = spec
-        bundle = open_adjusted(spec.folder, spec.settings)
-        self.segmenter = Segmenter(bundle, spec.device, spec.engine, spec.precision)
-        self._device = self.segmenter.device
-        self._free = self._lowest = self._free_memory()
-        self._clock = Stopwatch(*(() if self._device is None else (self._device.synchronize,)))
-        self.segmenter.embed_names(spec.vocabulary)
-
-    @contextmanager
-    def _observed(self, keep: bool = False) -> Iterator[Timeline]:
-        timeline = self.segmenter.stages.observer = Timeline(keep)
-        yield timeline
-        self.segmenter.stages.observer = None
-
-    def run(self, image: Path) -> Run:
-        """Segment one image, timed: decoding and the whole by the clock, stages by the device's own marks."""
-        clock = self._clock
-        clock.start()
-        with self._observed() as timeline:
-            begin = clock.now()
-            with clock.measure("decode"):
-                pixels = load_image(image)
-            regions = self.segmenter.propose(pixels)
-            regions.classify(self.spec.vocabulary)
-            total = clock.now() - begin
-        self._look_at_memory()
-        return Run({**clock.seconds, **timeline.seconds()}, total, int(regions.valid.sum()))
-
-    def many(self, images: Sequence[Path]) -> float:
-        """Seconds of `segment_many` over the images; each result is dropped when the next one comes."""
-        begin = self._clock.now()
-        for _ in self.segmenter.segment_many(images, self.spec.vocabulary):
-            pass
-        spent = self._clock.now() - begin
-        self._look_at_memory()
-        return spent
-
-    def labels(self, image: Path) -> np.ndarray:
-        """The label map (H, W) int32."""
-        return self.segmenter(image, self.spec.vocabulary).labels
-
-    def text(self, names: Sequence[str]) -> float:
-        """Seconds for both sides' prompts."""
-        segmenter = self.segmenter
-        embedder = TextEmbedder(segmenter.bundle, segmenter.engine, cache_dir="")
-        prompts = segmenter.bundle.manifest.prompts
-        begin = self._clock.now()
-        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
-            embedder.embed(names, prompt)
-        return self._clock.now() - begin
-
-    def capture(self, image: Path) -> Capture:
-        """Segment one image and keep everything."""
-        with self._observed(keep=True) as timeline:
-            regions = self.segmenter.propose(image)
-        kept = timeline.kept
-        return self._captured(regions, kept, kept["network_input"][0], kept["resized"][0])
-
-    def capture_from(self, image: Path, given: Capture) -> Capture:
-        """Every stage on its own, fed with what `given` has."""
-        segmenter, first = self.segmenter, self.capture(image)
-        outputs = segmenter.engine("proposal").run({"image": given.network_input})
-        with self._observed(keep=True) as timeline:
-            regions = segmenter.describe(
-                load_image(image), given.resized, given.mask_logits, given.query_embeddings, given.padded
-            )
-        captured = self._captured(regions, timeline.kept, first.network_input, first.resized)
-        found = (outputs["mask_logits"][0], outputs["query_embeddings"][0])
-        return replace(captured, mask_logits=found[0], query_embeddings=found[1])
-
-    def _captured(
-        self, regions: Regions, kept: dict[str, list[np.ndarray]], network_input: np.ndarray, resized: np.ndarray
-    ) -> Capture:
-        result = regions.classify(self.spec.vocabulary)
-        assert result.evidence is not None
-        assert regions.query_embeddings is not None
-        crops = kept.get("crops")
-        return Capture(
-            resized=resized,
-            network_input=network_input.astype(np.float32, copy=False),
-            mask_logits=regions.mask_logits,
-            query_embeddings=regions.query_embeddings,
-            valid=regions.valid,
-            boxes=regions.boxes,
-            crops=None if not crops else np.concatenate(crops).astype(np.float32, copy=False),
-            embeddings=regions.embeddings if crops else None,
-            probabilities=result.evidence.class_probabilities,
-            voters=regions.voters,
-            labels=result.labels,
-            margin=lead(result.class_scores()),
-        )
-
-    def device_memory(self) -> int:
-        """Bytes of the GPU that this process took beyond its context, at the most seen after a run; 0 on a CPU."""
-        return self._free - self._lowest
-
-    def _free_memory(self) -> int:
-        return 0 if self._device is None else self._device.memory()["free"]
-
-    def _look_at_memory(self) -> None:
-        self._lowest = min(self._lowest, self._free_memory())
+def variant_name(name: str, precision: str) -> str:
+    """The name, with the precision where that is not the usual one."""
+    return name if precision == "float32" else f"{name} {precision}"
 
 
 def lead(scores: np.ndarray) -> np.ndarray:
@@ -253,3 +116,62 @@ def lead(scores: np.ndarray) -> np.ndarray:
         return np.full(scores.shape[1:], np.inf, np.float32)
     best = np.partition(scores, -2, axis=0)[-2:]
     return (best[1] - best[0]).astype(np.float32)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, for what is timed from outside.
+
+    `synchronise` returns once the device has done all its work; it is called before every reading of the clock.
+    """
+
+    synchronise: Callable[[], None] = lambda: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Forget everything."""
+        self.seconds = {}
+
+    def now(self) -> float:
+        """The clock in seconds, once the device is at rest."""
+        self.synchronise()
+        return time.perf_counter()
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        begin = self.now()
+        yield
+        self.add(stage, self.now() - begin)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add seconds to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Timeline:
+    """An observer of the pipeline's own stages: their marks, and with `keep` copies of what they gave, by name."""
+
+    def __init__(self, keep: bool = False):
+        self.keep = keep
+        self.kept: dict[str, list[np.ndarray]] = {}
+        self._stages: list[tuple[str, Mark, Mark]] = []
+
+    def stage(self, name: str, begin: Mark, end: Mark) -> None:
+        """One run of a stage."""
+        self._stages.append((name, begin, end))
+
+    def note(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """What a stage gave; its buffers are used again, so it is copied now."""
+        if self.keep:
+            for key, array in arrays.items():
+                host = array.to_host() if hasattr(array, "to_host") else np.array(array)
+                self.kept.setdefault(key, []).append(host)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage; waits for the last mark."""
+        found: dict[str, float] = {}
+        for name, begin, end in self._stages:
+            end.synchronize()
+            found[name] = found.get(name, 0.0) + end.elapsed_since(begin) / 1000
+        return found

@@ -1,27 +1,35 @@
-"""A process of its own for every variant: none shares threads or memory with another, and all take turns."""
+"""Processes: one for each variant, so that none shares threads or memory with another; and fresh ones to start cold."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from vocabseg.benchmarks.speed.variants import Spec
+import numpy as np
+
+from vocabseg.benchmarks.memory import process_memory
+from vocabseg.benchmarks.speed.engine import EngineSpec
+from vocabseg.benchmarks.speed.results import ColdStart, timing
+from vocabseg.benchmarks.speed.variants import VariantSpec
 from vocabseg.runtime.errors import EngineError, VocabsegError
 
 # How numerical libraries are told how many threads to use; they read it when they are loaded.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Worker:
+class VariantProcess:
     """A variant in a process of its own; calls of its methods go there and come back, one at a time."""
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: VariantSpec):
         self.spec = spec
         context = get_context("spawn")  # engines with threads do not survive a fork
         self._connection, theirs = context.Pipe()
@@ -58,14 +66,14 @@ class Worker:
             self._process.join(timeout=5)
             code = self._process.exitcode
             raise EngineError(
-                f"the process of {self.spec.name} died (exit code {code}), perhaps for want of memory"
+                f"the process of {self.spec.name} died (exit code {code}), perhaps out of memory"
             ) from None
         if kind == "error":
             raise value
         return value
 
 
-def _serve(connection: Connection, spec: Spec) -> None:
+def _serve(connection: Connection, spec: VariantSpec) -> None:
     """Open the variant and answer until the other side hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent, which then hangs up
     try:
@@ -108,11 +116,9 @@ def _portable(error: Exception) -> VocabsegError:
 
 def peak_memory() -> int | None:
     """The most host memory this process ever had, in bytes; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    peak = process_memory("VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
@@ -131,3 +137,51 @@ def numerical_threads(count: int) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+STEPS = ("start Python, import", "open the bundle", "encode the names", "first image")
+# What a fresh process runs. It prints the end of each step by the clock that all processes share.
+COLD_START = """
+import json, sys, time
+from pathlib import Path
+from vocabseg.runtime.bundle.settings import open_adjusted
+from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.runtime.text.vocabulary import Vocabulary
+folder, settings, device, engine, precision, names, image = json.load(sys.stdin)
+times = [time.monotonic()]
+segmenter = Segmenter(open_adjusted(Path(folder), settings), device, engine, precision)
+times.append(time.monotonic())
+vocabulary = Vocabulary(names)
+segmenter.embed_names(vocabulary)
+times.append(time.monotonic())
+segmenter(image, vocabulary)
+times.append(time.monotonic())
+print(json.dumps(times))
+"""
+
+
+def cold_start(spec: EngineSpec, image: Path, repeat: int) -> ColdStart:
+    """How long a user waits who starts from nothing: a fresh process, up to the labels of its first image.
+
+    `repeat` processes run one after the other. Class names are encoded anew; the bundle's files may lie in the system's
+    file cache. Raises EngineError where a process fails.
+    """
+    request = json.dumps(
+        [str(spec.folder), spec.settings, spec.device, spec.engine, spec.precision, spec.vocabulary.names, str(image)]
+    )
+    seconds: list[float] = []
+    steps: list[list[float]] = []
+    for _ in range(repeat):
+        begin = time.monotonic()
+        run = subprocess.run(
+            [sys.executable, "-c", COLD_START],
+            input=request, capture_output=True, text=True, check=False, env={**os.environ, "VOCABSEG_CACHE_DIR": ""},
+        )  # fmt: skip
+        if run.returncode:
+            reason = (run.stderr.strip().splitlines() or ["it printed no reason"])[-1]
+            raise EngineError(f"a fresh process failed: {reason}")
+        times = json.loads(run.stdout.splitlines()[-1])
+        seconds.append(times[-1] - begin)
+        steps.append(np.diff([begin, *times]).tolist())
+    medians = np.median(steps, axis=0).tolist()
+    return ColdStart(timing=timing(seconds), steps=dict(zip(STEPS, medians, strict=True)))

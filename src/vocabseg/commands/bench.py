@@ -2,17 +2,19 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet, Settings
-from vocabseg.commands.terminal import progress
+from vocabseg.commands.options import BundleArgument, Device, Engine, Quiet, Settings, Target
+from vocabseg.commands.packages import require
+from vocabseg.commands.terminal import announcer, progress
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from vocabseg.benchmarks.speed.selection import Budget, Plan
+    from vocabseg.benchmarks.speed.selection import Benchmark
 
 HELP = "Measure a bundle: latency of every stage against this machine's peak, throughput, memory, and parity."
 EXAMPLE = (
@@ -25,10 +27,7 @@ BROKEN = 3
 
 
 def bench(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="The bundle's folder; without it, the built-in demo model.", show_default=False),
-    ] = None,
+    bundle: BundleArgument = None,
     against: Annotated[
         str, typer.Option(help="Others to measure: torch-eager, torch-compile, onnxruntime, openvino, tensorrt.")
     ] = "",
@@ -45,10 +44,8 @@ def bench(
             help="Some of float32, bfloat16, float16, separated by commas. Default: what `segment` uses, and float32."
         ),
     ] = "",
-    engine: Annotated[
-        str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: Engine = None,
+    device: Device = "auto",
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="The bundle's PyTorch weights, for parity with the reference.")
     ] = None,
@@ -74,21 +71,38 @@ def bench(
     if compare is not None:
         _compare(*compare)
         return
-    from vocabseg.benchmarks.page.report import check_folder, print_report, write_report
+    from vocabseg.benchmarks.page.output import print_report, write_report
     from vocabseg.benchmarks.speed.run import run_benchmark
-    from vocabseg.benchmarks.speed.selection import Budget
+    from vocabseg.benchmarks.speed.selection import (
+        Effort,
+        default_images,
+        default_vocabulary,
+        find_weights,
+        images_in,
+        make_benchmark,
+    )
+    from vocabseg.benchmarks.writing import make_folder
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
-    budget = Budget(repeat, seconds, _batches(batches), scenes, cold)
+    # Everything is looked at before anything is measured.
+    effort = Effort(repeat, seconds, _batches(batches), scenes, cold)
+    require(("onnx",), "counting the graphs' operations", "benchmarks")
+    if checkpoint is None and (config is not None or clip is not None):
+        raise ConfigurationError("--config and --clip go with --checkpoint")
+    overrides = settings or []
+    opened = Target(bundle, settings=overrides).opened
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
-        plan = _plan(
-            bundle, images, limit, classes, engine, _list(against), _list(precision), checkpoint, config,
-            clip, settings or [], budget, Path(scratch), device,
+        benchmark = make_benchmark(
+            opened,
+            default_vocabulary(opened) if classes is None else Vocabulary.of(classes),
+            default_images(Path(scratch)) if images is None else images_in(images, limit),
+            find_weights(opened, checkpoint, config, clip, overrides),
+            engine, _list(against), _list(precision), overrides, effort, device,
         )  # fmt: skip
-        check_folder(output)
-        if not quiet:
-            _announce(plan, output)
+        make_folder(output)
+        _announce(benchmark, output, announcer(quiet))
         with progress(quiet) as report:
-            outcome = run_benchmark(plan, report)
+            outcome = run_benchmark(benchmark, report)
         files = write_report(outcome, output)
     if not quiet:
         from rich.console import Console
@@ -102,57 +116,22 @@ def bench(
         raise typer.Exit(BROKEN)
 
 
-def _plan(
-    bundle: Path | None,
-    images: Path | None,
-    limit: int,
-    classes: str | None,
-    engine: str | None,
-    against: list[str],
-    precisions: list[str],
-    checkpoint: Path | None,
-    config: str | None,
-    clip: str | None,
-    settings: list[str],
-    budget: "Budget",
-    scratch: Path,
-    device: str,
-) -> "Plan":
-    """Everything is looked at before anything is measured."""
-    from vocabseg.benchmarks.speed.inputs import default_images, default_vocabulary, images_in
-    from vocabseg.benchmarks.speed.pytorch import find_weights
-    from vocabseg.benchmarks.speed.selection import make_plan
-    from vocabseg.commands.packages import require
-    from vocabseg.runtime.bundle.settings import open_adjusted
-    from vocabseg.runtime.text.vocabulary import Vocabulary
-
-    require(("onnx",), "counting the graphs' operations", "benchmarks")
-    if checkpoint is None and (config is not None or clip is not None):
-        raise ConfigurationError("--config and --clip go with --checkpoint")
-    opened = open_adjusted(bundle, settings)
-    vocabulary = default_vocabulary(opened) if classes is None else Vocabulary.of(classes)
-    pictures = default_images(scratch) if images is None else images_in(images, limit)
-    weights = find_weights(opened, checkpoint, config, clip, settings)
-    return make_plan(opened, vocabulary, pictures, weights, engine, against, precisions, settings, budget, device)
-
-
-def _announce(plan: "Plan", output: Path) -> None:
-    names = ", ".join(spec.name for spec in plan.variants)
-    print(
-        f"Measuring {plan.bundle.manifest.name} on {len(plan.images)} images, {len(plan.vocabulary)} classes, "
-        f"with {names}; the report goes to {output}",
-        file=sys.stderr,
+def _announce(benchmark: "Benchmark", output: Path, say: Callable[[str], None]) -> None:
+    names = ", ".join(spec.name for spec in benchmark.variants)
+    say(
+        f"Measuring {benchmark.bundle.manifest.name} on {len(benchmark.images)} images, "
+        f"{len(benchmark.vocabulary)} classes, with {names}; the report goes to {output}"
     )
-    print(f"Parity is measured against {plan.oracle_reason}", file=sys.stderr)
-    for missing in plan.missing:
-        print(f"Not measured: {missing.name}: {missing.reason}", file=sys.stderr)
+    say(f"Parity is measured against {benchmark.oracle_reason}")
+    for missing in benchmark.missing:
+        say(f"Not measured: {missing.name}: {missing.reason}")
 
 
 def _compare(old: Path, new: Path) -> None:
     from rich.console import Console
 
-    from vocabseg.benchmarks.page.report import print_tables
-    from vocabseg.benchmarks.speed.compare import compare_table
+    from vocabseg.benchmarks.page.compare import compare_table
+    from vocabseg.benchmarks.page.output import print_tables
     from vocabseg.benchmarks.speed.results import read_report
 
     table = compare_table(read_report(old), read_report(new))

@@ -122,7 +122,7 @@ def _trial_set(
 ) -> "TrialSet":  # fmt: skip
     """What the precisions are tried on: a data set, the images themselves, or rendered scenes."""
     from vocabseg.benchmarks.datasets.registry import get_dataset
-    from vocabseg.benchmarks.speed.inputs import default_vocabulary
+    from vocabseg.benchmarks.speed.selection import default_vocabulary
     from vocabseg.calibration.samples.calibration_images import image_files, trial_scenes
     from vocabseg.calibration.trials.precision_trials import TrialSet
     from vocabseg.runtime.text.vocabulary import Vocabulary

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: nothing to compare the kernels with")
 
 from vocabseg.benchmarks import kernel_bench  # noqa: E402
+from vocabseg.benchmarks.kernels import host  # noqa: E402
 from vocabseg.benchmarks.kernels.inputs import class_probabilities, recorded_inputs, synthetic_inputs  # noqa: E402
 from vocabseg.runtime.errors import OutputError  # noqa: E402
 
@@ -44,17 +45,15 @@ def test_a_run_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_wrong_result_is_an_error() -> None:
-    wrong = kernel_bench.Contender(
-        "shifted", lambda: np.ones(3), lambda: torch.zeros(3), kernel_bench.largest_difference, 0.5
-    )
-    with pytest.raises(kernel_bench.WrongResultError, match=r"shifted is 1 off PyTorch, 0\.5 is allowed"):
-        kernel_bench.measure(wrong, 3, 0)
+    wrong = host.Contender("shifted", lambda: np.ones(3), lambda: torch.zeros(3), host.largest_difference, 0.5)
+    with pytest.raises(host.WrongResultError, match=r"shifted is 1 off PyTorch, 0\.5 is allowed"):
+        host.measure(wrong, 3, 0)
 
 
 def test_labels_are_judged_by_their_scores() -> None:
     scores = torch.tensor([0.2, 0.5, 0.3]).reshape(3, 1, 1)
     wanted = scores, scores.argmax(dim=0)
     best, second = (np.full((1, 1), label, np.int32) for label in (1, 2))
-    assert kernel_bench.score_difference((best, np.full((1, 1), 0.5, np.float32)), wanted) == 0
-    assert kernel_bench.score_difference((second, np.full((1, 1), 0.5, np.float32)), wanted) == pytest.approx(0.2)
-    assert kernel_bench.score_difference((best, np.full((1, 1), 0.4, np.float32)), wanted) == pytest.approx(0.1)
+    assert host.score_difference((best, np.full((1, 1), 0.5, np.float32)), wanted) == 0
+    assert host.score_difference((second, np.full((1, 1), 0.5, np.float32)), wanted) == pytest.approx(0.2)
+    assert host.score_difference((best, np.full((1, 1), 0.4, np.float32)), wanted) == pytest.approx(0.1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulation.devices import opened
-from vocabseg.benchmarks import kernel_bench_cuda as bench
+from vocabseg.benchmarks.kernels import cuda as bench
 from vocabseg.benchmarks.kernels import inputs as sizes
 from vocabseg.benchmarks.kernels.inputs import Inputs
 from vocabseg.runtime.kernels import load_kernels
@@ -12,8 +12,8 @@ from vocabseg.runtime.masks import Masks
 
 
 def test_rates() -> None:
-    work = bench.Work("kernel", lambda k: None, bytes=48_000_000, operations=12_000_000_000)
-    found = bench.speed(work, [30, 20, 16], peak=4800)
+    call = bench.KernelCall("kernel", lambda k: None, bytes=48_000_000, operations=12_000_000_000)
+    found = bench.speed(call, [30, 20, 16], peak=4800)
     assert found.median == 20
     assert found.bandwidth == pytest.approx(2400)  # 48 MB in 20 us
     assert found.share == pytest.approx(0.5)
@@ -43,9 +43,9 @@ def test_every_call_on_an_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened("emulated") as device:
         stream = device.stream
         arrays = [bench.Arrays(device.device, stream, inputs, probabilities, half=False) for _ in range(2)]
-        works = bench.works(device.kernels, stream, arrays, len(indices))
-        for work in works:
-            times = bench.time_calls(work, 2, stream, repeats=2)
+        calls = bench.calls(device.kernels, stream, arrays, len(indices))
+        for call in calls:
+            times = bench.time_calls(call, 2, stream, repeats=2)
             assert len(times) == 2
             assert min(times) >= 0
         for own in arrays:
@@ -54,7 +54,7 @@ def test_every_call_on_an_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             wanted = host.compose(masks, probabilities)
             np.testing.assert_allclose(own.scores.to_host(stream), wanted[1], atol=5e-6)
         assert bench.copy_bandwidth(device.device, stream, 2**12) >= 0
-        names = [work.name.split(",")[0] for work in works]
+        names = [call.name.split(",")[0] for call in calls]
         assert names == ["resize_normalize", "region_boxes", "select_regions", "crop_regions", "compose"]
-        assert works[1].bytes == 6 * 8 * 16 * 4 + 6 * 5 * 4 + 6 * 27 * 2 * 4
-        assert works[4].operations == 2 * 6 * 5 * 17 * 25
+        assert calls[1].bytes == 6 * 8 * 16 * 4 + 6 * 5 * 4 + 6 * 27 * 2 * 4
+        assert calls[4].operations == 2 * 6 * 5 * 17 * 25

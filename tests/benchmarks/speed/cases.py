@@ -7,11 +7,11 @@ import numpy as np
 from vocabseg.benchmarks.speed.results import (
     VERSION,
     BatchTiming,
+    BenchmarkReport,
     Check,
     ImageInfo,
     Parity,
     Peaks,
-    Report,
     StageRoof,
     VariantResult,
     timing,
@@ -82,7 +82,7 @@ def made_parity(cosine: float = 0.9999999) -> Parity:
     )
 
 
-def made_report(*variants: VariantResult, **changes: Any) -> Report:
+def made_report(*variants: VariantResult, **changes: Any) -> BenchmarkReport:
     """A report on one image."""
     entries: dict[str, Any] = {
         "version": VERSION,
@@ -99,7 +99,7 @@ def made_report(*variants: VariantResult, **changes: Any) -> Report:
         "oracle_reason": "ONNX Runtime in float32",
         "variants": list(variants),
     }
-    return Report(**(entries | changes))
+    return BenchmarkReport(**(entries | changes))
 
 
 def made_capture(seed: int = 0, masks: int = 4, classes: int = 3) -> Capture:

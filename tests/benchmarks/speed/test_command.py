@@ -10,8 +10,8 @@ from tests.benchmarks.speed.cases import CASE, made_parity, made_report, made_va
 from tests.bundles import bundle_for_case
 from vocabseg.benchmarks.speed import run as bench_run
 from vocabseg.benchmarks.speed.results import VariantResult, encode_report, read_report
-from vocabseg.benchmarks.speed.run import Outcome
-from vocabseg.benchmarks.speed.selection import Plan
+from vocabseg.benchmarks.speed.run import BenchmarkOutcome
+from vocabseg.benchmarks.speed.selection import Benchmark
 from vocabseg.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
@@ -32,22 +32,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[Benchmark]:
     """What would be measured; instead, the figures of a report by hand come back."""
-    found: list[Plan] = []
+    found: list[Benchmark] = []
 
-    def measured(plan: Plan, progress: Any) -> Outcome:
-        found.append(plan)
-        assert all(image.is_file() for image in plan.images)
+    def measured(benchmark: Benchmark, progress: Any) -> BenchmarkOutcome:
+        found.append(benchmark)
+        assert all(image.is_file() for image in benchmark.images)
         progress("timing", 1, 2)
-        variants = [made_variant(spec.name, parity=made_parity()) for spec in plan.variants]
-        return Outcome(made_report(*variants, *plan.missing), [], plan.vocabulary.names)
+        variants = [made_variant(spec.name, parity=made_parity()) for spec in benchmark.variants]
+        return BenchmarkOutcome(made_report(*variants, *benchmark.missing), [], benchmark.vocabulary.names)
 
     monkeypatch.setattr(bench_run, "run_benchmark", measured)
     return found
 
 
-def test_defaults_and_what_is_written(run: Command, plans: list[Plan], tmp_path: Path) -> None:
+def test_defaults_and_what_is_written(run: Command, planned: list[Benchmark], tmp_path: Path) -> None:
     output = tmp_path / "report"
     code, out, err = run(
         bundle_for_case(CASE),
@@ -67,32 +67,32 @@ def test_defaults_and_what_is_written(run: Command, plans: list[Plan], tmp_path:
     assert "Not measured: tensorrt: the package tensorrt is not installed" in err
     assert "  timing ..." in err
     assert "Latency, end to end" in err
-    assert [image.name for image in plans[0].images] == ["photo.jpg", "scene-0.png", "scene-1.png", "scene-2.png"]
-    assert not any(image.exists() for image in plans[0].images), "the scratch folder is left behind"
+    assert [image.name for image in planned[0].images] == ["photo.jpg", "scene-0.png", "scene-1.png", "scene-2.png"]
+    assert not any(image.exists() for image in planned[0].images), "the scratch folder is left behind"
     report = read_report(output / "bench.json")
     assert [variant.name for variant in report.variants] == ["openvino", "onnxruntime", "tensorrt"]
 
 
-def test_options_reach_the_plan(run: Command, plans: list[Plan], tmp_path: Path) -> None:
+def test_options_reach_the_benchmark(run: Command, planned: list[Benchmark], tmp_path: Path) -> None:
     options = ["--classes", "cat, sky", "--engine", "onnxruntime", "--repeat", 3, "--seconds", 9, "--batches", "2,8"]
     more = ["--precision", "float32,bfloat16", "--cold", 0, "--scenes", 7, "--set", "region.mask_threshold=0.7"]
     code, _, err = run(bundle_for_case(CASE), *options, *more, "--quiet", "-o", tmp_path / "report")
     assert (code, err) == (0, "")
-    plan = plans[0]
-    assert plan.vocabulary.names == ("cat", "sky")
-    assert [spec.name for spec in plan.variants] == ["onnxruntime"]
-    assert [missing.name for missing in plan.missing] == ["onnxruntime bfloat16"]
-    budget = plan.budget
-    assert (budget.repeat, budget.seconds, budget.batches, budget.cold, budget.scenes) == (3, 9, (2, 8), 0, 7)
-    assert plan.bundle.manifest.region.mask_threshold == 0.7
-    assert plan.settings == ("region.mask_threshold=0.7",)
+    benchmark = planned[0]
+    assert benchmark.vocabulary.names == ("cat", "sky")
+    assert [spec.name for spec in benchmark.variants] == ["onnxruntime"]
+    assert [missing.name for missing in benchmark.missing] == ["onnxruntime bfloat16"]
+    effort = benchmark.effort
+    assert (effort.repeat, effort.seconds, effort.batches, effort.cold, effort.scenes) == (3, 9, (2, 8), 0, 7)
+    assert benchmark.bundle.manifest.region.mask_threshold == 0.7
+    assert benchmark.settings == ("region.mask_threshold=0.7",)
 
 
 def test_a_broken_contract_has_an_exit_code_of_its_own(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = made_report(made_variant("openvino", parity=made_parity(0.9)))
-    monkeypatch.setattr(bench_run, "run_benchmark", lambda *_: Outcome(report, [], ("a", "b", "c")))
+    monkeypatch.setattr(bench_run, "run_benchmark", lambda *_: BenchmarkOutcome(report, [], ("a", "b", "c")))
     code, out, err = run(bundle_for_case(CASE), "--quiet", "-o", tmp_path / "report")
     assert code == 3
     assert err == "vocabseg: parity is broken: openvino leaves its tolerance first in image_encoder\n"
@@ -100,7 +100,7 @@ def test_a_broken_contract_has_an_exit_code_of_its_own(
 
 
 def test_ctrl_c_leaves_nothing_half_written(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: Any) -> Outcome:
+    def stopped(*_: Any) -> BenchmarkOutcome:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench_run, "run_benchmark", stopped)
@@ -145,19 +145,19 @@ def test_two_reports_side_by_side(run: Command, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_line(
-    run: Command, plans: list[Plan], tmp_path: Path, options: list[str], told: str
+    run: Command, planned: list[Benchmark], tmp_path: Path, options: list[str], told: str
 ) -> None:
     code, out, err = run(bundle_for_case(CASE), *options, "-o", tmp_path / "report")
     assert (code, out) == (2, "")
     assert told in err
     assert len(err.splitlines()) == 1
-    assert not plans
+    assert not planned
     assert not (tmp_path / "report").exists()
 
 
-def test_a_report_needs_a_folder(run: Command, plans: list[Plan], tmp_path: Path) -> None:
+def test_a_report_needs_a_folder(run: Command, planned: list[Benchmark], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = run(bundle_for_case(CASE), "-o", tmp_path / "file" / "report")
     assert code == 2
     assert "cannot make the folder" in err
-    assert not plans
+    assert not planned

@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bundles import bundle_for_case
 from tests.reference_cases import case_model
-from vocabseg.benchmarks.speed.flops import graph_work
-from vocabseg.benchmarks.speed.shapes import infer_shapes, load_graph
+from vocabseg.benchmarks.speed.flops import graph_work, infer_shapes, load_graph
 from vocabseg.export.model.towers import without_unread_tokens
 from vocabseg.runtime.errors import BundleError
 
@@ -59,7 +58,6 @@ def test_nodes_by_hand(tmp_path: Path, node: tuple, weights: list, size: tuple, 
     path = save(tmp_path, [made], {"x": [f"d{index}" for index in range(len(size))]}, ["y"], named)
     work = graph_work(path, {"x": size})
     assert work.operations == expected
-    assert work.by_kind == ({kind: expected} if expected else {})
     assert work.weight_bytes == 4 * sum(array.size for array in weights)
 
 
@@ -98,7 +96,6 @@ def test_an_exported_proposal_network_as_pytorch_counts_it() -> None:
             network(torch.randn(1, 3, *size))
         counted = graph_work(bundle / "proposal.onnx", {"image": (1, 3, *size)})
         assert counted.operations == pytest.approx(counter.get_total_flops(), rel=0.05)
-        assert counted.by_kind["Conv"] > counted.by_kind["MatMul"] > 0
 
 
 def test_an_exported_image_encoder_as_the_formulas_of_a_transformer_say() -> None:

@@ -8,11 +8,11 @@ import pytest
 from tests.cuda_emulation import fake_pycuda, stand_ins
 from tests.cuda_emulation.machine import Machine
 from tests.golden import REPOSITORY
-from vocabseg.benchmarks.speed.gpu_peaks import DevicePeakMeter
-from vocabseg.benchmarks.speed.selection import make_plan
-from vocabseg.benchmarks.speed.variants import EngineSpec
+from vocabseg.benchmarks.speed.engine import EngineSpec
+from vocabseg.benchmarks.speed.machine import PeakMeter
+from vocabseg.benchmarks.speed.selection import make_benchmark
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
-from vocabseg.runtime.engines import device as device_engines
+from vocabseg.runtime.engines import device_engines
 from vocabseg.runtime.engines.choose import choose
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import EngineError
@@ -59,10 +59,10 @@ def test_what_is_captured_is_what_the_host_captures(variant):
     np.testing.assert_array_equal(variant.labels(SCENE), found.labels)
 
 
-def test_a_plan_for_a_gpu_says_why_there_is_none():
+def test_a_benchmark_for_a_gpu_says_why_there_is_none():
     bundle = open_bundle(demo_folder())
     with pytest.raises(EngineError, match="pycuda"):
-        make_plan(bundle, NAMES, [Path("x.png")], "", "onnxruntime", device="cuda")
+        make_benchmark(bundle, NAMES, [Path("x.png")], "", "onnxruntime", device="cuda")
 
 
 def test_peaks_of_a_gpu_need_one():
@@ -71,7 +71,7 @@ def test_peaks_of_a_gpu_need_one():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(EngineError, match="sees no GPU"):
-        DevicePeakMeter("cuda:0").measure()
+        PeakMeter("cuda:0").measure()
 
 
 @pytest.mark.gpu
@@ -80,6 +80,6 @@ def test_peaks_of_this_gpu():
 
     if not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
-    peaks = DevicePeakMeter("cuda:0").measure()
+    peaks = PeakMeter("cuda:0").measure()
     assert peaks.products["float16"] > 2 * peaks.products["float32"] > 1e12
     assert peaks.copy > 1e11

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from tests.benchmarks.speed.cases import made_parity, made_report, made_variant
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
-from vocabseg.benchmarks.page.page import to_page
-from vocabseg.benchmarks.page.plots import tolerance_used
-from vocabseg.benchmarks.page.report import print_report, print_tables, to_markdown, write_report
+from vocabseg.benchmarks.page.charts import tolerance_used
+from vocabseg.benchmarks.page.compare import compare, compare_table, warnings
+from vocabseg.benchmarks.page.html import to_page
+from vocabseg.benchmarks.page.output import print_report, print_tables, to_markdown, write_report
 from vocabseg.benchmarks.page.tables import amount, product_unit, seconds
 from vocabseg.benchmarks.scenes.world import CLASSES
-from vocabseg.benchmarks.speed import peaks as bench_peaks
-from vocabseg.benchmarks.speed.compare import compare, compare_table, warnings
+from vocabseg.benchmarks.speed import machine
+from vocabseg.benchmarks.speed.parity import scene_accuracy
 from vocabseg.benchmarks.speed.results import (
     Check,
     ImageInfo,
@@ -27,15 +28,14 @@ from vocabseg.benchmarks.speed.results import (
     read_report,
     timing,
 )
-from vocabseg.benchmarks.speed.roofline import Work, rooflines
-from vocabseg.benchmarks.speed.run import Outcome, WorstImage
-from vocabseg.benchmarks.speed.scenes import scene_accuracy
+from vocabseg.benchmarks.speed.roofline import StageWork, rooflines
+from vocabseg.benchmarks.speed.run import BenchmarkOutcome, WorstImage
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 
 WORDS = ("<none>", "cat & dog", "grass")
 
 
-def outcome(folder: Path) -> Outcome:
+def outcome(folder: Path) -> BenchmarkOutcome:
     """Two variants that were measured, the second with broken parity, and one that was not there."""
     from PIL import Image
 
@@ -45,7 +45,7 @@ def outcome(folder: Path) -> Outcome:
     Image.fromarray(random.integers(0, 256, (30, 40, 3)).astype(np.uint8)).save(folder / "photo.png")
     labels = random.integers(0, 3, (30, 40))
     worst = WorstImage("torch-compile", folder / "photo.png", 0.75, labels, (labels + (labels == 0)) % 3)
-    return Outcome(report, [worst], WORDS)
+    return BenchmarkOutcome(report, [worst], WORDS)
 
 
 def test_statistics_take_the_images_out_of_the_spread() -> None:
@@ -116,8 +116,8 @@ def test_what_makes_reports_hard_to_compare_is_told() -> None:
 
 
 def test_a_machines_peaks_are_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_peaks, "COPIED", 2**24)
-    peaks = bench_peaks.PeakMeter().measure()
+    monkeypatch.setattr(machine, "COPIED", 2**24)
+    peaks = machine.PeakMeter().measure()
     assert set(peaks.products) == {"float32", "bfloat16", "int8"}
     assert min(*peaks.products.values(), peaks.copy) > 1e8
     assert [product_unit(name) for name in peaks.products] == ["FLOP/s", "FLOP/s", "OP/s"]
@@ -126,8 +126,8 @@ def test_a_machines_peaks_are_measured_in_every_precision(monkeypatch: pytest.Mo
 def test_floors_and_shares() -> None:
     """Two images of 2 and 4 GFLOP, bound by the product, and of 10 GB each, bound by the copy."""
     work = [
-        {"proposal": Work(2e9, 1e6), "decode": Work(0, 1e10)},
-        {"proposal": Work(4e9, 1e6), "decode": Work(0, 1e10)},
+        {"proposal": StageWork(2e9, 1e6), "decode": StageWork(0, 1e10)},
+        {"proposal": StageWork(4e9, 1e6), "decode": StageWork(0, 1e10)},
     ]
     peaks = Peaks(products={"float32": 1e9, "bfloat16": 4e9}, copy=1e10, threads=1, how="")
     stages = {"proposal": timing([4.0, 8.0, 6.0, 8.0], [0, 1, 0, 1]), "decode": timing([2.0, 2.0], [0, 1])}
@@ -138,7 +138,7 @@ def test_floors_and_shares() -> None:
     half = {"proposal": "bfloat16", "decode": "float32"}
     assert [line.floor for line in rooflines(work, stages, peaks, half.__getitem__)] == [0.75, 1.0]
     together = {"classify + compose": timing([4.0], [0])}
-    parts = [{"classify": Work(1e9, 0), "compose": Work(0, 2e10)}]
+    parts = [{"classify": StageWork(1e9, 0), "compose": StageWork(0, 2e10)}]
     assert rooflines(parts, together, peaks, lambda stage: "float32")[0].floor == 3.0
 
 

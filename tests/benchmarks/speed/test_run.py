@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,23 @@ import torch
 from tests.benchmarks.speed.cases import CASE, SETTINGS, LocalWorker
 from tests.bundles import bundle_for_case, copy_bundle_with
 from tests.reference_cases import case_state_dict
-from vocabseg.benchmarks.speed import peaks as bench_peaks
+from vocabseg.benchmarks.speed import machine, selection
 from vocabseg.benchmarks.speed import run as bench_run
-from vocabseg.benchmarks.speed import selection as bench_plan
-from vocabseg.benchmarks.speed import variants as bench_variants
-from vocabseg.benchmarks.speed.cold import STEPS, cold_start
+from vocabseg.benchmarks.speed.engine import EngineSpec, EngineVariant
 from vocabseg.benchmarks.speed.flops import graph_work
-from vocabseg.benchmarks.speed.inputs import default_images, default_vocabulary, images_in
-from vocabseg.benchmarks.speed.pytorch import Weights, find_weights
-from vocabseg.benchmarks.speed.results import STAGES, Report
+from vocabseg.benchmarks.speed.pytorch import Weights
+from vocabseg.benchmarks.speed.results import STAGES, BenchmarkReport
 from vocabseg.benchmarks.speed.roofline import Workload, stage_work
-from vocabseg.benchmarks.speed.selection import Budget, make_plan
-from vocabseg.benchmarks.speed.variants import EngineSpec, EngineVariant
-from vocabseg.benchmarks.speed.workers import Worker, numerical_threads
+from vocabseg.benchmarks.speed.selection import (
+    Effort,
+    default_images,
+    default_vocabulary,
+    find_weights,
+    images_in,
+    make_benchmark,
+)
+from vocabseg.benchmarks.speed.variants import lead
+from vocabseg.benchmarks.speed.workers import STEPS, VariantProcess, cold_start, numerical_threads
 from vocabseg.export.configuration import load_configuration
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.bundle.settings import adjust_manifest
@@ -63,26 +68,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> type[LocalWorker]:
     """Workers in this process, and a machine that is measured at once."""
-    monkeypatch.setattr(bench_peaks, "SIDE", 64)
-    monkeypatch.setattr(bench_peaks, "COPIED", 2**20)
+    monkeypatch.setattr(machine, "SIDE", 64)
+    monkeypatch.setattr(machine, "COPIED", 2**20)
     monkeypatch.setattr(LocalWorker, "calls", [], raising=False)
     return LocalWorker
 
 
-def run(plan: Any, worker: Any) -> bench_run.Outcome:
+def run(benchmark: Any, worker: Any) -> bench_run.BenchmarkOutcome:
     said: list[tuple[str, int, int]] = []
-    outcome = bench_run.run_benchmark(plan, lambda *step: said.append(step), worker)
+    outcome = bench_run.run_benchmark(benchmark, lambda *step: said.append(step), worker)
     assert all(0 <= done <= total for _, done, total in said)
     return outcome
 
 
 def test_two_engines_take_turns(bundle: Bundle, images: list[Path], local: type[LocalWorker]) -> None:
-    budget = Budget(repeat=2, batches=(3,), cold=0, names=2)
-    plan = make_plan(
+    effort = Effort(repeat=2, batches=(3,), cold=0, names=2)
+    benchmark = make_benchmark(
         bundle, VOCABULARY, images, "nobody gave them", "openvino", ["onnxruntime", "tensorrt"],
-        ["float32"], SETTINGS, budget,
+        ["float32"], SETTINGS, effort,
     )  # fmt: skip
-    report = run(plan, local).report
+    report = run(benchmark, local).report
     assert [(one.name, one.reason is None) for one in report.variants] == [
         ("openvino", True), ("onnxruntime", True), ("tensorrt", False),
     ]  # fmt: skip
@@ -133,12 +138,14 @@ def test_every_stage_of_the_observed_pipeline_gives_the_pipelines_labels(bundle:
         assert variant.run(image).regions == len(whole.boxes)
 
 
-def _against_reference(folder: Path, images: list[Path], checkpoint: Path, worker: Any) -> Report:
+def _against_reference(folder: Path, images: list[Path], checkpoint: Path, worker: Any) -> BenchmarkReport:
     bundle = opened(folder)
     weights = find_weights(bundle, checkpoint, NAME, None, SETTINGS)
-    budget = Budget(repeat=1, batches=(), cold=0, names=0)
-    plan = make_plan(bundle, Vocabulary(["cat", "grass"]), images[:1], weights, None, (), ["float32"], SETTINGS, budget)
-    return run(plan, worker).report
+    effort = Effort(repeat=1, batches=(), cold=0, names=0)
+    benchmark = make_benchmark(
+        bundle, Vocabulary(["cat", "grass"]), images[:1], weights, None, (), ["float32"], SETTINGS, effort
+    )
+    return run(benchmark, worker).report
 
 
 def test_parity_with_the_reference_and_a_planted_break(
@@ -168,22 +175,22 @@ def test_a_variant_that_fails_is_told_and_the_others_go_on(
         return usual(self, image)
 
     monkeypatch.setattr(EngineVariant, "run", fails)
-    budget = Budget(repeat=1, batches=(1,), cold=0, names=0)
-    plain = (["float32"], SETTINGS, budget)
-    both = make_plan(bundle, VOCABULARY, images, "", "openvino", ["onnxruntime"], *plain)
+    effort = Effort(repeat=1, batches=(1,), cold=0, names=0)
+    plain = (["float32"], SETTINGS, effort)
+    both = make_benchmark(bundle, VOCABULARY, images, "", "openvino", ["onnxruntime"], *plain)
     first, second = run(both, local).report.variants
     assert first.reason == "it failed: it fell over"
     assert first.total is None
     assert second.total is not None
-    alone = make_plan(bundle, VOCABULARY, images, "", "openvino", (), *plain)
+    alone = make_benchmark(bundle, VOCABULARY, images, "", "openvino", (), *plain)
     with pytest.raises(EngineError, match="openvino: it failed: it fell over"):
         run(alone, local)
 
 
 def test_time_ends_the_rounds_but_the_first(bundle: Bundle, images: list[Path], local: type[LocalWorker]) -> None:
-    budget = Budget(repeat=50, seconds=0, batches=(), cold=0, names=0)
-    plan = make_plan(bundle, VOCABULARY, images, "", "onnxruntime", settings=SETTINGS, budget=budget)
-    report = run(plan, local).report
+    effort = Effort(repeat=50, seconds=0, batches=(), cold=0, names=0)
+    benchmark = make_benchmark(bundle, VOCABULARY, images, "", "onnxruntime", settings=SETTINGS, effort=effort)
+    report = run(benchmark, local).report
     assert report.rounds == 1
     assert report.variants[0].total is not None
     assert report.variants[0].total.images == [0, 1]
@@ -194,25 +201,27 @@ def test_without_a_precision_it_is_what_a_user_gets_and_float32(
     bundle: Bundle, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice = Choice(name="openvino", device="cpu", precision="bfloat16", reason="")
-    monkeypatch.setattr(bench_plan, "choose", lambda *_: choice)
-    plan = make_plan(bundle, VOCABULARY, images, "", against=["onnxruntime"])
-    assert [spec.name for spec in plan.variants] == ["openvino bfloat16", "openvino", "onnxruntime"]
-    assert plan.oracle is not None
-    assert plan.oracle.name == "onnxruntime"
+    monkeypatch.setattr(selection, "choose", lambda *_: choice)
+    benchmark = make_benchmark(bundle, VOCABULARY, images, "", against=["onnxruntime"])
+    assert [spec.name for spec in benchmark.variants] == ["openvino bfloat16", "openvino", "onnxruntime"]
+    assert benchmark.oracle is not None
+    assert benchmark.oracle.name == "onnxruntime"
 
 
 def test_precisions_and_names_that_do_not_exist(bundle: Bundle, images: list[Path]) -> None:
-    plan = make_plan(bundle, VOCABULARY, images, "no", "onnxruntime", ["torch-eager"], ["float32", "bfloat16"])
-    assert [spec.name for spec in plan.variants] == ["onnxruntime"]
-    reasons = {one.name: one.reason for one in plan.missing}
+    benchmark = make_benchmark(
+        bundle, VOCABULARY, images, "no", "onnxruntime", ["torch-eager"], ["float32", "bfloat16"]
+    )
+    assert [spec.name for spec in benchmark.variants] == ["onnxruntime"]
+    reasons = {one.name: one.reason for one in benchmark.missing}
     assert reasons["torch-eager"] == "no"
     assert "no precision 'bfloat16'" in str(reasons["onnxruntime bfloat16"])
     with pytest.raises(ConfigurationError, match="--against 'tensorflow'"):
-        make_plan(bundle, VOCABULARY, images, "", against=["tensorflow"])
+        make_benchmark(bundle, VOCABULARY, images, "", against=["tensorflow"])
     with pytest.raises(ConfigurationError, match="--precision 'int3'"):
-        make_plan(bundle, VOCABULARY, images, "", precisions=["int3"])
+        make_benchmark(bundle, VOCABULARY, images, "", precisions=["int3"])
     with pytest.raises(EngineError, match="nothing can run here"):
-        make_plan(bundle, VOCABULARY, images, "", "onnxruntime", precisions=["bfloat16"])
+        make_benchmark(bundle, VOCABULARY, images, "", "onnxruntime", precisions=["bfloat16"])
 
 
 def test_weights_that_belong_to_a_bundle(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
@@ -239,7 +248,7 @@ def test_a_process_of_its_own(bundle: Bundle, images: list[Path]) -> None:
     spec = EngineSpec(bundle.folder, "onnxruntime", "float32", VOCABULARY, SETTINGS)
     with numerical_threads(1):
         assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
-        worker = Worker(spec)
+        worker = VariantProcess(spec)
     worker.ready()
     assert worker.call("run", images[0]).regions == spec.open().run(images[0]).regions
     assert worker.call("memory") > 50e6
@@ -251,19 +260,20 @@ def test_a_process_of_its_own(bundle: Bundle, images: list[Path]) -> None:
     with pytest.raises(EngineError, match=r"has ended|died \(exit code -9\)"):
         worker.call("memory")
     worker.close()
-    lost = Worker(EngineSpec(bundle.folder / "nowhere", "onnxruntime", "float32", VOCABULARY))
+    lost = VariantProcess(EngineSpec(bundle.folder / "nowhere", "onnxruntime", "float32", VOCABULARY))
     with pytest.raises(BundleError, match="no bundle at"):
         lost.ready()
     lost.close()
 
 
 def test_a_cold_start_has_its_steps(bundle: Bundle, images: list[Path]) -> None:
-    found = cold_start(bundle.folder, "onnxruntime", "float32", SETTINGS, ["cat"], images[0], 1)
+    spec = EngineSpec(bundle.folder, "onnxruntime", "float32", Vocabulary(["cat"]), SETTINGS)
+    found = cold_start(spec, images[0], 1)
     assert tuple(found.steps) == STEPS
     assert all(value > 0 for value in found.steps.values())
     assert sum(found.steps.values()) == pytest.approx(found.timing.p50)
     with pytest.raises(EngineError, match=r"a fresh process failed: .*no such folder"):
-        cold_start(bundle.folder / "nowhere", "onnxruntime", "float32", (), ["cat"], images[0], 1)
+        cold_start(replace(spec, folder=bundle.folder / "nowhere"), images[0], 1)
 
 
 def test_work_of_a_stage_is_what_cannot_be_avoided(bundle: Bundle) -> None:
@@ -299,5 +309,5 @@ def test_images_of_ones_own(images: list[Path], bundle: Bundle, tmp_path: Path) 
 
 def test_the_margin_is_that_of_the_best_over_the_second() -> None:
     scores = np.array([[[0.1, 0.7]], [[0.6, 0.2]], [[0.5, 0.1]]], np.float32)
-    np.testing.assert_allclose(bench_variants.lead(scores), [[0.1, 0.5]], atol=1e-6)
-    assert np.isinf(bench_variants.lead(scores[:1])).all()
+    np.testing.assert_allclose(lead(scores), [[0.1, 0.5]], atol=1e-6)
+    assert np.isinf(lead(scores[:1])).all()

@@ -7,7 +7,7 @@ from tests import parity
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
 from tests.reference_cases import BIG_CASES, SMALL_CASES
-from vocabseg.benchmarks.speed.stages import Timeline
+from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.kernels.geometry import padded_size

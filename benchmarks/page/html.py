@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from vocabseg.benchmarks.page.tables import Table, headline, rate_text, report_tables, seconds
-from vocabseg.benchmarks.speed.results import Report
-from vocabseg.benchmarks.speed.run import Outcome, WorstImage
+from vocabseg.benchmarks.speed.results import BenchmarkReport
+from vocabseg.benchmarks.speed.run import BenchmarkOutcome, WorstImage
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.result.picture import class_colours, draw_overlay
 
@@ -41,7 +41,7 @@ figcaption { color: #555; font-size: .85rem; }
 DETAILS = ("Roofline", "Images", "Machine")
 
 
-def to_page(outcome: Outcome) -> str:
+def to_page(outcome: BenchmarkOutcome) -> str:
     """The page's text; without matplotlib it has tables and no plots, and says so."""
     report = outcome.report
     tables = report_tables(report)
@@ -60,7 +60,7 @@ def to_page(outcome: Outcome) -> str:
     )
 
 
-def _cards(report: Report) -> str:
+def _cards(report: BenchmarkReport) -> str:
     """The main figures of the first variant, and whether the contract holds."""
     cards = []
     first = next((variant for variant in report.variants if variant.total is not None), None)
@@ -84,23 +84,23 @@ def _cards(report: Report) -> str:
     return f'<div class="cards">{"".join(made)}</div>'
 
 
-def _plots(report: Report) -> list[str]:
+def _plots(report: BenchmarkReport) -> list[str]:
     measured = [variant for variant in report.variants if variant.total is not None]
     if find_spec("matplotlib") is None:
         return ["<p>There are no plots: they need matplotlib (pip install 'vocabseg[benchmarks]').</p>"]
-    from vocabseg.benchmarks.page import plots as bench_plots
+    from vocabseg.benchmarks.page import charts
 
     parts = [
-        ("Where the time goes", bench_plots.waterfall(measured)),
-        ("Latency of every run", bench_plots.distribution(report, measured)),
-        ("Roofline", bench_plots.roofline(report, measured)),
+        ("Where the time goes", charts.waterfall(measured)),
+        ("Latency of every run", charts.distribution(report, measured)),
+        ("Roofline", charts.roofline(report, measured)),
     ]
     if any(variant.parity is not None for variant in measured):
-        parts.append(("Parity: how much of each tolerance is used up", bench_plots.parity_bars(measured)))
+        parts.append(("Parity: how much of each tolerance is used up", charts.parity_bars(measured)))
     return [f"<h2>{escape(title)}</h2>\n<figure>{svg}</figure>" for title, svg in parts]
 
 
-def _worst(worst: WorstImage, outcome: Outcome) -> str:
+def _worst(worst: WorstImage, outcome: BenchmarkOutcome) -> str:
     """The image on which a variant agrees least, both labellings, and where they differ."""
     image = load_image(worst.image)
     step = max(1, -(-max(image.shape[:2]) // LONGEST))

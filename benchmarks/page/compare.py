@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vocabseg.benchmarks.page.tables import Table, seconds
-from vocabseg.benchmarks.speed.results import TOTAL, Report, Timing, VariantResult
+from vocabseg.benchmarks.speed.results import TOTAL, BenchmarkReport, Timing, VariantResult
 
 # Fewer runs than these say nothing about how far a figure varies.
 ENOUGH = 3
@@ -27,7 +27,7 @@ class Difference:
         return self.new / self.old if self.old else float("nan")
 
 
-def compare(old: Report, new: Report) -> list[Difference]:
+def compare(old: BenchmarkReport, new: BenchmarkReport) -> list[Difference]:
     """Every timing that both reports have."""
     before = {variant.name: variant for variant in old.variants}
     found = []
@@ -42,7 +42,7 @@ def compare(old: Report, new: Report) -> list[Difference]:
     return found
 
 
-def compare_table(old: Report, new: Report) -> Table:
+def compare_table(old: BenchmarkReport, new: BenchmarkReport) -> Table:
     """The differences as a table, what is slower marked; the note names what makes the two hard to compare."""
     differences = compare(old, new)
     rows = [
@@ -58,7 +58,7 @@ def compare_table(old: Report, new: Report) -> Table:
     return Table(title, ["variant", "figure", "old", "new", "ratio", ""], rows, note, 2, marked)
 
 
-def warnings(old: Report, new: Report) -> list[str]:
+def warnings(old: BenchmarkReport, new: BenchmarkReport) -> list[str]:
     """What differs between the two besides the code."""
     found = []
     for name in ("processor", "cores", "threads used"):

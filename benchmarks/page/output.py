@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vocabseg.benchmarks.page.tables import Table, headline, report_tables
-from vocabseg.benchmarks.speed.results import Report, encode_report
-from vocabseg.benchmarks.speed.run import Outcome
-from vocabseg.benchmarks.writing import markdown_table
-from vocabseg.runtime.errors import OutputError
+from vocabseg.benchmarks.speed.results import BenchmarkReport, encode_report
+from vocabseg.benchmarks.speed.run import BenchmarkOutcome
+from vocabseg.benchmarks.writing import make_folder, markdown_table
 from vocabseg.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -22,20 +21,11 @@ LONGEST_WORD = 20
 ON_TERMINAL = ("Latency", "Stages", "Roofline", "Throughput", "Memory", "Parity", "Not measured")
 
 
-def check_folder(folder: Path) -> None:
-    """Make the report's folder before the long work; raises OutputError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"cannot make the folder {folder}: {reason}; choose another with --output") from None
-
-
-def write_report(outcome: Outcome, folder: Path) -> list[Path]:
+def write_report(outcome: BenchmarkOutcome, folder: Path) -> list[Path]:
     """Write the report's files into `folder`, each whole or not at all; returns them, the one to look at first."""
-    from vocabseg.benchmarks.page.page import to_page
+    from vocabseg.benchmarks.page.html import to_page
 
-    check_folder(folder)
+    make_folder(folder)
     texts = {PAGE: to_page(outcome).encode(), MARKDOWN: to_markdown(outcome.report).encode()}
     for name, data in {**texts, JSON: encode_report(outcome.report)}.items():
         with atomic_write(folder / name) as file:
@@ -43,7 +33,7 @@ def write_report(outcome: Outcome, folder: Path) -> list[Path]:
     return [folder / name for name in (PAGE, MARKDOWN, JSON)]
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: BenchmarkReport) -> str:
     """The whole report as Markdown."""
     parts = ["# Benchmark", headline(report), f"Parity is measured against {report.oracle_reason}."]
     for table in report_tables(report):
@@ -54,7 +44,7 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def print_report(report: Report, console: "Console") -> None:
+def print_report(report: BenchmarkReport, console: "Console") -> None:
     """The main tables on a terminal, fitted to its width."""
     console.print(headline(report), highlight=False, markup=False)
     print_tables([table for table in report_tables(report) if table.title.startswith(ON_TERMINAL)], console)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vocabseg.benchmarks.page.tables import product_unit, seconds
-from vocabseg.benchmarks.speed.results import Check, Report, VariantResult, stage_place
+from vocabseg.benchmarks.speed.results import BenchmarkReport, Check, VariantResult, stage_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def waterfall(variants: Sequence[VariantResult]) -> str:
     return _svg(figure)
 
 
-def distribution(report: Report, variants: Sequence[VariantResult]) -> str:
+def distribution(report: BenchmarkReport, variants: Sequence[VariantResult]) -> str:
     """Every measured run from file to labels; a marker's shape is its image, a line marks the median."""
     figure = _figure(0.9 + 0.5 * len(variants))
     axes = figure.subplots()
@@ -73,7 +73,7 @@ def distribution(report: Report, variants: Sequence[VariantResult]) -> str:
     return _svg(figure)
 
 
-def roofline(report: Report, variants: Sequence[VariantResult]) -> str:
+def roofline(report: BenchmarkReport, variants: Sequence[VariantResult]) -> str:
     """Operations per byte and per second of every stage, under the roof that this machine has."""
     figure = _figure(4.6)
     axes = figure.subplots()
