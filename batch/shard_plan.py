@@ -29,10 +29,9 @@ class PlannedShard(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """All shards; how many images were planned just now; how many planned ones the inputs no longer name."""
+    """All shards, and how many planned images the inputs no longer name."""
 
     shards: list[PlannedShard]
-    added: int
     absent: int
 
 
@@ -48,7 +47,7 @@ def extend_plan(output: Path, items: Iterable[Item], shard_size: int) -> Planned
     places = {item.digest: item.place for shard in earlier for item in read_shard(output, shard)}
     seen: set[int] = set()
     fresh: list[list[Item]] = [[]]
-    number, added = len(earlier), 0
+    number = len(earlier)
     for item in items:
         digest = item.digest
         if digest in seen:
@@ -64,7 +63,6 @@ def extend_plan(output: Path, items: Iterable[Item], shard_size: int) -> Planned
                     "another --output"
                 )
             continue
-        added += 1
         if len(fresh[-1]) >= shard_size:
             if len(fresh) >= SHARDS_PER_FILE:
                 _write(folder, number, fresh)
@@ -74,7 +72,7 @@ def extend_plan(output: Path, items: Iterable[Item], shard_size: int) -> Planned
         fresh[-1].append(item)
     if fresh[0]:
         _write(folder, number, fresh)
-    return Planned(list(planned_shards(output)), added, len(places.keys() - seen))
+    return Planned(list(planned_shards(output)), len(places.keys() - seen))
 
 
 def planned_shards(output: Path) -> Iterator[PlannedShard]:

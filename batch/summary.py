@@ -13,7 +13,7 @@ from vocabseg.batch.shard import ERRORS, committed, read_counts, schema, shard_f
 from vocabseg.runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from vocabseg.batch.driver import BatchOutcome
+    from vocabseg.batch.coordinator import BatchOutcome
 
 TABLE, PLOT, SHEET = "classes.csv", "classes.png", "contact_sheet.png"
 # Classes that the terminal shows.

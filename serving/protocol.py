@@ -1,4 +1,4 @@
-"""What passes between client and server: tensors by name, limits, and the options that go as request parameters."""
+"""What passes between client, server and model: tensors by name, limits, and the parameters of a request."""
 
 import msgspec
 
@@ -7,14 +7,14 @@ IMAGE = "IMAGE"  # (B, 1) BYTES, whole image files
 PIXELS = "PIXELS"  # (B, H, W, 3) uint8 RGB
 CLASSES = "CLASSES"  # (B, K) BYTES, names in UTF-8; without it, a named vocabulary or the bundle's own
 
-# Outputs; only those a request asks for are computed.
+# Outputs; only those that a request asks for are computed.
 LABELS = "LABELS"  # (B, H, W) int32, indices into CLASS_NAMES
 SCORES = "SCORES"  # (B, H, W) float32
 CLASS_NAMES = "CLASS_NAMES"  # (B, K) BYTES
 SEGMENTS = "SEGMENTS"  # (B, 1) BYTES, JSON: a COCO run-length encoding per class present (Result.to_json)
 PANOPTIC = "PANOPTIC"  # (B, H, W) int32, segment ids
 PANOPTIC_SEGMENTS = "PANOPTIC_SEGMENTS"  # (B, 1) BYTES, JSON: what Result.panoptic says of each id
-# What a client needs to answer further questions by itself; given only where it is asked for by name.
+# What a client needs to answer further questions by itself; only sent if asked for by name.
 MASK_LOGITS = "MASK_LOGITS"  # (B, M, h, w) float32
 CLASS_PROBABILITIES = "CLASS_PROBABILITIES"  # (B, M, K) float32
 NO_OBJECT = "NO_OBJECT"  # (B, M) float32
@@ -42,30 +42,36 @@ OUTPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 MODEL = "vocabseg"
+# Environment variable: the folder that holds the package, if it is not installed in the model's environment.
+PACKAGE_PATH = "VOCABSEG_PACKAGE_PATH"
+# Environment variable: set if someone supervises the model processes and restarts the server when one has died.
+SUPERVISED = "VOCABSEG_SUPERVISED"
+# The metric of requests that a model process is answering.
+RUNNING = "vocabseg_running"
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What one image of a request may cost; each is a parameter of the model's configuration."""
 
     # ADE20K's full vocabulary has 847 names; encoding a thousand new ones takes a CPU a quarter of a minute.
     max_names: int = 2048
-    # No prompt of CLIP takes more than 77 tokens.
+    # A prompt of CLIP has at most 77 tokens.
     max_name_length: int = 512
-    # 32 megapixels are 96 MB of RGB, and as many of labels and scores each.
+    # 32 megapixels are 96 MB of RGB, and 128 MB each of labels and scores.
     max_pixels: int = 32_000_000
     max_image_bytes: int = 64_000_000
 
 
 class NamedVocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """A vocabulary that requests call by its name."""
+    """A vocabulary that requests can name."""
 
     names: list[str]
     seen: list[bool] | None = None
     templates: list[str] | None = None
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters of a request. Lists travel as JSON, since Triton's parameters are plain text and numbers."""
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters of a request. Lists are sent as JSON, since Triton's parameters are plain text and numbers."""
 
     vocabulary: str | None = None
     seen: list[str | bool] | None = None

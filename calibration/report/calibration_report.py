@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from vocabseg.calibration.report.charts import plot
+from vocabseg.calibration.report.trade_off import plot
 from vocabseg.calibration.search.schemes import GraphPlan
 from vocabseg.calibration.trials.accuracy_budget import AccuracyBudget, pareto
 from vocabseg.calibration.trials.precision_trials import Trial

@@ -16,16 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("segment", help=segment.HELP, epilog=segment.EXAMPLE)(segment.segment)
-app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.export)
-app.command("build", help=build.HELP, epilog=build.EXAMPLE)(build.build)
-app.command("evaluate", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command("batch", help=batch.HELP, epilog=batch.EXAMPLE)(batch.batch)
-app.command("bench", help=bench.HELP, epilog=bench.EXAMPLE)(bench.bench)
-app.command("calibrate", help=calibrate.HELP, epilog=calibrate.EXAMPLE)(calibrate.calibrate)
-app.command("serve", help=serve.HELP, epilog=serve.EXAMPLE)(serve.serve)
-app.command("triton", help=triton.HELP, epilog=triton.EXAMPLE)(triton.triton)
-app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.doctor)
+for module in (segment, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
+    verb = module.__name__.rpartition(".")[2]
+    app.command(verb, help=module.HELP, epilog=module.EXAMPLE)(getattr(module, verb))
 
 
 def _version(wanted: bool) -> None:
@@ -58,9 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         code = _fail(str(error), 2)
-    except typer.Abort:
-        code = _fail("stopped", 130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         code = _fail("stopped", 130)
     except Exception as error:
         if debug:

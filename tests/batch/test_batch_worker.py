@@ -227,7 +227,7 @@ def test_names_of_label_maps(tmp_path: Path) -> None:
 
 def test_a_worker_whose_driver_was_replaced_commits_nothing_that_is_not_whole(photos: Path) -> None:
     """Its unfinished work is cleared at any moment between its first image and its commit."""
-    from vocabseg.batch.driver import _clear_work
+    from vocabseg.batch.coordinator import _clear_work
 
     for moment in (0, 100, 225):
         job, shard = prepared(photos, f"out-{moment}")

@@ -9,7 +9,8 @@ import pytest
 from tests.serving.servers import SCENE
 from vocabseg.client import Client
 from vocabseg.runtime.errors import ServerError
-from vocabseg.serving.call import Call, passes, pauses, translated
+from vocabseg.serving.client.call import Call
+from vocabseg.serving.client.retries import passes, pauses, translated
 
 triton = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed")
 
@@ -75,7 +76,7 @@ def test_the_client_loads_no_engine_and_no_kernels() -> None:
 
 def test_without_tritonclient_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tritonclient.http", None)
-    monkeypatch.delitem(sys.modules, "vocabseg.serving.transport", raising=False)
+    monkeypatch.delitem(sys.modules, "vocabseg.serving.client.transport", raising=False)
     from vocabseg.runtime.errors import EngineError
 
     with pytest.raises(EngineError, match=r"pip install 'vocabseg\[serving\]'"):

@@ -9,10 +9,10 @@ import pytest
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving import environment
-from vocabseg.serving.configuration import Serving, model_configuration, warm_up_classes
-from vocabseg.serving.protocol import INPUTS, OUTPUTS, Limits
-from vocabseg.serving.repository import write_repository
+from vocabseg.serving.model_repository.model_configuration import Serving, model_configuration, warm_up_classes
+from vocabseg.serving.model_repository.writer import write_repository
+from vocabseg.serving.protocol import INPUTS, OUTPUTS, RequestLimits
+from vocabseg.serving.server import environment
 
 
 def test_a_repository_holds_all_a_server_needs(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, m
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vocabseg.serving.repository.warm_up_classes", full)
+    monkeypatch.setattr("vocabseg.serving.model_repository.writer.warm_up_classes", full)
     with pytest.raises(OutputError, match="no space left"):
         write_repository(opened, tmp_path / "models", Serving())
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
@@ -55,7 +55,9 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, m
 
 def test_the_configuration_says_what_was_asked_for() -> None:
     text = model_configuration(
-        Serving(gpus=(0, 3), instances=2, max_batch=4, delay=0.005, queue=9, patience=1.5, limits=Limits(max_names=7))
+        Serving(
+            gpus=(0, 3), instances=2, max_batch=4, delay=0.005, queue=9, patience=1.5, limits=RequestLimits(max_names=7)
+        )
     )
     for line in (
         "instance_group { kind: KIND_GPU count: 2 gpus: [ 0, 3 ] }", "max_batch_size: 4",
@@ -82,7 +84,7 @@ def test_a_machine_that_cannot_run_the_server_is_told_so(
 ) -> None:
     if sys.platform != "linux":
         pytest.skip("the server runs on Linux only")
-    monkeypatch.setattr(f"vocabseg.serving.environment.{what}", value)
+    monkeypatch.setattr(f"vocabseg.serving.server.environment.{what}", value)
     with pytest.raises(EngineError, match=message) as failed:
         environment.check_platform()
     assert "container" in str(failed.value)

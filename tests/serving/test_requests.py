@@ -6,28 +6,28 @@ import numpy as np
 import pytest
 
 from vocabseg.runtime.errors import ImageError, VocabularyError
-from vocabseg.serving.protocol import CLASSES, IMAGE, PIXELS, Limits, NamedVocabulary
-from vocabseg.serving.requests import Reader, RequestError, read_options
+from vocabseg.serving.answering.requests import RequestError, RequestReader, read_options
+from vocabseg.serving.protocol import CLASSES, IMAGE, PIXELS, NamedVocabulary, RequestLimits
 
-LIMITS = Limits(max_names=3, max_name_length=8, max_pixels=200, max_image_bytes=10)
+LIMITS = RequestLimits(max_names=3, max_name_length=8, max_pixels=200, max_image_bytes=10)
 PICTURE = np.zeros((1, 10, 20, 3), np.uint8)
 
 
-def reader(**named: NamedVocabulary) -> Reader:
-    return Reader(LIMITS, named)
+def reader(**named: NamedVocabulary) -> RequestReader:
+    return RequestReader(LIMITS, named)
 
 
 def names(*given: str | bytes) -> np.ndarray:
     return np.array([[name.encode() if isinstance(name, str) else name for name in given]], object)
 
 
-def test_an_ask_holds_the_image_the_names_and_what_is_wanted() -> None:
-    (ask,) = reader().read({PIXELS: PICTURE, CLASSES: names("cat", "café")}, {"seen": '["cat"]'}, ["SCORES"])
-    assert ask.vocabulary.names == ("cat", "café")
-    assert ask.vocabulary.seen is not None
-    assert ask.vocabulary.seen.tolist() == [True, False]
-    assert ask.wanted == {"SCORES"}
-    assert np.array_equal(ask.image, PICTURE[0])
+def test_a_request_holds_the_image_the_names_and_what_is_wanted() -> None:
+    (request,) = reader().read({PIXELS: PICTURE, CLASSES: names("cat", "café")}, {"seen": '["cat"]'}, ["SCORES"])
+    assert request.vocabulary.names == ("cat", "café")
+    assert request.vocabulary.seen is not None
+    assert request.vocabulary.seen.tolist() == [True, False]
+    assert request.wanted == {"SCORES"}
+    assert np.array_equal(request.image, PICTURE[0])
 
 
 def test_each_image_of_a_request_has_its_own_names() -> None:
@@ -40,12 +40,12 @@ def test_each_image_of_a_request_has_its_own_names() -> None:
 def test_named_vocabularies_keep_what_a_request_does_not_override() -> None:
     known = NamedVocabulary(names=["road", "sky"], seen=[True, False], templates=["a {}"])
     road = reader(road=known)
-    (ask,) = road.read({PIXELS: PICTURE}, {"vocabulary": "road"}, [])
-    assert ask.vocabulary.templates == ("a {}",)
-    (ask,) = road.read({PIXELS: PICTURE}, {"vocabulary": "road", "templates": '["the {}"]'}, [])
-    assert ask.vocabulary.templates == ("the {}",)
-    assert ask.vocabulary.seen is not None
-    assert ask.vocabulary.seen.tolist() == [True, False]
+    (request,) = road.read({PIXELS: PICTURE}, {"vocabulary": "road"}, [])
+    assert request.vocabulary.templates == ("a {}",)
+    (request,) = road.read({PIXELS: PICTURE}, {"vocabulary": "road", "templates": '["the {}"]'}, [])
+    assert request.vocabulary.templates == ("the {}",)
+    assert request.vocabulary.seen is not None
+    assert request.vocabulary.seen.tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_named_vocabularies_keep_what_a_request_does_not_override() -> None:
         ({PIXELS: PICTURE, CLASSES: names("a", "b", "c", "d")}, {}, VocabularyError, "4 class names are more"),
         ({PIXELS: PICTURE, CLASSES: names("a" * 9)}, {}, VocabularyError, "9 characters, more than 8"),
         ({PIXELS: PICTURE, CLASSES: names("a" * 33)}, {}, VocabularyError, "has 33 bytes"),
-        ({PIXELS: PICTURE, CLASSES: names(b"\xff")}, {}, VocabularyError, "no UTF-8 text"),
+        ({PIXELS: PICTURE, CLASSES: names(b"\xff")}, {}, VocabularyError, "not UTF-8 text"),
         ({PIXELS: PICTURE, CLASSES: names("a")}, {"vocabulary": "b"}, VocabularyError, "names a vocabulary"),
         ({PIXELS: PICTURE}, {}, VocabularyError, "no vocabulary of its own"),
         ({PIXELS: PICTURE}, {"vocabulary": "@/etc/passwd"}, VocabularyError, "no vocabulary '@/etc/passwd'"),

@@ -232,7 +232,7 @@ def test_clients_that_hang_up_on_whole_requests_leave_nothing_behind(server: Run
 def test_health_metrics_and_the_dashboards_questions(server: Running) -> None:
     import re
 
-    from vocabseg.serving.dashboard import panels
+    from vocabseg.serving.model_repository.dashboard import panels
 
     with Client(server.http) as client:
         assert client.ready()

@@ -13,10 +13,10 @@ import pytest
 from tests.serving.servers import SCENE, run, running, serving_folder
 from vocabseg.client import Client
 from vocabseg.runtime.segmenter.segmenter import Segmenter
-from vocabseg.serving import processes
-from vocabseg.serving import server as server_module
-from vocabseg.serving.environment import prepare
-from vocabseg.serving.server import Ports
+from vocabseg.serving.server import process_table
+from vocabseg.serving.server import triton_server as server_module
+from vocabseg.serving.server.environment import prepare
+from vocabseg.serving.server.triton_server import Ports
 
 NAMES = ["red circle", "blue square", "grass"]
 
@@ -95,7 +95,7 @@ def test_an_address_of_another_machine_is_told_in_one_line(can_serve: None) -> N
     assert done.stderr.count("\n") == 1
 
 
-def test_without_a_keeper_a_dead_model_process_ends_the_server(
+def test_without_a_supervisor_a_dead_model_process_ends_the_server(
     can_serve: None, local: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a container, whose restart policy then acts; the repository is the one that `vocabseg triton` writes."""
@@ -112,7 +112,7 @@ def test_without_a_keeper_a_dead_model_process_ends_the_server(
         server.wait_until_ready(60)
         with Client(server.urls()["grpc"], model="seg") as client:
             assert np.array_equal(client(SCENE, NAMES).scores, local(SCENE, NAMES).scores)
-        (model,) = processes.children(server.process.pid, server_module.STUB)
+        (model,) = process_table.children(server.process.pid, server_module.STUB)
         os.kill(model, signal.SIGKILL)
         end = time.monotonic() + 10
         while server.ready() and time.monotonic() < end:

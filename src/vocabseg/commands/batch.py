@@ -65,7 +65,7 @@ def batch(
     quiet: Quiet = False,
 ) -> None:
     require(("ray", "pyarrow", "pandas", "matplotlib"), "vocabseg batch", "batch")
-    from vocabseg.batch.driver import run_batch
+    from vocabseg.batch.coordinator import run_batch
     from vocabseg.batch.inputs.find import find_items
     from vocabseg.batch.job import KINDS, Job
     from vocabseg.batch.ray_cluster import Workers

@@ -1,10 +1,11 @@
 """Options that several commands share, and the target they describe."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,21 +33,6 @@ Precision = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
-# Of a served model.
-ModelName = Annotated[str, typer.Option(help="The model's name in the server.")]
-Vocabularies = Annotated[
-    list[str] | None,
-    typer.Option("--vocabulary", help="NAME=NAMES or NAME=@FILE: requests may call it by name; may be repeated."),
-]
-Threads = Annotated[int, typer.Option(min=0, help="CPU cores of each process. Default: up to 4.")]
-MaxBatch = Annotated[int, typer.Option(min=1, help="Most images run together.")]
-Delay = Annotated[float, typer.Option(min=0, help="Milliseconds a request may wait for others.")]
-Queue = Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")]
-RequestLimits = Annotated[
-    list[str] | None,
-    typer.Option("--limit", help="max_names=, max_name_length=, max_pixels= or max_image_bytes=NUMBER."),
-]
-
 
 @dataclass(frozen=True)
 class Target:
@@ -70,3 +56,25 @@ class Target:
         from vocabseg.runtime.segmenter.segmenter import Segmenter
 
         return Segmenter(self.opened, self.device, self.engine, self.precision)
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer takes it: a parameter that is a dataclass gives way to the options that are its fields."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters += inspect.signature(groups[name]).parameters.values()
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def flat(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{option: given.pop(option) for option in inspect.signature(kind).parameters})
+        command(**given)
+
+    options = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    flat.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    return flat

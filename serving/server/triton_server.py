@@ -1,4 +1,4 @@
-"""A tritonserver of one's own: started with a model repository, watched, and stopped with no answer lost."""
+"""A tritonserver of our own: started with a model repository, watched, and stopped without losing an answer."""
 
 import contextlib
 import ctypes
@@ -12,18 +12,19 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from vocabseg.runtime.errors import EngineError
-from vocabseg.serving import metrics, processes
-from vocabseg.serving.environment import check_platform, server_binary, site_packages, write_backends
-from vocabseg.serving.repository import PACKAGE_PATH, SUPERVISED
+from vocabseg.serving.protocol import PACKAGE_PATH, RUNNING, SUPERVISED
+from vocabseg.serving.server import process_table
+from vocabseg.serving.server.environment import check_platform, server_binary, site_packages, write_backends
 
 # Seconds that requests may still take once the server is told to stop.
 DRAIN = 30
-# Looks at a tenth of a second each that must find nothing under way before a server that was told to end is ended.
+# Checks, a tenth of a second apart, that must find nothing under way before a stopping server is killed.
 IDLE_LOOKS = 10
 PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = Path("/dev/shm")
@@ -38,40 +39,31 @@ class Ports(msgspec.Struct, frozen=True):
     metrics: int = 8002
 
 
-class Server:
-    """A running tritonserver; `stop` ends it."""
+@dataclass
+class TritonServer:
+    """A running tritonserver; `stop` ends it. `prefix` names its shared memory."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], folder: Path, host: str, ports: Ports, model: str, prefix: str
-    ):
-        self.process = process
-        self.prefix = prefix
-        self._models: list[int] = []
-        self.folder = folder
-        self.host = host
-        self.ports = ports
-        self.model = model
+    process: subprocess.Popen[bytes]
+    folder: Path
+    host: str
+    ports: Ports
+    model: str
+    prefix: str
+    _models: list[int] = field(default_factory=list)
 
-    @property
-    def log(self) -> Path:
-        """What the server says."""
-        return self.folder / "server.log"
-
-    def urls(self) -> dict[str, str]:
+    def urls(self, host: str | None = None) -> dict[str, str]:
         """The addresses by what they are for."""
-        return self._urls(self.host)
-
-    def local_url(self, what: str) -> str:
-        """The address for this machine's own use, where the server listens on all of them."""
-        return self._urls({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))[what]
-
-    def _urls(self, host: str) -> dict[str, str]:
+        host = host or self.host
         host = f"[{host}]" if ":" in host else host
         return {
             "http": f"http://{host}:{self.ports.http}",
             "grpc": f"grpc://{host}:{self.ports.grpc}",
             "metrics": f"http://{host}:{self.ports.metrics}/metrics",
         }
+
+    def local_url(self, what: str) -> str:
+        """The address for use on this machine, also when the server listens on all interfaces."""
+        return self.urls({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))[what]
 
     def ready(self) -> bool:
         """Whether the server and the model take requests."""
@@ -91,35 +83,36 @@ class Server:
             if time.monotonic() > end:
                 raise EngineError(f"the server is not ready after {seconds:g} s: {self.last_error()}")
             time.sleep(0.1)
-        self._models = processes.children(self.process.pid, STUB)
+        self._models = process_table.children(self.process.pid, STUB)
 
     def last_error(self) -> str:
-        """The error that the server told last, on one line."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
-        # An error begins with E and the date (E1124); before its message stands the source line, ending in "]".
+        """The last error in the server's log, on one line."""
+        log = self.folder / "server.log"
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        # An error begins with E and the date (E1124); before its message is the source line, ending in "]".
         errors = [line.partition("] ")[2].strip('"') for line in lines if re.match(r"E\d{4} ", line)]
-        errors = [error for error in errors if "CudaDriverHelper" not in error]  # told on every machine without a GPU
-        return errors[-1] if errors else "it told no error; see --verbose"
+        errors = [error for error in errors if "CudaDriverHelper" not in error]  # logged on machines without a GPU
+        return errors[-1] if errors else "it logged no error; see --verbose"
 
     def healthy(self) -> bool:
-        """Whether the server and all its model processes live.
+        """Whether the server and all its model processes run.
 
         Triton 2.51 does not replace a model process that has died: its requests fail from then on, and unloading the
-        model waits for it without end. The whole server must be started again.
+        model waits for it for ever. The whole server must be restarted.
         """
-        return self.process.poll() is None and all(processes.alive(pid) for pid in self._models)
+        return self.process.poll() is None and all(map(process_table.alive, self._models))
 
     def stop(self) -> None:
-        """Let the server answer what it has taken, end it, and remove its files.
+        """Let the server answer what it has accepted, end it, and remove its files.
 
-        Told to end, tritonserver takes no new connections, but waits for those that clients keep open, idle or not, for
-        as long as it may. So it is ended as soon as nothing is under way.
+        When told to end, tritonserver takes no new connections, but waits as long as it may for those that clients keep
+        open, idle or not. So it is killed as soon as nothing is under way.
         """
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + DRAIN
         idle = 0
-        if self._models and not any(map(processes.alive, self._models)):
+        if self._models and not any(map(process_table.alive, self._models)):
             idle = IDLE_LOOKS  # nobody is left to answer
         while self.process.poll() is None and time.monotonic() < end and idle < IDLE_LOOKS:
             time.sleep(0.1)
@@ -128,7 +121,7 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):  # those of a process that was killed stay
+        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):  # a killed process leaves its own behind
             region.unlink(missing_ok=True)
 
     def busy(self) -> bool:
@@ -137,8 +130,18 @@ class Server:
             with urllib.request.urlopen(self.local_url("metrics"), timeout=2) as answer:
                 text = answer.read().decode()
         except OSError:
-            return False  # metrics are the last to go
-        return metrics.under_way(text, processes.alive) > 0 or processes.unsent(self.ports.http, self.ports.grpc)
+            return False  # metrics end last
+        return _under_way(text) > 0 or process_table.unsent(self.ports.http, self.ports.grpc)
+
+
+def _under_way(metrics: str) -> float:
+    """How many requests wait or run, by the server's metrics page; those of dead processes do not count."""
+    total = 0.0
+    for line in metrics.splitlines():
+        process = re.match(RUNNING + r'\{.*pid="(\d+)"', line)
+        if line.startswith("nv_inference_pending_request_count{") or (process and process_table.alive(int(process[1]))):
+            total += float(line.rpartition(" ")[2])
+    return total
 
 
 def start(
@@ -149,11 +152,11 @@ def start(
     host: str = "127.0.0.1",
     ports: Ports | None = None,
     verbose: bool = False,
-) -> Server:
+) -> TritonServer:
     """Start the server of `environment` with a model repository; it is not ready yet.
 
-    `folder`, which must exist, is for the server's own files and goes when it stops. Ports of 0 take free ones. Raises
-    EngineError for a port in use, a host that is not this machine's, and a machine that cannot run the server.
+    `folder`, which must exist, is for the server's own files and is removed when it stops. Port 0 takes a free one.
+    Raises EngineError for a port in use, a host that is not this machine, and a machine that cannot run the server.
     """
     libpython = check_platform()
     ports = _free(host, ports or Ports())
@@ -164,17 +167,13 @@ def start(
         f"--model-repository={repository}",
         f"--backend-directory={folder / 'backends'}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        f"--http-address={host}",
-        f"--http-port={ports.http}",
-        f"--grpc-address={host}",
-        f"--grpc-port={ports.grpc}",
-        f"--metrics-address={host}",
-        f"--metrics-port={ports.metrics}",
+        *(f"--{what}-address={host}" for what in Ports.__struct_fields__),
+        *(f"--{what}-port={port}" for what, port in msgspec.structs.asdict(ports).items()),
         f"--exit-timeout-secs={DRAIN}",
         "--disable-auto-complete-config",
     ]
     process = _spawn(command, _variables(environment, libpython, folder), folder / "server.log", verbose)
-    return Server(process, folder, host, ports, model, prefix)
+    return TritonServer(process, folder, host, ports, model, prefix)
 
 
 def _variables(environment: Path, libpython: Path, folder: Path) -> dict[str, str]:
@@ -192,7 +191,7 @@ def _variables(environment: Path, libpython: Path, folder: Path) -> dict[str, st
 
 
 def _spawn(command: Sequence[str], variables: dict[str, str], log: Path, verbose: bool) -> subprocess.Popen[bytes]:
-    """A process in a group of its own, which is told to end when this one dies."""
+    """A process in a group of its own, which gets SIGTERM when this one dies."""
     libc = ctypes.CDLL(None)
 
     def follow_parent() -> None:
@@ -211,26 +210,22 @@ def _spawn(command: Sequence[str], variables: dict[str, str], log: Path, verbose
 
 
 def _free(host: str, ports: Ports) -> Ports:
-    """The ports, with free ones for those that are 0; raises EngineError where one cannot be had."""
+    """The ports, with a free one for each 0; raises EngineError for one that cannot be used."""
     chosen = []
-    held = []
     try:
         family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise EngineError(f"the host {host!r} is unknown ({error.strerror}): give an address of this machine") from None
-    try:
+    with contextlib.ExitStack() as held:
         for what, port in msgspec.structs.asdict(ports).items():
-            held.append(socket.socket(family))
-            held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken = held.enter_context(socket.socket(family))
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                held[-1].bind((address[0], port))
+                taken.bind((address[0], port))
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise EngineError(
                     f"cannot listen on {host}:{port} ({reason}): choose another with --{what}-port"
                 ) from None
-            chosen.append(held[-1].getsockname()[1])
-    finally:
-        for taken in held:
-            taken.close()
+            chosen.append(taken.getsockname()[1])
     return Ports(*chosen)

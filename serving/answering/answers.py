@@ -1,4 +1,4 @@
-"""A result -> the tensors that a request asked for."""
+"""A result -> the tensors that a request asks for."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ import numpy as np
 
 from vocabseg.runtime.result.result import Result
 from vocabseg.serving import protocol
-from vocabseg.serving.requests import Ask, RequestError
+from vocabseg.serving.answering.requests import ImageRequest, RequestError
 
 Tensors = dict[str, np.ndarray]
 
 
-def tensors(result: Result, ask: Ask) -> Tensors:
-    """The outputs that `ask` wants, without the batch's axis; BYTES as object arrays.
+def tensors(result: Result, request: ImageRequest) -> Tensors:
+    """The outputs that a request asks for, without the batch's axis; BYTES as object arrays.
 
-    Raises VocabularyError for things that are no class.
+    Raises VocabularyError for "things" that are not classes.
     """
     found: Tensors = {}
-    wanted = ask.wanted
+    wanted = request.wanted
     if protocol.LABELS in wanted:
         found[protocol.LABELS] = result.labels
     if protocol.SCORES in wanted:
@@ -29,7 +29,7 @@ def tensors(result: Result, ask: Ask) -> Tensors:
     if protocol.SEGMENTS in wanted:
         found[protocol.SEGMENTS] = _json(result.to_json())
     if protocol.PANOPTIC in wanted or protocol.PANOPTIC_SEGMENTS in wanted:
-        options = ask.options
+        options = request.options
         ids, segments = result.panoptic(options.things, options.object_mask_threshold, options.overlap_threshold)
         if protocol.PANOPTIC in wanted:
             found[protocol.PANOPTIC] = ids
@@ -51,16 +51,15 @@ def tensors(result: Result, ask: Ask) -> Tensors:
 
 
 def stack(answers: Sequence[Mapping[str, np.ndarray]]) -> Tensors:
-    """The tensors of a request's images as one; raises RequestError where their sizes differ."""
+    """The tensors of a request's images, stacked; raises RequestError if their sizes differ."""
     stacked = {}
     for name in answers[0]:
         parts = [answer[name] for answer in answers]
         if any(part.shape != parts[0].shape for part in parts):
             raise RequestError(
-                f"{name} has another size for each of the {len(parts)} images: send each in a request of its own"
+                f"{name} differs in size between the {len(parts)} images: send each in a request of its own"
             )
-        dtype = object if parts[0].dtype == object else parts[0].dtype
-        stacked[name] = np.ascontiguousarray(np.stack(parts), dtype)
+        stacked[name] = np.stack(parts)
     return stacked
 
 

@@ -1,4 +1,4 @@
-"""A request's tensors and parameters -> what is asked of the segmenter, checked before anything is computed."""
+"""A request's tensors and parameters -> a request per image, checked before anything is computed."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +10,16 @@ import numpy as np
 from vocabseg.runtime.errors import ImageError, VocabsegError, VocabularyError
 from vocabseg.runtime.text.prompts import shorten
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving.protocol import CLASSES, IMAGE, LABELS, OUTPUTS, PIXELS, Limits, NamedVocabulary, Options
+from vocabseg.serving.protocol import (
+    CLASSES,
+    IMAGE,
+    LABELS,
+    OUTPUTS,
+    PIXELS,
+    NamedVocabulary,
+    RequestLimits,
+    RequestOptions,
+)
 
 # Parameters that hold a list, as JSON.
 LISTS = ("seen", "templates", "things")
@@ -20,31 +29,29 @@ class RequestError(VocabsegError):
     """A request that cannot be used, for reasons other than its image or its names."""
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One image of a request: the bytes of its file or its pixels (H, W, 3) uint8, the classes, and what is wanted."""
+class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of a request: the bytes of its file or its pixels (H, W, 3) uint8, the classes, the outputs wanted."""
 
     image: bytes | np.ndarray
     vocabulary: Vocabulary
     wanted: frozenset[str]
-    options: Options
+    options: RequestOptions
 
 
-class Reader:
-    """Reads requests for a server that has these named vocabularies; the one named "" is used where none is named."""
+class RequestReader:
+    """Reads requests for a server with these named vocabularies; the one named "" is the default."""
 
-    def __init__(self, limits: Limits, named: Mapping[str, NamedVocabulary]):
+    def __init__(self, limits: RequestLimits, named: Mapping[str, NamedVocabulary]):
         self.limits = limits
-        self._named = {
-            name: Vocabulary(entry.names, entry.seen, entry.templates) for name, entry in named.items()
-        }  # fmt: skip
+        self._named = {name: Vocabulary(one.names, one.seen, one.templates) for name, one in named.items()}
 
     def read(
         self, inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any], wanted: Collection[str]
-    ) -> list[Ask]:
-        """One `Ask` for each image of a request.
+    ) -> list[ImageRequest]:
+        """One `ImageRequest` for each image of a request.
 
-        `inputs` are the tensors that the request has, by the names and shapes of `protocol`, BYTES as object arrays.
-        Raises RequestError, ImageError or VocabularyError, each with one clear line.
+        `inputs` are the request's tensors, by the names and shapes of `protocol`, BYTES as object arrays. Raises
+        RequestError, ImageError or VocabularyError, each with one clear line.
         """
         options = read_options(parameters)
         images = self._images(inputs)
@@ -55,14 +62,14 @@ class Reader:
         if names is None:
             vocabularies = [self._by_name(options)] * len(images)
         elif options.vocabulary is not None:
-            raise VocabularyError(f"the request has {CLASSES} and names a vocabulary: give one of them")
+            raise VocabularyError(f"the request has {CLASSES} and names a vocabulary: give one of the two")
         elif names.ndim != 2 or len(names) != len(images):
             raise VocabularyError(f"{CLASSES} has shape {names.shape}: give one row of names per image")
         else:
             vocabularies = [self._from_names(row, options) for row in names]
         outputs = frozenset(wanted) or frozenset([LABELS])
         return [
-            Ask(image=image, vocabulary=vocabulary, wanted=outputs, options=options)
+            ImageRequest(image=image, vocabulary=vocabulary, wanted=outputs, options=options)
             for image, vocabulary in zip(images, vocabularies, strict=True)
         ]
 
@@ -89,21 +96,21 @@ class Reader:
                 )
         return list(contents)
 
-    def _by_name(self, options: Options) -> Vocabulary:
+    def _by_name(self, options: RequestOptions) -> Vocabulary:
         name = options.vocabulary or ""
         if name in self._named:
             return adjust(self._named[name], options)
         known = ", ".join(shorten(key) for key in self._named if key) or "none"
         if not name:
-            raise VocabularyError(
-                f"the bundle declares no vocabulary of its own: give {CLASSES}, or name one of {known}"
-            )
+            raise VocabularyError(f"the bundle has no vocabulary of its own: give {CLASSES}, or name one of {known}")
         raise VocabularyError(f"this server has no vocabulary {shorten(name)!r}: it knows {known}; or give {CLASSES}")
 
-    def _from_names(self, row: Sequence[Any], options: Options) -> Vocabulary:
+    def _from_names(self, row: Sequence[Any], options: RequestOptions) -> Vocabulary:
         limits = self.limits
         if len(row) > limits.max_names:
-            raise VocabularyError(f"{len(row)} class names are more than this server takes: give {limits.max_names}")
+            raise VocabularyError(
+                f"{len(row)} class names are more than this server takes: give at most {limits.max_names}"
+            )
         names = []
         for position, value in enumerate(row, start=1):
             content = value if isinstance(value, bytes) else str(value).encode()
@@ -113,7 +120,7 @@ class Reader:
                 name = content.decode("utf-8")
             except UnicodeDecodeError:
                 shown = shorten(repr(content))
-                raise VocabularyError(f"class name {position} is no UTF-8 text: {shown}; encode it as UTF-8") from None
+                raise VocabularyError(f"class name {position} is not UTF-8 text: {shown}; encode it as UTF-8") from None
             if len(name) > limits.max_name_length:
                 raise VocabularyError(
                     f"class name {position} has {len(name)} characters, more than {limits.max_name_length}: shorten it"
@@ -122,7 +129,7 @@ class Reader:
         return adjust(Vocabulary(names), options)
 
 
-def adjust(vocabulary: Vocabulary, options: Options) -> Vocabulary:
+def adjust(vocabulary: Vocabulary, options: RequestOptions) -> Vocabulary:
     """The vocabulary with the request's own seen classes and templates."""
     if options.seen is None and options.templates is None:
         return vocabulary
@@ -131,15 +138,15 @@ def adjust(vocabulary: Vocabulary, options: Options) -> Vocabulary:
     return Vocabulary(vocabulary.names, seen, templates)
 
 
-def read_options(parameters: Mapping[str, Any]) -> Options:
+def read_options(parameters: Mapping[str, Any]) -> RequestOptions:
     """The options among a request's parameters; raises RequestError for unknown ones and values that do not fit."""
     values: dict[str, Any] = {}
     for name, value in parameters.items():
-        if name not in Options.__struct_fields__:
-            # Triton itself adds some, such as those of its trace and sequence extensions.
+        if name not in RequestOptions.__struct_fields__:
+            # Triton adds some of its own, such as those of its trace and sequence extensions.
             if name.startswith(("triton_", "sequence_")) or name in ("priority", "timeout", "binary_data_output"):
                 continue
-            known = ", ".join(Options.__struct_fields__)
+            known = ", ".join(RequestOptions.__struct_fields__)
             raise RequestError(f"unknown parameter {shorten(str(name))!r}: use one of {known}")
         if name in LISTS and isinstance(value, str):
             try:
@@ -148,6 +155,6 @@ def read_options(parameters: Mapping[str, Any]) -> Options:
                 raise RequestError(f"parameter {name} is {shorten(value)!r}: give a list as JSON") from None
         values[name] = value
     try:
-        return msgspec.convert(values, Options)
+        return msgspec.convert(values, RequestOptions)
     except msgspec.ValidationError as error:
         raise RequestError(f"a parameter does not fit: {error}") from None

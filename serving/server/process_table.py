@@ -1,4 +1,4 @@
-"""What Linux tells of the server's processes and connections."""
+"""What Linux says about the server's processes and connections."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ ESTABLISHED = "01"
 
 
 def children(parent: int, name: str) -> list[int]:
-    """Processes of that parent whose program has that name."""
+    """The parent's processes whose program has this name."""
     found = []
     for entry in PROC.iterdir():
         if not entry.name.isdecimal():
@@ -24,7 +24,7 @@ def children(parent: int, name: str) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process is there, and not only its exit code."""
+    """Whether the process runs; one that is a zombie does not."""
     try:
         return _state(pid)[0] not in "ZX"
     except OSError:
@@ -32,7 +32,7 @@ def alive(pid: int) -> bool:
 
 
 def unsent(*ports: int) -> bool:
-    """Whether a connection of this machine's to one of the ports holds bytes that the other side has not taken yet."""
+    """Whether a connection at one of the ports holds bytes that the other side has not received yet."""
     for table in ("tcp", "tcp6"):
         try:
             lines = (PROC / "net" / table).read_text().splitlines()[1:]
@@ -47,6 +47,6 @@ def unsent(*ports: int) -> bool:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """State letter and parent; the program's name before them may hold blanks and parentheses."""
+    """State letter and parent; the program's name before them may contain blanks and parentheses."""
     state, parent, *_ = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return state, int(parent)

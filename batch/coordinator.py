@@ -1,4 +1,4 @@
-"""The driver: makes the plan, gives the shards to workers on Ray, and follows them.
+"""The coordinator (Ray's driver): makes the plan, gives the shards to workers on Ray, and follows them.
 
 What each promise rests on:
   no image is lost        the plan (`shard_plan.py`), written before the work: a run ends when all its shards exist

@@ -1,9 +1,8 @@
-"""A bundle -> a model repository of Triton's: configuration, model file, the bundle itself, and how it is run."""
+"""A bundle -> a model repository for Triton: configuration, model file, the bundle itself, and how to run it."""
 
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +11,17 @@ import msgspec
 
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.errors import ConfigurationError, OutputError
+from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving.configuration import WARM_UP_FILE, Serving, model_configuration, warm_up_classes
-from vocabseg.serving.dashboard import dashboard
-from vocabseg.serving.protocol import NamedVocabulary
-from vocabseg.serving.readme import readme
-
-# The folder that holds the package, where it is not installed in the model's environment.
-PACKAGE_PATH = "VOCABSEG_PACKAGE_PATH"
-# Set where somebody watches over the model processes and starts the server again when one has died.
-SUPERVISED = "VOCABSEG_SUPERVISED"
+from vocabseg.serving.model_repository.dashboard import dashboard
+from vocabseg.serving.model_repository.model_configuration import (
+    WARM_UP_FILE,
+    Serving,
+    model_configuration,
+    warm_up_classes,
+)
+from vocabseg.serving.model_repository.readme import readme
+from vocabseg.serving.protocol import PACKAGE_PATH, NamedVocabulary
 
 MODEL_FILE = f'''"""The model that Triton's Python backend runs; all of it is in the package vocabseg."""
 
@@ -38,41 +38,33 @@ from vocabseg.serving.model import TritonPythonModel  # noqa: E402, F401
 def write_repository(
     bundle: Bundle, target: Path, serving: Serving, named: Mapping[str, Vocabulary] | None = None
 ) -> Path:
-    """Write the repository to a temporary folder and rename it to `target`, which must not exist or be empty.
+    """Write the repository to a temporary folder and rename it to `target`, which must be missing or empty.
 
-    `named` vocabularies can be called by name; the bundle's own, if any, is used where a request has no names at all.
-    The bundle's files are linked where the file system can, else copied. Returns the model's folder. Raises OutputError
-    where it cannot be written, ConfigurationError for a name that Triton does not take.
+    Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. The
+    bundle's files are hard links where the file system allows it, else copies. Returns the model's folder. Raises
+    OutputError where it cannot be written, ConfigurationError for a name that Triton does not take.
     """
     check_target(target)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", serving.name):
         raise ConfigurationError(f"the model name {serving.name!r}: use letters, digits, '_', '.' and '-'")
-    temporary = target.parent / f".{target.name}-{secrets.token_hex(6)}.part"
-    model = temporary / serving.name
-    try:
+    given = named or {}
+    with whole_folder(target, "the model repository", lambda: check_target(target)) as temporary:
+        model = temporary / serving.name
         version = model / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL_FILE, encoding="utf-8")
-        (version / "vocabularies.json").write_bytes(_vocabularies(bundle, named or {}))
+        (version / "vocabularies.json").write_bytes(_vocabularies(bundle, given))
         shutil.copytree(bundle.folder, version / "bundle", copy_function=_link)
         (model / "config.pbtxt").write_text(model_configuration(serving), encoding="utf-8")
         (model / "warmup").mkdir()
         (model / "warmup" / WARM_UP_FILE).write_bytes(warm_up_classes())
-        (temporary / "README.md").write_text(readme(bundle, serving, named or {}), encoding="utf-8")
+        (temporary / "README.md").write_text(readme(bundle, serving, given), encoding="utf-8")
         (temporary / "grafana.json").write_text(json.dumps(dashboard(serving.name), indent=1) + "\n", encoding="utf-8")
-        if target.is_dir():
-            target.rmdir()
-        os.replace(temporary, target)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"cannot write the model repository {target}: {reason}; choose another place") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target / serving.name
 
 
 def check_target(target: Path) -> None:
-    """Raise OutputError where no repository can be written to `target`."""
+    """Raise OutputError if no repository can be written to `target`."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists already: remove it, or choose another place")
     if not target.parent.is_dir():

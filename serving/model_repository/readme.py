@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving.configuration import Serving
+from vocabseg.serving.model_repository.model_configuration import Serving
 
 TEXT = """# {name}: {bundle} on Triton Inference Server
 
@@ -35,7 +35,7 @@ The volume keeps text embeddings over restarts; tensors pass through shared memo
 process dies, the server ends and the container starts again; clients try again meanwhile. Without a container:
 `vocabseg serve BUNDLE`. Triton has no access control: put a proxy before it that has, if it is to leave 127.0.0.1.
 
-## Ask
+## ImageRequest
 
 ```python
 from vocabseg.client import Client

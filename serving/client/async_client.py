@@ -1,21 +1,20 @@
 """AsyncClient: `Client` for asyncio."""
 
 import asyncio
-import time
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.errors import ServerError
 from vocabseg.runtime.result.result import Result
 from vocabseg.serving import protocol
-from vocabseg.serving.call import Call, Named, json_of, passes, pauses, result_of, translated
-from vocabseg.serving.client import RESULT, is_timeout, panoptic_call, transport_of
+from vocabseg.serving.client.call import Call, VocabularyName, panoptic_call, segment_call
+from vocabseg.serving.client.retries import Attempts
+from vocabseg.serving.client.transport import transport_of
 
 
 class AsyncClient:
-    """What `Client` is, with methods to await; to be used by one event loop."""
+    """The same as `Client`, with methods to await; for use in one event loop."""
 
     def __init__(self, url: str, model: str = protocol.MODEL, timeout: float = 60.0, retries: int = 8):
         self.url = url
@@ -39,18 +38,17 @@ class AsyncClient:
 
     async def __call__(self, image: Any, vocabulary: Any = None, evidence: bool = False) -> Result:
         """As `Client.__call__`."""
-        call = Call(image, vocabulary, RESULT + (protocol.EVIDENCE if evidence else ()))
-        return result_of(call, await self._send(call))
+        result: Result = await self._send(segment_call(image, vocabulary, evidence))
+        return result
 
     @staticmethod
-    def named(name: str) -> Named:
+    def named(name: str) -> VocabularyName:
         """The vocabulary that the server knows by this name."""
-        return Named(name)
+        return VocabularyName(name)
 
     async def segments(self, image: Any, vocabulary: Any = None) -> dict[str, Any]:
         """As `Client.segments`."""
-        arrays = await self._send(Call(image, vocabulary, (protocol.SEGMENTS,)))
-        found: dict[str, Any] = json_of(arrays[protocol.SEGMENTS])
+        found: dict[str, Any] = await self._send(Call(image, vocabulary, (protocol.SEGMENTS,)))
         return found
 
     async def panoptic(
@@ -62,27 +60,20 @@ class AsyncClient:
         overlap_threshold: float = 0.8,
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """As `Client.panoptic`."""
-        arrays = await self._send(panoptic_call(image, vocabulary, things, object_mask_threshold, overlap_threshold))
-        return np.array(arrays[protocol.PANOPTIC][0]), json_of(arrays[protocol.PANOPTIC_SEGMENTS])
+        call = panoptic_call(image, vocabulary, things, object_mask_threshold, overlap_threshold)
+        ids, segments = await self._send(call)
+        return ids, segments
 
-    async def _send(self, call: Call) -> dict[str, np.ndarray]:
-        end = time.monotonic() + self.timeout
-        waits = pauses(self.retries)
-        late = f"the server {self.url} gave no answer within {self.timeout:g} s"
+    async def _send(self, call: Call) -> Any:
+        attempts = Attempts(self.url, self.timeout, self.retries)
         while True:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise ServerError(late)
+            left = attempts.seconds_left()
             if self._connection is None:
                 self._connection = self._transport.connect(left)
             try:
                 request = self._connection.infer(**self._transport.arguments(call, self.model, left))
                 answer = await asyncio.wait_for(request, left)
-                return {name: answer.as_numpy(name) for name in call.wanted}
-            except TimeoutError as error:
-                raise ServerError(late) from error
+                break
             except Exception as error:
-                wait = next(waits, None) if passes(error) else None
-                if wait is None or time.monotonic() + wait >= end:
-                    raise (ServerError(late) if is_timeout(error) else translated(error, self.url)) from error
-                await asyncio.sleep(wait)
+                await asyncio.sleep(attempts.pause_after(error))
+        return call.read({name: answer.as_numpy(name) for name in call.wanted})

@@ -1,4 +1,4 @@
-"""Asks answered together, without a server: each as if it had come alone, and none harmed by another."""
+"""Requests answered together, without a server: each as if it had come alone, and none harmed by another."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,46 +10,47 @@ from tests.serving.servers import SCENE
 from vocabseg.runtime.errors import EngineError, ImageError, VocabularyError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving.batch import Batch
-from vocabseg.serving.protocol import Limits, Options
-from vocabseg.serving.requests import Ask, RequestError
+from vocabseg.serving.answering.requests import ImageRequest, RequestError
+from vocabseg.serving.answering.responder import Responder
+from vocabseg.serving.protocol import RequestLimits, RequestOptions
 
 FEW, OTHERS = Vocabulary(["grass", "red circle"]), Vocabulary(["sky", "blue square", "sand"])
-OPTIONS = Options()
+OPTIONS = RequestOptions()
 
 
-def ask(image: Any, vocabulary: Vocabulary = FEW, *wanted: str) -> Ask:
-    return Ask(image=image, vocabulary=vocabulary, wanted=frozenset(wanted or ["SCORES"]), options=OPTIONS)
+def request_for(image: Any, vocabulary: Vocabulary = FEW, *wanted: str) -> ImageRequest:
+    return ImageRequest(image=image, vocabulary=vocabulary, wanted=frozenset(wanted or ["SCORES"]), options=OPTIONS)
 
 
 @pytest.fixture(params=["1", "3"])
-def batch(local: Segmenter, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+def responder(local: Segmenter, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Responder]:
     """On one thread stages overlap; on several, images run side by side."""
     monkeypatch.setenv("VOCABSEG_THREADS", request.param)
-    made = Batch(local, Limits(max_pixels=200_000))
+    made = Responder(local, RequestLimits(max_pixels=200_000))
     yield made
     made.close()
 
 
-def test_good_and_bad_asks_of_several_vocabularies(batch: Batch, local: Segmenter) -> None:
+def test_good_and_bad_requests_of_several_vocabularies(responder: Responder, local: Segmenter) -> None:
     scene = SCENE.read_bytes()
     small = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     too_long = Vocabulary(["one two three " * 30])
-    asks = [
-        ask(scene), ask(scene[:3000]), ask(small, OTHERS), ask(small, too_long), ask(scene, OTHERS, "LABELS"),
-        ask(np.zeros((500, 500, 3), np.uint8)), ask(small, FEW),
+    requests = [
+        request_for(scene), request_for(scene[:3000]), request_for(small, OTHERS), request_for(small, too_long),
+        request_for(scene, OTHERS, "LABELS"),
+        request_for(np.zeros((500, 500, 3), np.uint8)), request_for(small, FEW),
     ]  # fmt: skip
-    answers = batch.answer(asks)
+    answers = responder.answer(requests)
     assert [type(answer) for answer in answers] == [dict, ImageError, dict, VocabularyError, dict, ImageError, dict]
     assert np.array_equal(answers[0]["SCORES"], local(SCENE, FEW).scores)  # type: ignore[index]
     assert np.array_equal(answers[2]["SCORES"], local(small, OTHERS).scores)  # type: ignore[index]
     assert np.array_equal(answers[4]["LABELS"], local(SCENE, OTHERS).labels)  # type: ignore[index]
     assert np.array_equal(answers[6]["SCORES"], local(small, FEW).scores)  # type: ignore[index]
-    assert (batch.tally.images, batch.tally.rejected) == (4, 3)
-    assert batch.tally.regions > 0
+    assert (responder.statistics.images, responder.statistics.rejected) == (4, 3)
+    assert responder.statistics.regions > 0
 
 
-def test_an_engine_that_fails_once_costs_one_answer_at_most(batch: Batch, local: Segmenter) -> None:
+def test_an_engine_that_fails_once_costs_one_answer_at_most(responder: Responder, local: Segmenter) -> None:
     engine = local.engine("image_encoder")
     run, calls = engine.run, []
 
@@ -61,21 +62,23 @@ def test_an_engine_that_fails_once_costs_one_answer_at_most(batch: Batch, local:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "run", failing)
-        answers = batch.answer([ask(SCENE.read_bytes()) for _ in range(4)])
+        answers = responder.answer([request_for(SCENE.read_bytes()) for _ in range(4)])
     expected = local(SCENE, FEW).scores
     # The image in whose turn it failed is run again, alone, as all behind it.
     assert all(np.array_equal(answer["SCORES"], expected) for answer in answers)  # type: ignore[index]
 
 
-def test_nothing_is_computed_for_clients_that_have_gone(batch: Batch, local: Segmenter) -> None:
+def test_nothing_is_computed_for_clients_that_have_gone(responder: Responder, local: Segmenter) -> None:
     before = local.engine("proposal").seconds
-    answers = batch.answer([ask(SCENE.read_bytes()), ask(SCENE.read_bytes())], gone=lambda index: True)
+    answers = responder.answer(
+        [request_for(SCENE.read_bytes()), request_for(SCENE.read_bytes())], gone=lambda index: True
+    )
     assert [type(answer) for answer in answers] == [ImageError, ImageError]
     assert local.engine("proposal").seconds == before
 
 
 def test_answers_of_different_sizes_do_not_stack() -> None:
-    from vocabseg.serving.answers import stack
+    from vocabseg.serving.answering.answers import stack
 
     with pytest.raises(RequestError, match="send each in a request of its own"):
         stack([{"LABELS": np.zeros((2, 3))}, {"LABELS": np.zeros((3, 2))}])
