@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.reference_cases import case_configuration, case_model, shapes
 from vocabseg.export import bundle as bundle_writer
 from vocabseg.export.bundle import export_bundle
 from vocabseg.export.configuration import Configuration
+from vocabseg.runtime.bundle import folder
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.manifest import MANIFEST, Manifest, write_manifest
 from vocabseg.runtime.bundle.sections import RegionSpec
@@ -45,6 +47,19 @@ def bundle_for_case(name: str) -> Path:
     settings = _settings(configuration, open_bundle(weights, verify=False).manifest)
     digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:12]
     return copy_bundle_with(weights, cache_folder() / f"{name}-{key}-{digest}", name=name, **settings)
+
+
+@contextlib.contextmanager
+def files_hashed() -> Iterator[Counter[Path]]:
+    """How often each file is hashed meanwhile in order to open a bundle, in this process."""
+    counts: Counter[Path] = Counter()
+
+    def count(path: Path, real: Any = folder.sha256_file) -> str:
+        counts[path] += 1
+        return str(real(path))
+
+    with mock.patch.object(folder, "sha256_file", count):
+        yield counts
 
 
 def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bundles import files_hashed
 from vocabseg import cli
 from vocabseg.calibration.graphs.linear_nodes import linear_nodes, load_graph
 from vocabseg.calibration.graphs.quantize import write_quantised
@@ -32,7 +33,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("calibration")
     bundle, report = folder / "bundle", folder / "report"
     shutil.copytree(demo_folder(), bundle)
-    assert run(bundle, "--count", 32, "--precision", "int8", "--limit", 4, "--output", report, "--quiet") == 0
+    with files_hashed() as hashed:
+        assert run(bundle, "--count", 32, "--precision", "int8", "--limit", 4, "--output", report, "--quiet") == 0
+    assert set(hashed.values()) == {1}, hashed
     return bundle, report
 
 
