@@ -1,4 +1,4 @@
-"""The coordinator (Ray's driver): makes the plan, gives the shards to workers on Ray, and follows them.
+"""The coordinator (Ray's driver): makes the plan, hands the shards to workers on Ray, and follows them.
 
 What each promise rests on:
   no image is lost        the plan (`shard_plan.py`), written before the work: a run ends when all its shards exist
@@ -125,9 +125,9 @@ def _work(
     with Follower(job.output, total, before, progress) as follower:
         for row in shard_rows(replace(job, threads=threads), pending, workers):
             if row["fault"]:
-                raise EngineError(str(row["fault"]))
-            done += int(row["images"])
-            broken += int(row["broken"])
+                raise EngineError(row["fault"])
+            done += row["images"]
+            broken += row["broken"]
             follower.committed = before + done + broken
     _clear_work(job.output)
     missing = {shard.number for shard in planned.shards} - set(committed(job.output))

@@ -19,7 +19,7 @@ OBJECT_STORE_BYTES = 100_000_000
 BLOCKS = 2000
 # The C library's default, 8 arenas per core, lets a worker of many threads grow by half over its first 1,000 images.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
-# Seconds after which a cluster that does not answer counts as missing. (Ray itself would try for ever.)
+# Seconds after which a cluster that does not answer counts as missing. (Ray itself would try forever.)
 TIMEOUT = 10.0
 # Threads of a worker on a CPU by default: more of them gain little on one image.
 THREADS = 4
@@ -58,7 +58,7 @@ def sized(resources: dict[str, float], workers: Workers, job: Job, shards: int) 
 
 @contextlib.contextmanager
 def connected(workers: Workers) -> Iterator[dict[str, float]]:
-    """A connection to the cluster, or to a Ray started on this machine's loopback; gives the resources it has."""
+    """A connection to the cluster, or to a Ray started on this machine's loopback; yields its resources."""
     from vocabseg.runtime.threads import thread_count
 
     # What Ray's core writes on standard error is in its log files, too.
@@ -140,7 +140,7 @@ def remote_choice(job: Job) -> str:
 
 
 def shard_rows(job: Job, pending: Sequence[PlannedShard], workers: Workers) -> Iterator[dict[str, Any]]:
-    """Have the shards written; gives a row of counts for each, in the order in which they are ready."""
+    """Have the shards written; yields a row of counts for each as it is finished."""
     import ray
     import ray.data
 
@@ -150,11 +150,9 @@ def shard_rows(job: Job, pending: Sequence[PlannedShard], workers: Workers) -> I
     context.print_on_execution_start = False
     rows = [shard._asdict() for shard in pending]
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS))
-    dataset = dataset.map_batches(
+    dataset = dataset.map(
         ShardWorker,
         fn_constructor_args=(job,),
-        batch_size=1,
-        batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
         num_cpus=1 if workers.gpus else workers.threads,
         num_gpus=workers.gpus,

@@ -1,8 +1,8 @@
 """The worker: one process with a model, which turns planned shards into committed ones.
 
 It survives broken images (they go to the shard's error table) and, as Ray restarts it, its own death. An image that
-kills the process would do so for ever: so `work/<attempt>.progress` says how far an attempt is, an attempt that follows
-a death takes one image at a time, and an image at which such attempts died twice goes to the error table.
+kills the process would do so again and again: so `work/<attempt>.progress` says how far an attempt is, an attempt that
+follows a death takes one image at a time, and an image at which such attempts died twice goes to the error table.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 
 from vocabseg.batch.inputs.items import Item
 from vocabseg.batch.job import WORK, Job, read_record
-from vocabseg.batch.shard import ShardWriter, is_committed, read_counts
+from vocabseg.batch.shard import ShardCounts, ShardWriter, is_committed, read_counts
 from vocabseg.batch.shard_plan import PlannedShard, read_shard
 from vocabseg.runtime.errors import EngineError, ImageError, VocabsegError
 
@@ -46,7 +46,7 @@ class ShardWorker:
 
     def __init__(self, job: Job):
         self._job = job
-        self._fault: str | None = None
+        self._fault = ""
         self._segmenter: Segmenter | None = None
         os.environ["VOCABSEG_THREADS"] = str(job.threads)
         try:
@@ -54,30 +54,19 @@ class ShardWorker:
         except VocabsegError as error:
             self._fault = str(error)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Write those of the shards (rows of PlannedShard) that are missing; returns a row of counts for each."""
-        rows = []
-        for number, images, file, group in zip(*(batch[name] for name in PlannedShard._fields), strict=True):
-            shard = PlannedShard(int(number), int(images), str(file), int(group))
-            rows.append((shard.number, *self._write(shard)))
-        numbers, done, broken, faults = zip(*rows, strict=True)
-        return {
-            "number": np.array(numbers),
-            "images": np.array(done),
-            "broken": np.array(broken),
-            "fault": np.array(faults, dtype=object),
-        }
-
-    def _write(self, shard: PlannedShard) -> tuple[int, int, str]:
-        if self._fault is None and self._segmenter is not None:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write a shard (a row of PlannedShard) unless it exists; returns its counts, or a fault that stops the run."""
+        counts = None
+        if self._segmenter is not None and not self._fault:
             try:
-                counts = write_shard(self._job, self._segmenter, shard)
-                return counts.images, counts.broken, ""
+                counts = write_shard(self._job, self._segmenter, PlannedShard(**row))
             except VocabsegError as error:
                 self._fault = str(error)
             except OSError as error:
                 self._fault = f"cannot work in {str(self._job.output)!r}: {error.strerror or error}"
-        return 0, 0, self._fault or "the worker has no model"
+        if counts is None:
+            return {"images": 0, "broken": 0, "fault": self._fault}
+        return {"images": counts.images, "broken": counts.broken, "fault": ""}
 
 
 def open_segmenter(job: Job) -> "Segmenter":
@@ -95,7 +84,7 @@ def open_segmenter(job: Job) -> "Segmenter":
     return segmenter
 
 
-def write_shard(job: Job, segmenter: "Segmenter", shard: PlannedShard) -> Any:
+def write_shard(job: Job, segmenter: "Segmenter", shard: PlannedShard) -> ShardCounts:
     """Segment the images of a shard and commit it, unless that is done already; returns its counts."""
     if is_committed(job.output, shard.number):
         return read_counts(job.output, shard.number)
@@ -178,7 +167,7 @@ class _Attempt:
         return stop
 
     def _pictures(self, items: Sequence[Item], start: int, stop: int, readable: deque[int]) -> Iterator[np.ndarray]:
-        """The decoded images, read a few ahead; broken ones go to the error table at once."""
+        """The decoded images, read a few ahead; broken ones go straight to the error table."""
         with ThreadPoolExecutor(READERS, "read") as pool:
             coming: deque[tuple[int, Future[np.ndarray]]] = deque()
             following = start

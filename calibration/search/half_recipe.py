@@ -28,7 +28,8 @@ def half_recipe(
 ) -> tuple[Recipe, list[str]]:
     """The recipe for every graph of a bundle, and what had to be added to the package's own, in words.
 
-    `comparator` gives that of a graph that works on images; text encoders are compared on the names of `vocabulary`.
+    `comparator` returns the one for a graph that works on images; text encoders are compared on the names of
+    `vocabulary`.
     """
     base = default_recipe("float16")
     graphs, notes = dict(base.graphs), []

@@ -87,7 +87,7 @@ class HalfSearch:
         )
 
     def _too_large(self, model: Any) -> dict[str, str]:
-        """Nodes that give or take a tensor which reaches, or may reach, beyond FP16's largest number.
+        """Nodes that write or read a tensor which reaches, or may reach, beyond FP16's largest number.
 
         Infinities that are there in float32, such as those of an attention mask, are the same in FP16.
         """

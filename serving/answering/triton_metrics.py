@@ -7,24 +7,18 @@ from typing import Any
 from vocabseg.serving.answering.responder import Responder
 from vocabseg.serving.protocol import RUNNING
 
+STAGES = ("decode", "names", "segment", "answer")
 GRAPHS = ("proposal", "image_encoder", "text_encoder")
+SOURCES = ("memory", "disk", "encoded")
 # By name: the description, a label beside model and instance, and the values it takes.
 COUNTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "vocabseg_images_total": ("Images answered", "", ("",)),
     "vocabseg_rejected_total": ("Images or names that could not be used, and answers that failed", "", ("",)),
     "vocabseg_regions_total": ("Regions that took part in the answers", "", ("",)),
     "vocabseg_batches_total": ("Batches run", "", ("",)),
-    "vocabseg_stage_seconds_total": (
-        "Seconds spent in a stage; stages overlap",
-        "stage",
-        ("decode", "names", "segment", "answer"),
-    ),
+    "vocabseg_stage_seconds_total": ("Seconds spent in a stage; stages overlap", "stage", STAGES),
     "vocabseg_graph_seconds_total": ("Seconds spent in a network", "graph", GRAPHS),
-    "vocabseg_names_total": (
-        "Class names looked up, by where their embedding was found",
-        "source",
-        ("memory", "disk", "encoded"),
-    ),
+    "vocabseg_names_total": ("Class names looked up, by where their embedding was found", "source", SOURCES),
 }
 
 

@@ -16,8 +16,8 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
         threads: CPU cores of each instance.
         gpus: GPUs to run on, `instances` on each; none for the CPU.
         max_batch: most images run together; 1 for no batching.
-        delay: seconds that a request may wait for others to join it.
-        queue: requests that may wait; those beyond are refused, and clients come back later.
+        delay: seconds that a request may wait for others to join its batch.
+        queue: requests that may wait; further ones are refused, and clients try again later.
         patience: seconds after which a waiting request is refused; a request may ask for less.
         engine, precision: as for `vocabseg.load`.
     """
@@ -35,29 +35,67 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     limits: RequestLimits = RequestLimits()
 
 
-def model_configuration(serving: Serving) -> str:
-    """The text of config.pbtxt."""
-    blocks = [
-        f"name: {_text(serving.name)}",
-        'backend: "python"',
-        f"max_batch_size: {serving.max_batch}",
-        *(_input(name, *INPUTS[name]) for name in INPUTS),
-        *(
-            f"output {{ name: {_text(name)} data_type: {kind} {_dims(dims)} }}"
-            for name, (kind, dims) in OUTPUTS.items()
-        ),
-        _instances(serving),
-        _batching(serving),
-        _warm_up(),
-        *(_parameter(name, value) for name, value in _parameters(serving).items()),
-    ]
-    return "\n".join(blocks) + "\n"
-
-
-# The names that a server warms up with, in Triton's form of BYTES: each behind its length in 4 bytes.
+# The names that a server warms up with, in Triton's form of BYTES: each after its length in 4 bytes.
 WARM_UP_FILE = "classes"
 WARM_UP_NAMES = ("thing", "background")
-WARM_UP_SIZE = (480, 640)
+
+TEXT = """name: {name}
+backend: "python"
+max_batch_size: {max_batch}
+{tensors}
+instance_group {{ {instances} }}
+dynamic_batching {{
+  max_queue_delay_microseconds: {delay}
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {patience}
+    allow_timeout_override: true
+    max_queue_size: {queue}
+  }}
+}}
+model_warmup {{
+  name: "an image"
+  batch_size: 1
+  inputs {{ key: "{pixels}" value {{ data_type: TYPE_UINT8 dims: [ 480, 640, 3 ] random_data: true }} }}
+  inputs {{ key: "{classes}" value {{ data_type: TYPE_STRING dims: [ {names} ] input_data_file: "{names_file}" }} }}
+}}
+{parameters}
+"""
+
+
+def model_configuration(serving: Serving) -> str:
+    """The text of config.pbtxt."""
+    # Without `allow_ragged_batch` only requests of equal shapes would be batched together.
+    tensors = [f"input {{ {_tensor(name, *INPUTS[name])} optional: true allow_ragged_batch: true }}" for name in INPUTS]
+    tensors += [f"output {{ {_tensor(name, *OUTPUTS[name])} }}" for name in OUTPUTS]
+    instances = f"kind: KIND_CPU count: {serving.instances}"
+    if serving.gpus:
+        gpus = ", ".join(map(str, serving.gpus))
+        instances = f"kind: KIND_GPU count: {serving.instances} gpus: [ {gpus} ]"
+    parameters = {
+        "threads": None if serving.gpus else serving.threads,
+        "engine": serving.engine,
+        "precision": serving.precision,
+        **msgspec.structs.asdict(serving.limits),
+    }
+    return TEXT.format(
+        name=json.dumps(serving.name),
+        max_batch=serving.max_batch,
+        tensors="\n".join(tensors),
+        instances=instances,
+        delay=round(serving.delay * 1e6),
+        patience=round(serving.patience * 1e6),
+        queue=serving.queue,
+        pixels=PIXELS,
+        classes=CLASSES,
+        names=len(WARM_UP_NAMES),
+        names_file=WARM_UP_FILE,
+        parameters="\n".join(
+            f"parameters {{ key: {json.dumps(name)} value {{ string_value: {json.dumps(str(value))} }} }}"
+            for name, value in parameters.items()
+            if value
+        ),
+    )
 
 
 def warm_up_classes() -> bytes:
@@ -65,61 +103,5 @@ def warm_up_classes() -> bytes:
     return b"".join(len(name.encode()).to_bytes(4, "little") + name.encode() for name in WARM_UP_NAMES)
 
 
-def _input(name: str, kind: str, dims: tuple[int, ...]) -> str:
-    # Without `allow_ragged_batch` only requests of equal shapes would be batched together.
-    return f"input {{ name: {_text(name)} data_type: {kind} {_dims(dims)} optional: true allow_ragged_batch: true }}"
-
-
-def _instances(serving: Serving) -> str:
-    if not serving.gpus:
-        return f"instance_group {{ kind: KIND_CPU count: {serving.instances} }}"
-    gpus = ", ".join(map(str, serving.gpus))
-    return f"instance_group {{ kind: KIND_GPU count: {serving.instances} gpus: [ {gpus} ] }}"
-
-
-def _batching(serving: Serving) -> str:
-    return (
-        "dynamic_batching {\n"
-        f"  max_queue_delay_microseconds: {round(serving.delay * 1e6)}\n"
-        "  default_queue_policy {\n"
-        "    timeout_action: REJECT\n"
-        f"    default_timeout_microseconds: {round(serving.patience * 1e6)}\n"
-        "    allow_timeout_override: true\n"
-        f"    max_queue_size: {serving.queue}\n"
-        "  }\n"
-        "}"
-    )
-
-
-def _warm_up() -> str:
-    height, width = WARM_UP_SIZE
-    pixels = f"value {{ data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] random_data: true }}"
-    names = f"value {{ data_type: TYPE_STRING dims: [ {len(WARM_UP_NAMES)} ] input_data_file: {_text(WARM_UP_FILE)} }}"
-    return (
-        'model_warmup {\n  name: "an image"\n  batch_size: 1\n'
-        f"  inputs {{ key: {_text(PIXELS)} {pixels} }}\n"
-        f"  inputs {{ key: {_text(CLASSES)} {names} }}\n"
-        "}"
-    )
-
-
-def _parameters(serving: Serving) -> dict[str, str]:
-    given = {
-        "threads": "" if serving.gpus else str(serving.threads),
-        "engine": serving.engine or "",
-        "precision": serving.precision or "",
-    }
-    limits = {name: str(value) for name, value in msgspec.structs.asdict(serving.limits).items()}
-    return {**{name: value for name, value in given.items() if value}, **limits}
-
-
-def _parameter(name: str, value: str) -> str:
-    return f"parameters {{ key: {_text(name)} value {{ string_value: {_text(value)} }} }}"
-
-
-def _dims(dims: tuple[int, ...]) -> str:
-    return f"dims: [ {', '.join(map(str, dims))} ]"
-
-
-def _text(value: str) -> str:
-    return json.dumps(value)
+def _tensor(name: str, kind: str, dims: tuple[int, ...]) -> str:
+    return f"name: {json.dumps(name)} data_type: {kind} dims: [ {', '.join(map(str, dims))} ]"

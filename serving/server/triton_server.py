@@ -98,7 +98,7 @@ class TritonServer:
         """Whether the server and all its model processes run.
 
         Triton 2.51 does not replace a model process that has died: its requests fail from then on, and unloading the
-        model waits for it for ever. The whole server must be restarted.
+        model waits for it forever. The whole server must be restarted.
         """
         return self.process.poll() is None and all(map(process_table.alive, self._models))
 

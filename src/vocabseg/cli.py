@@ -1,4 +1,4 @@
-"""The command line: one verb each for exporting and building a model, using and serving it, measuring it and so on."""
+"""The command line: one verb each for exporting, building, using, serving and measuring a model."""
 
 import sys
 from typing import Annotated
@@ -42,7 +42,7 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0 for success, 2 for input that cannot be used, 1 for a fault of its own."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--debug" in arguments:  # accepted before or behind the verb
+    if "--debug" in arguments:  # accepted before or after the verb
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     debug = "--debug" in arguments
     try:

@@ -11,12 +11,12 @@ from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
 
-HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; goes on where it was interrupted."
+HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; resumes where it was interrupted."
 EXAMPLE = (
     "Example: vocabseg batch photos/ --classes 'cat, grass, sky' --bundle my-bundle --output segmented/\n\n"
     "Several inputs: vocabseg batch 'raw/**/*.jpg' list.csv shards/*.tar -c @names.txt -b my-bundle -o segmented/\n\n"
     "On a cluster, with folders that all its machines share: --ray-address auto\n\n"
-    "The same command again goes on with what is missing, and does nothing when all is done."
+    "The same command again resumes an interrupted run, and does nothing when all is done."
 )
 
 

@@ -21,7 +21,7 @@ EXAMPLE = (
     "Example: vocabseg calibrate my-bundle --images ~/photos --budget disagreement=2\n\n"
     "With labels: vocabseg calibrate my-bundle --images ~/photos --dataset ade20k-150 --data-dir ~/datasets\n\n"
     "The built-in demo model, on rendered scenes: vocabseg calibrate\n\n"
-    "A stopped calibration goes on when the same command is given again."
+    "The same command again resumes a calibration that was stopped."
 )
 KINDS = ("float16", "int8", "fp8")
 DEMO = Path("vocabseg-demo")

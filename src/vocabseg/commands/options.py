@@ -59,7 +59,7 @@ class Target:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as typer takes it: a parameter that is a dataclass gives way to the options that are its fields."""
+    """The command for typer: a parameter that is a dataclass is replaced by the options that are its fields."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
     for name, parameter in inspect.signature(command).parameters.items():

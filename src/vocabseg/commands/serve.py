@@ -1,4 +1,4 @@
-"""`vocabseg serve`: a bundle in; a Triton Inference Server that answers for it, until it is told to stop."""
+"""`vocabseg serve`: a bundle in; a Triton Inference Server that serves it, until it is stopped."""
 
 import os
 import signal

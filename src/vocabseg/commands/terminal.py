@@ -32,9 +32,9 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Progress]:
-    """A function report(what, done, total) for one long count of images; `what` is said beside it, and changes.
+    """A function report(what, done, total) for one long count of images; `what` is shown beside it and may change.
 
-    Before anything is counted it says `first`; with `remaining` a bar shows the time left, else that is up to `what`.
+    `first` is shown until the first report; with `remaining` the bar shows the time left, else that is up to `what`.
     """
     if quiet:
         yield silent
