@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from vocabseg.benchmarks.scale.batch import SHARD, SIZE, measure, plot, table
+from vocabseg.benchmarks.scale.batch_runs import SHARD, SIZE, measure, plot, table
 from vocabseg.benchmarks.speed.machine import describe_machine
 from vocabseg.benchmarks.writing import make_folder
 

@@ -1,6 +1,6 @@
 """Every host kernel against plain PyTorch that does the same work as the reference, and agrees with it.
 
-Both take turns in one process with the same number of threads, so that what else the machine does hits both.
+Both take turns in one process with the same number of threads, so that other work on the machine affects both alike.
 
     python -m vocabseg.benchmarks.kernel_bench [--recorded FOLDER] [--json FILE]
 """

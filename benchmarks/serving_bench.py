@@ -94,7 +94,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _cpu(found: dict[str, Any]) -> str:
-    """What tells most on a machine that has other work, too."""
+    """The fairest figure on a machine that has other work, too."""
     clients = f" ({1e3 * found['of the clients']:.1f} the clients')" if "of the clients" in found else ""
     return f"{1e3 * found['CPU seconds per image']:.1f} ms of CPU per image{clients}"
 

@@ -11,15 +11,15 @@ from vocabseg.runtime.errors import VocabsegError
 
 SECONDS_PER_HOUR = 3600
 SECONDS_PER_DAY = 86_400
-# Of the rate measured: a server that runs at all of it has queues without bound.
+# Of the measured rate: at all of it, a server's queues grow without bound.
 LOAD = 0.7
 
 
 def sizing_table(report: BenchmarkReport, price: float) -> Table:
     """Images per second, machines for a million images a day, and the cost of a million, per variant of a bench report.
 
-    `price` is that of the machine (or the GPU with its share of one) for an hour, in any currency. The rate is the best
-    among the measured batch sizes; LOAD says how much of it is planned with.
+    `price` is that of the machine (or the GPU with its share of one) for an hour, in any currency. Planned is LOAD of
+    the rate of the best batch size.
     """
     rows = []
     for variant in report.variants:
@@ -28,19 +28,12 @@ def sizing_table(report: BenchmarkReport, price: float) -> Table:
             continue
         planned = LOAD * rate
         hours = 1e6 / planned / SECONDS_PER_HOUR
+        machines = math.ceil(1e6 / (planned * SECONDS_PER_DAY))
         rows.append(
-            [
-                variant.name,
-                f"{rate:.3g}",
-                f"{planned * SECONDS_PER_DAY:,.0f}",
-                f"{math.ceil(1e6 / (planned * SECONDS_PER_DAY)):,} machines",
-                f"{hours:,.1f}",
-                f"{hours * price:,.2f}",
-            ]
-        )
-    machine = next(
-        (report.machine[key] for key in ("device", "gpu", "processor") if key in report.machine), "this machine"
-    )
+            [variant.name, f"{rate:.3g}", f"{planned * SECONDS_PER_DAY:,.0f}", f"{machines:,} machines",
+             f"{hours:,.1f}", f"{hours * price:,.2f}"]
+        )  # fmt: skip
+    machine = report.machine.get("processor", "this machine")
     return Table(
         title=f"Sizing of {report.bundle} on {machine}",
         header=["variant", "images/s", "images/day", "for 1M/day", "hours/1M", "cost/1M"],

@@ -1,4 +1,4 @@
-"""Accuracy: segment a data set with an engine, or with the PyTorch reference, and measure how right it is."""
+"""Accuracy: segment a data set with an engine, or with the PyTorch reference, and measure how accurate it is."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     Attributes:
         dataset, classes, seen: what it was measured on.
         source: what was measured: model, engine, and digests of its settings.
-        images: how many were measured; `broken` could not be, with the reason.
+        images: how many were measured; broken: the other images, with the reason.
         semantic, panoptic, masks: metrics in percent; None where there was no truth or no prediction of the kind.
         confusions: the largest ones, by pixels.
         best, worst: images by their own mean IoU.
@@ -63,9 +63,18 @@ class Accuracy(msgspec.Struct, frozen=True):
     best: list[ScoredImage]
     worst: list[ScoredImage]
 
+    def unseen(self, index: int) -> bool:
+        """Whether a class was not seen in training."""
+        return self.seen is not None and not self.seen[index]
+
+    @property
+    def split(self) -> bool:
+        """Whether there are unseen classes."""
+        return self.seen is not None and not all(self.seen)
+
 
 class Example(msgspec.Struct, frozen=True):
-    """One image for the eye: where it is, its mean IoU, and label maps of truth and prediction."""
+    """One image to show: where it is, its mean IoU, and label maps of truth and prediction."""
 
     image: Path
     miou: float

@@ -8,7 +8,7 @@ import numpy as np
 from vocabseg.benchmarks.accuracy.evaluate import Evaluation, Example
 from vocabseg.benchmarks.accuracy.plots import DPI, MUTED, save_figure, short_name
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.result.picture import class_colours
+from vocabseg.runtime.result.picture import class_colours, draw_overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 LONGEST, OPACITY = 420, 0.78
 # Inches of one line of a row's list of classes.
 LINE = 0.2
-UNLABELLED = (238, 238, 238)
-# Inches: the width of a picture, and what a row needs besides.
+# Inches: the width of a picture, and the height that a row's title needs.
 CELL, TITLE = 3.1, 0.32
 
 
@@ -45,57 +44,40 @@ def _row(axes: "np.ndarray", evaluation: Evaluation, kind: str, example: Example
     classes = evaluation.accuracy.classes
     step = max(1, -(-max(example.truth.shape) // LONGEST))
     truth = np.where(example.truth == evaluation.ignore_index, -1, example.truth.astype(np.int64))
-    labels = example.labels.astype(np.int64)
-    true_area = np.bincount(truth[truth >= 0].ravel(), minlength=len(classes))
-    found_area = np.bincount(labels[labels >= 0].ravel(), minlength=len(classes))
-    order = np.argsort(-np.maximum(true_area, found_area), kind="stable")
-    present = [index for index in order.tolist() if true_area[index] or found_area[index]]
-    colours = np.full((len(classes) + 1, 3), UNLABELLED, np.uint8)  # the last row is label -1
-    colours[present] = class_colours(len(present))
-    image = load_image(example.image)[::step, ::step]
-    pictures = [image, *(_painted(map_[::step, ::step], image, colours) for map_ in (truth, labels))]
+    maps = (truth, example.labels.astype(np.int64))
+    shares = [np.bincount(labels[labels >= 0], minlength=len(classes)) / labels.size for labels in maps]
+    order = np.argsort(-np.maximum(*shares), kind="stable")
+    present = [index for index in order.tolist() if shares[0][index] or shares[1][index]]
+    places = np.full(len(classes) + 1, -1)  # the last one is that of label -1
+    places[present] = np.arange(len(present))
+    names = [classes[index] for index in present]
+    image = np.ascontiguousarray(load_image(example.image)[::step, ::step])
+    pictures = [image] + [
+        draw_overlay(places[labels[::step, ::step]], names, image, legend=False, opacity=OPACITY) for labels in maps
+    ]
     for part, picture in zip(axes, pictures, strict=False):
         part.imshow(picture, interpolation="nearest")
         part.set_xticks([])
         part.set_yticks([])
     axes[0].set_title(f"{kind}: {example.image.stem}", fontsize=8.5, loc="left")
     axes[2].set_title(f"mIoU {example.miou:.1f} %", fontsize=8.5, loc="right")
-    _legend(axes[3], evaluation, present, colours, (true_area / truth.size, found_area / labels.size), lines)
+    _legend(axes[3], evaluation, present, shares, lines)
 
 
-def _painted(labels: np.ndarray, image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Class colours over the grey photo, with dark lines where the class changes."""
-    grey = image.mean(-1, keepdims=True)
-    painted = colours[labels] * OPACITY + grey * (1 - OPACITY)
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    painted[labels < 0] = UNLABELLED
-    painted[edge] = painted[edge] * 0.35
-    return painted.round().astype(np.uint8)
-
-
-def _legend(
-    axes: "Axes",
-    evaluation: Evaluation,
-    present: list[int],
-    colours: np.ndarray,
-    shares: tuple[np.ndarray, np.ndarray],
-    lines: int,
-) -> None:
+def _legend(axes: "Axes", evaluation: Evaluation, present: list[int], shares: list[np.ndarray], lines: int) -> None:
     """The classes with the most pixels, their colours, and their shares of truth and prediction."""
     from matplotlib.patches import Rectangle
 
-    accuracy = evaluation.accuracy
+    accuracy, colours = evaluation.accuracy, class_colours(len(present))
     axes.axis("off")
     axes.set_xlim(0, 1)
     axes.set_ylim(lines + 0.5, -0.5)
     axes.text(0.8, 0, "truth", fontsize=7.5, ha="right", va="center", color=MUTED)
     axes.text(1.0, 0, "found", fontsize=7.5, ha="right", va="center", color=MUTED)
     named = present if len(present) < lines else present[: max(1, lines - 1)]
-    unseen = [accuracy.seen is not None and not accuracy.seen[index] for index in named]
+    unseen = [accuracy.unseen(index) for index in named]
     for place, (index, starred) in enumerate(zip(named, unseen, strict=True), start=1):
-        axes.add_patch(Rectangle((0, place - 0.32), 0.05, 0.64, color=colours[index] / 255))
+        axes.add_patch(Rectangle((0, place - 0.32), 0.05, 0.64, color=colours[place - 1] / 255))
         name = short_name(accuracy.classes[index], 24)
         axes.text(0.08, place, name + (" *" if starred else ""), fontsize=8, va="center")
         for right, share in zip((0.8, 1.0), shares, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vocabseg.benchmarks.datasets.coco_files import mask_area, packed
 from vocabseg.benchmarks.datasets.dataset import ObjectTruth
 
 
@@ -41,9 +42,7 @@ class MaskMetrics(msgspec.Struct, frozen=True):
 
 
 def mask_average_precision(
-    truth: Mapping[str, Sequence[ObjectTruth]],
-    detections: Mapping[str, Iterable[Detection]],
-    classes: int,
+    truth: Mapping[str, Sequence[ObjectTruth]], detections: Mapping[str, Iterable[Detection]], classes: int
 ) -> MaskMetrics:
     """Average precision over the images of `truth`, by image id; detections of other images are left out."""
     from pycocotools.coco import COCO
@@ -59,7 +58,7 @@ def mask_average_precision(
     for image_id, number in numbers.items():
         for detection in detections.get(image_id, ()):
             found.append(_annotation(len(found) + 1, number, detection.class_index, detection.mask))
-            found[-1].update(area=_area(detection.mask), iscrowd=0, score=detection.score)
+            found[-1].update(area=mask_area(detection.mask), iscrowd=0, score=detection.score)
     if not annotations:
         return MaskMetrics(None, None, None, None, None, None, None, [None] * classes)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its steps with print
@@ -75,17 +74,7 @@ def mask_average_precision(
 
 def _annotation(identity: int, image: int, class_index: int, mask: Mapping[str, Any]) -> dict[str, Any]:
     # COCO's category ids start at 1.
-    return {"id": identity, "image_id": image, "category_id": class_index + 1, "segmentation": _packed(mask)}
-
-
-def _packed(mask: Mapping[str, Any]) -> dict[str, Any]:
-    return {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
-
-
-def _area(mask: Mapping[str, Any]) -> float:
-    from pycocotools import mask as coco_mask
-
-    return float(coco_mask.area(_packed(mask)))
+    return {"id": identity, "image_id": image, "category_id": class_index + 1, "segmentation": packed(mask)}
 
 
 def _coco(coco: Any, numbers: Mapping[str, int], annotations: list[dict[str, Any]], classes: int) -> Any:

@@ -19,7 +19,7 @@ from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
 from vocabseg.runtime.errors import EngineError, ImageError
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# What can be measured, where the data set has the truth for it and the result the means.
+# What can be measured, where the data set has the truth and the result has the parts for it.
 MEASURES = ("semantic", "panoptic", "masks")
 # Detections per image that take part in the average precision, as COCO counts them.
 DETECTIONS = 100

@@ -91,12 +91,6 @@ class ConfusionMatrix:
         """Add what `cells` gave for an image."""
         self.counts.ravel()[cells] += counts
 
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of another matrix over the same classes."""
-        if other.classes != self.classes:
-            raise ValueError(f"matrices of {self.classes} and {other.classes} classes cannot be merged")
-        self.counts += other.counts
-
     def to_json(self) -> dict[str, Any]:
         """Plain types: the number of classes, and the cells that are not zero as flat indices with their counts."""
         cells = np.flatnonzero(self.counts)

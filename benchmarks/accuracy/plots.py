@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's blue, vermilion and grey: told apart by colour-blind readers too.
+# Okabe and Ito's blue, vermilion and grey, which colour-blind readers can tell apart.
 SEEN, UNSEEN, MUTED = "#0072b2", "#d55e00", "#777777"
 DPI = 110
 # Bars in one column, and columns beside each other, before the middle of the ranking is left out.
@@ -99,26 +99,19 @@ def _group_miou(metrics: SemanticMetrics, name: str) -> float | None:
 
 def _groups(accuracy: Accuracy, indices: list[int]) -> list[tuple[str, str, list[int]]]:
     """Name, colour and members of the groups that the bars are coloured by; empty groups are left out."""
-    if accuracy.seen is None or all(accuracy.seen):
+    if not accuracy.split:
         return [("all", SEEN, indices)]
-    seen = [index for index in indices if accuracy.seen[index]]
-    unseen = [index for index in indices if not accuracy.seen[index]]
+    seen = [index for index in indices if not accuracy.unseen(index)]
+    unseen = [index for index in indices if accuracy.unseen(index)]
     return [group for group in (("seen", SEEN, seen), ("unseen", UNSEEN, unseen)) if group[2]]
 
 
 def _bars(
-    axes: "Axes",
-    accuracy: Accuracy,
-    metrics: SemanticMetrics,
-    indices: list[int],
-    start: int,
-    left_out: int,
-    rows: int,
+    axes: "Axes", accuracy: Accuracy, metrics: SemanticMetrics, indices: list[int], start: int, left_out: int, rows: int
 ) -> None:
-    split = accuracy.seen is not None and not all(accuracy.seen)
     places = np.arange(len(indices))
     values = [metrics.iou[index] or 0.0 for index in indices]
-    unseen = [split and accuracy.seen is not None and not accuracy.seen[index] for index in indices]
+    unseen = [accuracy.unseen(index) for index in indices]
     axes.barh(places, values, color=[UNSEEN if flag else SEEN for flag in unseen], height=0.72)
     half = ROWS * COLUMNS // 2
     names = []
@@ -172,13 +165,15 @@ def plot_confusion(accuracy: Accuracy, matrix: ConfusionMatrix, path: Path) -> N
     axes.set_xticks(np.arange(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     rows = [name if total else f"{name} (absent)" for name, total in zip(names, totals, strict=True)]
     axes.set_yticks(np.arange(len(rows)), rows, fontsize=8)
-    _colour_unseen(axes, accuracy, chosen)
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        for label, index in zip(labels, chosen.tolist(), strict=False):
+            label.set_color(UNSEEN if accuracy.unseen(index) else "black")
     axes.set_xlabel("predicted class", fontsize=10)
     axes.set_ylabel("true class", fontsize=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     what = f"the {len(chosen)} most confused of {len(involved)} classes" if others else f"{len(chosen)} classes"
-    note = "; unseen classes in orange" if accuracy.seen is not None and not all(accuracy.seen) else ""
+    note = "; unseen classes in orange" if accuracy.split else ""
     figure.suptitle(
         f"{accuracy.dataset}: what the pixels of each true class were taken for\n"
         f"% of the true class ({what}{note}; shares under 1 % are not written)",
@@ -197,14 +192,6 @@ def _write_cells(axes: "Axes", shares: np.ndarray, chosen: np.ndarray) -> None:
                 text = f"{value:.0f}"
                 cell = axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, weight=weight)
                 cell.set_in_layout(False)
-
-
-def _colour_unseen(axes: "Axes", accuracy: Accuracy, chosen: np.ndarray) -> None:
-    if accuracy.seen is None or all(accuracy.seen):
-        return
-    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-        for label, index in zip(labels, chosen, strict=False):
-            label.set_color("black" if accuracy.seen[index] else UNSEEN)
 
 
 def _semantic(accuracy: Accuracy) -> SemanticMetrics:

@@ -1,4 +1,4 @@
-"""The state of an evaluation on disk, so that an interrupted one goes on where it stopped."""
+"""The state of an evaluation on disk, so that an interrupted one continues where it stopped."""
 
 import hashlib
 import shutil
@@ -39,7 +39,7 @@ class EvaluationState:
 
     Attributes:
         scores: the mean IoU of each image that was measured.
-        broken: why an image could not be.
+        broken: the other images, with the reason.
         confusion, panoptic: sums, or None where nothing of the kind was measured yet.
         detections: predicted objects by image, where they were asked for.
     """
@@ -62,7 +62,7 @@ class EvaluationState:
         return self.scores.keys() | self.broken.keys()
 
     def add(self, outcome: ImageOutcome) -> None:
-        """Take in what one image gave."""
+        """Add the outcome of one image."""
         if outcome.error is not None:
             self.broken[outcome.image_id] = outcome.error
             return
@@ -98,7 +98,7 @@ class EvaluationState:
         _write(self._folder / FILE, stored)
 
     def load(self) -> str | None:
-        """Take over what an earlier evaluation of the same things left; its broken images get another chance.
+        """Take over what an earlier evaluation of the same things left; its broken images are tried again.
 
         Returns why it did not, in one line; None when it did, or there was nothing.
         """
@@ -139,17 +139,13 @@ class EvaluationState:
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, str]:
-    """What tells one data set from another: its name, its classes with their split, and its images with their sizes."""
+    """What distinguishes data sets: the name, the classes with their split, and the images with their sizes."""
     classes = repr((dataset.classes, dataset.seen, sorted(dataset.evaluation_sets.items()))).encode()
     images = hashlib.sha256()
     for sample in dataset.samples():
         size = sample.image.stat().st_size if sample.image.is_file() else -1
         images.update(f"{sample.image_id} {size}\n".encode())
-    return {
-        "dataset": dataset.name,
-        "classes": hashlib.sha256(classes).hexdigest(),
-        "images": images.hexdigest(),
-    }
+    return {"dataset": dataset.name, "classes": hashlib.sha256(classes).hexdigest(), "images": images.hexdigest()}
 
 
 def _write(path: Path, data: Any) -> None:

@@ -121,7 +121,7 @@ class InstanceTruth:
         objects = []
         for entry in self._entries.get(image_id, []):
             mask = compressed(entry.segmentation, self._sizes[image_id])
-            area = entry.area or _mask_area(mask)
+            area = entry.area or mask_area(mask)
             objects.append(ObjectTruth(self._indices[entry.category_id], mask, area, bool(entry.iscrowd)))
         return objects
 
@@ -140,10 +140,16 @@ def compressed(segmentation: Sequence[Sequence[float]] | Mapping[str, Any], size
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
-def _mask_area(mask: Mapping[str, Any]) -> float:
+def packed(mask: Mapping[str, Any]) -> dict[str, Any]:
+    """The same run lengths with counts as bytes, as pycocotools takes them."""
+    return {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
+
+
+def mask_area(mask: Mapping[str, Any]) -> float:
+    """Pixels of a mask in compressed run lengths."""
     from pycocotools import mask as coco_mask
 
-    return float(coco_mask.area({"size": mask["size"], "counts": mask["counts"].encode("ascii")}))
+    return float(coco_mask.area(packed(mask)))
 
 
 class SegmentLabels:

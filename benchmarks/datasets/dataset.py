@@ -8,7 +8,7 @@ import numpy as np
 
 from vocabseg.runtime.errors import VocabsegError
 
-# The value of a label map's pixels that no metric looks at, in every data set, whatever its files use.
+# The value of label-map pixels that metrics ignore, in every data set, whatever its files use.
 IGNORE = 255
 # The same in uint16 label maps, which data sets of 255 classes and more have.
 IGNORE_WIDE = 65535
@@ -40,7 +40,7 @@ class ObjectTruth(msgspec.Struct, frozen=True):
         class_index: index into the data set's classes.
         mask: compressed run-length encoding, {"size": [H, W], "counts": ASCII text}.
         area: pixels as the annotation states them; average precision by object size goes by it.
-        crowd: a group too dense to be told apart; detections inside neither count for nor against.
+        crowd: a group too dense to separate; detections inside neither count for nor against.
     """
 
     class_index: int
@@ -63,7 +63,7 @@ class Dataset:
         things: indices of the classes with countable objects.
         evaluation_sets: names of class subsets and their indices; each is measured with its complement.
 
-    Whatever reads the truth takes an image id, and can be sent to other processes.
+    The readers of the truth take an image id, and can be sent to other processes.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def label_map_dataset(
     """A data set of images and their label maps.
 
     `values` are class indices by the files' values (the same by default); all other values are ignored. Label maps come
-    as uint8, or where the files are `wide`, as uint16. What `more` there is goes to Dataset.
+    as uint8, or where the files are `wide`, as uint16. `more` is passed on to Dataset.
     """
     pairs = list(pairs)
     ignored = IGNORE_WIDE if wide else IGNORE

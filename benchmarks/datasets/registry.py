@@ -23,7 +23,7 @@ _HOMES = {
     "world": ("world_folder", "world", "LAYOUT"),
 }
 NAMES = tuple(_HOMES)
-# The splits of the published data sets that a reader knows; the world's are whatever folders there are.
+# The splits of the published data sets; the world's are its folders.
 SPLITS = ("val", "train")
 
 

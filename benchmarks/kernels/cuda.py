@@ -75,7 +75,7 @@ def time_calls(call: KernelCall, copies: int, stream: Stream, repeats: int = 30)
         for k in range(copies):
             call.launch(k)
 
-    round_of_calls()  # tables and workspaces are there from now on
+    round_of_calls()  # from here on tables and workspaces exist
     stream.synchronize()
     graph = stream.capture(round_of_calls)
     replay = round_of_calls if graph is None else lambda: graph.launch(stream)
@@ -169,7 +169,7 @@ def calls(kernels: CudaKernels, stream: Stream, arrays: Sequence[Arrays], region
 
 
 def time_torch_crops(inputs: Inputs, half: bool, repeats: int = 10) -> list[float]:
-    """Microseconds of the loop over regions that crop_regions replaces, in PyTorch on the GPU; none without it."""
+    """Microseconds of the loop over regions that crop_regions replaces, in PyTorch on the GPU; empty without one."""
     try:
         import torch
     except ImportError:

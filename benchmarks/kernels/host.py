@@ -24,7 +24,7 @@ from vocabseg.benchmarks.kernels.inputs import (
     cropping,
     synthetic_inputs,
 )
-from vocabseg.benchmarks.memory import process_memory
+from vocabseg.benchmarks.process_memory import process_memory
 from vocabseg.runtime.errors import VocabsegError
 from vocabseg.runtime.kernels import load_kernels
 
@@ -140,17 +140,17 @@ def contenders(inputs: Inputs, threads: int, class_counts: tuple[int, ...]) -> I
 
 
 def largest_difference(found: Any, wanted: Any) -> float:
-    """Of two arrays."""
+    """The largest difference of two arrays."""
     return float(np.abs(found - wanted.numpy()).max())
 
 
 def difference_of_most(found: Any, wanted: Any) -> float:
-    """What 99.99 % of the values keep within."""
+    """The difference that 99.99 % of the values stay within."""
     return float(np.quantile(np.abs(found - wanted.numpy()), 0.9999))
 
 
 def box_difference(found: Any, wanted: Any) -> float:
-    """Of boxes and areas of the masks that are valid for PyTorch, in pixels."""
+    """The largest difference of boxes and areas, in pixels, of the masks that PyTorch finds valid."""
     (boxes, areas), (valid, wanted_boxes, wanted_areas) = found, wanted
     boxes = np.abs(boxes[valid.numpy()] - wanted_boxes.numpy())
     return float(max(boxes.max(initial=0), np.abs(areas - wanted_areas.numpy()).max(initial=0)))

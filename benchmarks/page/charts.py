@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777", "#000000")
 MARKERS = "os^Dv<>P"
 INK, PALE = "#444444", "#dddddd"
 WIDTH = 9.0  # inches of every picture
-# Of a tolerance: less than this much of it is drawn as this much, on a logarithmic axis.
+# A smaller share of a tolerance is drawn as this one, because the axis is logarithmic.
 LEAST_SHARE = 1e-4
-# Runs of one image that are drawn: more can no longer be told apart, and swell the page.
+# Runs of one image that are drawn: more could not be told apart, and would make the page large.
 POINTS = 60
 
 
@@ -31,7 +32,7 @@ def waterfall(variants: Sequence[VariantResult]) -> str:
     figure = _figure(0.5 + sum(0.24 * height + 0.35 for height in heights))
     grid = np.atleast_1d(figure.subplots(len(variants), 1, sharex=True, height_ratios=heights))
     whole = max(sum(timing.p50 for timing in variant.stages.values()) for variant in variants)
-    for axes, variant, colour in zip(grid, variants, _cycle(COLOURS), strict=False):
+    for axes, variant, colour in zip(grid, variants, cycle(COLOURS), strict=False):
         names = sorted(variant.stages, key=stage_place)
         spans = [1e3 * variant.stages[name].p50 for name in names]
         starts = np.concatenate([[0], np.cumsum(spans)[:-1]])
@@ -53,7 +54,7 @@ def distribution(report: BenchmarkReport, variants: Sequence[VariantResult]) -> 
     figure = _figure(0.9 + 0.5 * len(variants))
     axes = figure.subplots()
     jitter = np.random.default_rng(0)
-    for row, (variant, colour) in enumerate(zip(variants, _cycle(COLOURS), strict=False)):
+    for row, (variant, colour) in enumerate(zip(variants, cycle(COLOURS), strict=False)):
         if variant.total is None:
             continue
         times, images = 1e3 * np.asarray(variant.total.seconds), np.asarray(variant.total.images)
@@ -78,7 +79,7 @@ def roofline(report: BenchmarkReport, variants: Sequence[VariantResult]) -> str:
     figure = _figure(4.6)
     axes = figure.subplots()
     points: list[tuple[str, str, str, float, float]] = []
-    for variant, colour, marker in zip(variants, _cycle(COLOURS), _cycle(MARKERS), strict=False):
+    for variant, colour, marker in zip(variants, cycle(COLOURS), cycle(MARKERS), strict=False):
         for line in variant.roof:
             if line.operations > 0 and line.bytes > 0 and line.seconds > 0:
                 rate = line.operations / line.seconds
@@ -111,7 +112,7 @@ def roofline(report: BenchmarkReport, variants: Sequence[VariantResult]) -> str:
     axes.set_ylabel("operations per second", fontsize=8.5)
     handles = [
         _marker(marker, variant.name, colour)
-        for variant, colour, marker in zip(variants, _cycle(COLOURS), _cycle(MARKERS), strict=False)
+        for variant, colour, marker in zip(variants, cycle(COLOURS), cycle(MARKERS), strict=False)
     ]
     axes.legend(handles=handles, fontsize=8, frameon=False, loc="lower right")
     return _svg(figure)
@@ -120,25 +121,23 @@ def roofline(report: BenchmarkReport, variants: Sequence[VariantResult]) -> str:
 def parity_bars(variants: Sequence[VariantResult]) -> str:
     """How much of each tolerance is used up; beyond the line the contract is broken."""
     compared = [
-        (variant, colour)
-        for variant, colour in zip(variants, _cycle(COLOURS), strict=False)
+        (variant.name, variant.parity.checks, colour)
+        for variant, colour in zip(variants, cycle(COLOURS), strict=False)
         if variant.parity is not None
     ]
     rows: dict[tuple[str, str], dict[str, Check]] = {}
-    for variant, _ in compared:
-        for check in variant.parity.checks if variant.parity else []:
-            if check.limit is not None:
-                rows.setdefault((check.stage, check.what), {})[variant.name] = check
-    places = [(check.stage, check.what) for variant, _ in compared if variant.parity for check in variant.parity.checks]
-    rows = dict(sorted(rows.items(), key=lambda row: places.index(row[0])))
+    for name, checks, _ in compared:
+        for check in checks:
+            rows.setdefault((check.stage, check.what), {})[name] = check
+    rows = {row: found for row, found in rows.items() if any(check.limit is not None for check in found.values())}
     figure = _figure(0.9 + len(rows) * (0.14 + 0.17 * len(compared)))
     axes = figure.subplots()
     thick = 0.8 / max(1, len(compared))
     furthest = 10.0
-    for index, (variant, colour) in enumerate(compared):
-        for row, checks in enumerate(rows.values()):
-            own = checks.get(variant.name)
-            if own is None:
+    for index, (name, _, colour) in enumerate(compared):
+        for row, found in enumerate(rows.values()):
+            own = found.get(name)
+            if own is None or own.limit is None:
                 continue
             used = tolerance_used(own)
             place = row - 0.4 + thick * (index + 0.5)
@@ -147,9 +146,8 @@ def parity_bars(variants: Sequence[VariantResult]) -> str:
             hatch = None if own.passed else "////"
             axes.barh(place, length - LEAST_SHARE, left=LEAST_SHARE, height=0.9 * thick, color=colour, hatch=hatch,
                       edgecolor="white" if hatch else colour, linewidth=0)  # fmt: skip
-            text = _used(used)
-            axes.annotate(text if own.passed else f"{text} BROKEN", (length, place), (4, 0),
-                          textcoords="offset points", va="center", fontsize=7, color=INK)  # fmt: skip
+            text = _used(used) + ("" if own.passed else " BROKEN")
+            axes.annotate(text, (length, place), (4, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
     axes.axvline(1, color="#cc0000", linewidth=1.2)
     axes.set_xscale("log")
     axes.set_xlim(LEAST_SHARE, furthest)
@@ -158,7 +156,7 @@ def parity_bars(variants: Sequence[VariantResult]) -> str:
     axes.set_xlabel("share of the tolerance that is used up", fontsize=8.5)
     axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["0.01 %", "0.1 %", "1 %", "10 %", "all"])
     axes.minorticks_off()
-    handles = [_marker("s", variant.name, colour) for variant, colour in compared]
+    handles = [_marker("s", name, colour) for name, _, colour in compared]
     axes.legend(handles=handles, fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return _svg(figure)
 
@@ -187,11 +185,6 @@ def _figure(height: float) -> "Figure":
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _cycle(things: Sequence[str]) -> list[str]:
-    """Enough of them for any number of variants."""
-    return list(things) * 8
-
-
 def _marker(marker: str, label: str, colour: str = INK) -> Any:
     from matplotlib.lines import Line2D
 
@@ -209,9 +202,9 @@ def _svg(figure: "Figure") -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
+    for size in ("width", "height"):
+        text = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", text, count=1)
+    return text
 
 
 def _tidy(axes: "Axes") -> None:

@@ -43,7 +43,7 @@ def compare(old: BenchmarkReport, new: BenchmarkReport) -> list[Difference]:
 
 
 def compare_table(old: BenchmarkReport, new: BenchmarkReport) -> Table:
-    """The differences as a table, what is slower marked; the note names what makes the two hard to compare."""
+    """The differences as a table, slower figures marked; the note names what makes the two hard to compare."""
     differences = compare(old, new)
     rows = [
         [one.variant, one.what, seconds(one.old), seconds(one.new), f"{one.ratio:.3f}", one.mark] for one in differences

@@ -37,7 +37,7 @@ tr.marked td { color: #b00; font-weight: 600; }
 figure { margin: 0; } figure img, svg { width: 100%; height: auto; display: block; }
 figcaption { color: #555; font-size: .85rem; }
 """
-# Tables that the pictures tell better; they stand at the end of the page.
+# Tables whose content the pictures show better; they come at the end of the page.
 DETAILS = ("Roofline", "Images", "Machine")
 
 

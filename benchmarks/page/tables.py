@@ -21,7 +21,7 @@ class Table:
 
 
 def report_tables(report: BenchmarkReport) -> list[Table]:
-    """Every table that has something to say, the most wanted first."""
+    """Every table that has rows, the most important first."""
     measured = [variant for variant in report.variants if variant.reason is None]
     tables = [latency(measured), stages(measured), *(roofline(variant, report) for variant in measured)]
     tables += [batches(measured), start_and_text(measured)]

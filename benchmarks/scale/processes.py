@@ -1,4 +1,4 @@
-"""Runs of `vocabseg batch` in processes of their own: how they are followed, and their workers found and killed."""
+"""Runs of `vocabseg batch` in processes of their own: following them, finding their workers and killing them."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from vocabseg.benchmarks.memory import process_memory
+from vocabseg.benchmarks.process_memory import process_memory
 from vocabseg.benchmarks.scenes.files import write_scenes
 
 # The committed files; the others come and go.
@@ -17,7 +17,7 @@ KEPT = ("shards", "plan", "summary", "errors.parquet", "batch.json")
 
 @contextlib.contextmanager
 def started(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
-    """A run under way, which ends with the block at the latest."""
+    """A run in progress; it is killed if it still runs when the block ends."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "vocabseg", "batch", *map(str, arguments)]
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
@@ -41,7 +41,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def committed_shards(folder: Path) -> int:
-    """How many shards are there."""
+    """How many shards are committed."""
     shards = folder / "shards"
     return len(list(shards.iterdir())) if shards.is_dir() else 0
 
@@ -69,7 +69,7 @@ def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """End a process without a chance to clean up."""
+    """Kill a process, which has no chance to clean up."""
     os.kill(pid, signal.SIGKILL)
 
 

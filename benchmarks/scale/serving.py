@@ -21,10 +21,10 @@ from vocabseg.serving.server.triton_server import STUB, Ports, TritonServer, sta
 
 # Contract: a server reaches this share of `segment_many`, and batching gains something.
 LEAST_SHARE = 0.9
-# Memory of a server that has warmed up may grow by so much: what allocators keep varies by some megabytes.
+# Memory of a warm server may grow by this share: what allocators keep varies by some megabytes.
 LARGEST_GROWTH = 0.02
 VOCABULARIES = (["red circle", "blue square", "grass"], ["green star", "sky", "water", "sand"])
-# Of the time, before memory is looked at.
+# Share of the time before memory is measured.
 WARM_UP = 0.25
 LOCAL = """
 import itertools, json, sys, time
@@ -60,7 +60,7 @@ def served(
     images: list[Path],
     seconds: float,
 ) -> dict[str, Any]:
-    """The rates, latencies and memory of a server in `folder`, with so many clients for so long.
+    """The rates, latencies and memory of a server in `folder` under `clients` clients for `seconds`.
 
     `environment` is where the server is installed.
     """
@@ -120,7 +120,7 @@ def _load(server: TritonServer, url: str, clients: int, images: list[Path], seco
 
 
 def _used(server: TritonServer) -> float:
-    """CPU seconds of the server, its models and this process, in which the clients are."""
+    """CPU seconds of the server, its models and this process, which runs the clients."""
     total = time.process_time()
     for pid in (server.process.pid, *process_table.children(server.process.pid, STUB)):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -139,7 +139,7 @@ def _memory(server: TritonServer) -> int:
 
 
 def broken(report: dict[str, Any]) -> list[str]:
-    """What the contract has against the figures."""
+    """The parts of the contract that the figures break."""
     batching, single = report["batching"], report["no batching"]
     local = sum(report[name]["images per second"] for name in ("local", "local again")) / 2
     growth = batching["memory at the end"] / batching["memory after warm-up"] - 1

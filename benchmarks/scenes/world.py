@@ -1,4 +1,4 @@
-"""A procedural world: endless rendered scenes with exact labels, each given by its seed.
+"""A procedural world: endless rendered scenes with exact labels, each determined by its seed.
 
 Objects are a colour x a shape, 100 classes; their surface (plain, striped, dotted, checkered) varies within a class.
 They lie on one or two of eight named backgrounds. The split is the paper's: 20 of the 100 pairs are unseen, two of each
@@ -37,7 +37,7 @@ CLASSES = (*OBJECTS, *BACKGROUNDS)
 # Class = 10 x shape + colour. Two colours of every shape and two shapes of every colour are unseen.
 SEEN = tuple((index % 10 + 3 * (index // 10)) % 5 != 0 for index in range(len(OBJECTS))) + (True,) * len(BACKGROUNDS)
 SPLITS = ("train", "val", "test")
-WORLD_VERSION = 1  # of the pictures: to be raised with every change that moves a pixel
+WORLD_VERSION = 1  # of the pictures: raise it with every change that moves a pixel
 UNSEEN_SHARE = 0.35  # of the objects outside the training split: enough of each unseen class to measure it
 VISIBLE = 0.75  # of an object's area that later objects and the frame leave
 
@@ -66,7 +66,7 @@ def render_scene(
 ) -> Scene:
     """Draw scene `index` of a split; the same arguments give the same scene.
 
-    size is (height, width), 96 pixels or more, by default 176 to 272 by chance; objects is their number, by default 2
+    size is (height, width), 96 pixels or more, by default drawn from 176 to 272; objects is their number, by default 2
     to 6. Raises ValueError for an unknown split or a smaller size.
     """
     if split not in SPLITS:
@@ -141,7 +141,7 @@ def _place(
     class_index: int,
     unit: float,
 ) -> None:
-    """Draw one object where it hides no other too much; none after 16 tries."""
+    """Draw one object where it does not hide too much of the others; after 16 tries, none."""
     h, w = segmentation.shape
     shape, surface = SHAPES[class_index // 10], str(generator.choice(SURFACES, p=(0.4, 0.2, 0.2, 0.2)))
     for _ in range(16):

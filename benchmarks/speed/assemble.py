@@ -25,10 +25,9 @@ from vocabseg.benchmarks.speed.results import (
     stage_place,
     timing,
 )
-from vocabseg.benchmarks.speed.roofline import StageWork, Workload, rooflines, stage_work
+from vocabseg.benchmarks.speed.roofline import StageWork, rooflines, stage_work
 from vocabseg.benchmarks.speed.selection import Benchmark
 from vocabseg.benchmarks.speed.variants import TimedRun, VariantSpec
-from vocabseg.runtime.kernels.geometry import resized_size
 
 
 @dataclass
@@ -61,7 +60,10 @@ def assemble(
     """The report; `infos` are the images', `truths` the label maps of the scenes that were segmented."""
     bundle = benchmark.bundle
     manifest = msgspec.json.encode(bundle.manifest, order="sorted")
-    work = _work(benchmark, infos)
+    work = [
+        stage_work(bundle, info, path.stat().st_size, len(benchmark.vocabulary))
+        for info, path in zip(infos, benchmark.images, strict=True)
+    ]
     results = []
     for one in contestants:
         parity = None
@@ -131,10 +133,7 @@ def _batch(infos: Sequence[ImageInfo], count: int, seconds: Sequence[float]) -> 
     groups = batches_of(len(infos), count)
     regions = sum(infos[index].regions for group in groups for index in group) / len(groups)
     return BatchTiming(
-        images=count,
-        timing=measured,
-        images_per_second=count / measured.p50,
-        regions_per_second=regions / measured.p50,
+        images=count, timing=measured, images_per_second=count / measured.p50, regions_per_second=regions / measured.p50
     )
 
 
@@ -143,16 +142,3 @@ def _text(benchmark: Benchmark, one: Contestant) -> TextTiming | None:
         return None
     measured, names = timing(one.text), len(fresh_names(benchmark))
     return TextTiming(per_thousand=1000 * measured.p50 / names, names=names, timing=measured)
-
-
-def _work(benchmark: Benchmark, infos: Sequence[ImageInfo]) -> list[dict[str, StageWork]]:
-    """The work of every stage, per image."""
-    spec, classes = benchmark.bundle.manifest.input, len(benchmark.vocabulary)
-    loads = (
-        Workload(
-            path.stat().st_size, info.size, resized_size(*info.size, spec.min_size, spec.max_size), info.padded,
-            info.regions, classes,
-        )
-        for info, path in zip(infos, benchmark.images, strict=True)
-    )  # fmt: skip
-    return [stage_work(benchmark.bundle, load) for load in loads]

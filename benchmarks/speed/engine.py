@@ -47,7 +47,7 @@ def stage_precision(spec: VariantSpec, stage: str) -> str:
 
 
 class EngineVariant:
-    """A bundle's own pipeline, observed; a GPU times its stages by events, and nothing is slowed."""
+    """A bundle's own pipeline, observed; a GPU times its stages by events, without slowing them."""
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec

@@ -26,7 +26,7 @@ from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.threads import thread_count
 
 PACKAGES = ("vocabseg", "numpy", "openvino", "onnxruntime", "tensorrt", "torch", "onnx")
-SIDE = 1536  # of the matrices: 9 MB each in float32, enough work that nothing but the product counts
+SIDE = 1536  # of the matrices: 9 MB each in float32, large enough that only the product counts
 COPIED = 128 * 2**20  # bytes of a copy: more than any cache holds
 # The same of a GPU: 128 MB each in half precision, and a copy beyond the 50 MB second-level cache of an H200.
 DEVICE_SIDE, DEVICE_COPIED = 8192, 8 * COPIED
@@ -74,7 +74,7 @@ def _memory() -> str:
 
 
 def _load() -> str:
-    """Processes that were running or waiting over the last minute: other people's work makes figures worse."""
+    """Processes that were running or waiting over the last minute: other work makes the figures worse."""
     try:
         return f"{os.getloadavg()[0]:.2f} processes"
     except (OSError, AttributeError):

@@ -81,7 +81,8 @@ def compare_image(
         expected: everything the other variant gave.
         alone: this variant's stages, each fed by `expected` (`capture_from`).
         whole: everything this variant gave on the whole way from the image (`capture`).
-        kernels: to resample the expected masks with, as `region` says what counts as inside.
+        kernels: what resamples the expected masks.
+        region: what counts as inside a mask.
     """
     steady, boxed = _steady(expected, kernels, region, PIXEL_STABLE), _boxed(expected, kernels, region)
     values: dict[str, float] = {

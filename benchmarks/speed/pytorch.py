@@ -116,7 +116,7 @@ class TorchVariant:
             return output.to(torch.float32, copy=compiled and on_gpu)
 
         def network(inputs: Any) -> Any:
-            # Freezing needs no_grad; tensors made under inference_mode would be compiled for apart.
+            # Freezing needs no_grad; tensors made under inference_mode would need a compilation of their own.
             kind = "cuda" if on_gpu else "cpu"
             with torch.no_grad(), torch.autocast(kind, dtype if half else torch.bfloat16, enabled=half):
                 outputs = run(inputs)

@@ -9,7 +9,7 @@ import numpy as np
 from vocabseg.runtime.errors import ConfigurationError
 
 VERSION = 1
-# In the order in which an image passes them. PyTorch's reference knows some only together.
+# In the order in which an image passes them. PyTorch's reference runs some of them together.
 STAGES = (
     "decode", "resize_normalize", "proposal", "region_boxes", "crop_regions", "image_encoder", "classify", "compose",
 )  # fmt: skip
@@ -23,8 +23,8 @@ TOTAL = "end to end"
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of repeated runs; `images[i]` says which input run i had.
 
-    `spread` is the distance between the quartiles once the difference between the images is taken out: how far one
-    and the same thing varies.
+    `spread` is the distance between the quartiles once the difference between the images is taken out: how far the
+    time of one image varies.
     """
 
     p50: float
@@ -75,7 +75,7 @@ class StageRoof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure of the parity contract, or without a `limit` one to know; `least`: the limit is a lower one."""
+    """One figure of the parity contract; without a `limit` it is only reported. `least`: the limit is a lower one."""
 
     stage: str
     what: str

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import median
 
 from vocabseg.benchmarks.speed.flops import GraphWork, graph_work
-from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE, Peaks, StageRoof, Timing
+from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE, ImageInfo, Peaks, StageRoof, Timing
 from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.kernels.geometry import resized_size
 
 Size = tuple[int, int]
 FLOAT, COUNT = 4, 8  # bytes of a float32; of a label and its score together
@@ -29,38 +30,27 @@ class StageWork:
     bytes: float
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What the work of an image depends on: its file's bytes, sizes (H, W), (h, w), (Hp, Wp), regions V, classes K."""
-
-    file_bytes: int
-    size: Size
-    resized: Size
-    padded: Size
-    regions: int
-    classes: int
-
-
-def stage_work(bundle: Bundle, load: Workload) -> dict[str, StageWork]:
+def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -> dict[str, StageWork]:
     """The work of every stage for one image; raises BundleError where a graph's sizes do not follow."""
     manifest = bundle.manifest
     proposal = bundle.graph("proposal")
     outputs = {output.name: output.shape for output in proposal.outputs}
     masks, width = int(outputs["query_embeddings"][1]), int(outputs["query_embeddings"][2])
-    (height, long), (h, w), (padded_h, padded_w) = load.size, load.resized, load.padded
+    resized = resized_size(*info.size, manifest.input.min_size, manifest.input.max_size)
+    (height, long), (h, w), (padded_h, padded_w) = info.size, resized, info.padded
     mask_bytes = masks * (padded_h // 4) * (padded_w // 4) * FLOAT
     pixels, small, network = height * long, h * w, padded_h * padded_w
     side = manifest.region.crop_size
-    regions = load.regions if manifest.ensemble.enabled else 0
+    regions = info.regions if manifest.ensemble.enabled else 0
     crop_bytes = regions * 3 * side * side * FLOAT
 
     finding = _counted(bundle.graph_path("proposal"), "image", (1, 3, padded_h, padded_w))
     encoding = _counted(bundle.graph_path("image_encoder"), "crops", (1, 3, side, side))
     query_bytes = masks * width * FLOAT
     return {
-        "decode": StageWork(0, load.file_bytes + 3 * pixels),
+        "decode": StageWork(0, file_bytes + 3 * pixels),
         "resize_normalize": StageWork(
-            _resize_operations(load.size, load.resized) + 2 * 3 * small, 3 * pixels + 3 * small + 3 * network * FLOAT
+            _resize_operations(info.size, resized) + 2 * 3 * small, 3 * pixels + 3 * small + 3 * network * FLOAT
         ),
         "proposal": StageWork(
             finding.operations, finding.weight_bytes + 3 * network * FLOAT + mask_bytes + query_bytes
@@ -74,20 +64,17 @@ def stage_work(bundle: Bundle, load: Workload) -> dict[str, StageWork]:
             (encoding.weight_bytes if regions else 0) + crop_bytes + regions * width * FLOAT,
         ),
         "classify": StageWork(
-            2 * width * load.classes * (masks + regions) + 10 * load.classes * (masks + regions),
-            query_bytes + regions * width * FLOAT + 2 * load.classes * width * FLOAT + masks * load.classes * FLOAT,
+            2 * width * classes * (masks + regions) + 10 * classes * (masks + regions),
+            query_bytes + regions * width * FLOAT + 2 * classes * width * FLOAT + masks * classes * FLOAT,
         ),
         # Each mask's value at each pixel by two bilinear interpolations (7 each) and a sigmoid (4), then the winner's
         # score: those of classes that bounds rule out need not be computed.
-        "compose": StageWork(pixels * masks * (18 + 2), mask_bytes + masks * load.classes * FLOAT + pixels * COUNT),
+        "compose": StageWork(pixels * masks * (18 + 2), mask_bytes + masks * classes * FLOAT + pixels * COUNT),
     }  # fmt: skip
 
 
 def rooflines(
-    work: Sequence[Mapping[str, StageWork]],
-    stages: Mapping[str, Timing],
-    peaks: Peaks,
-    precision: Callable[[str], str],
+    work: Sequence[Mapping[str, StageWork]], stages: Mapping[str, Timing], peaks: Peaks, precision: Callable[[str], str]
 ) -> list[StageRoof]:
     """A line per stage, averaged over the images: `work[i]` is that of image i, whose runs the timings mark with i.
 

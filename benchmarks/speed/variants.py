@@ -66,31 +66,24 @@ class Capture:
 
 
 class Variant(Protocol):
-    """A model that is open and ready to run; images are files."""
+    """A model that is open and ready to run; images are files.
 
-    def run(self, image: Path) -> TimedRun:
-        """Segment one image, timed."""
-        ...
+    Methods:
+        run: segment one image, timed.
+        capture: segment one image and keep everything.
+        capture_from: every stage on its own: proposals from the given network input, and from the given proposals all
+            that follows.
+        many: seconds of segmenting several images in one go.
+        labels: the label map (H, W) int32 of one image.
+        text: seconds that encoding these names takes, nothing remembered.
+    """
 
-    def capture(self, image: Path) -> Capture:
-        """Segment one image and keep everything."""
-        ...
-
-    def capture_from(self, image: Path, given: Capture) -> Capture:
-        """Every stage on its own: proposals from the given network input, all that follows from the given proposals."""
-        ...
-
-    def many(self, images: Sequence[Path]) -> float:
-        """Seconds of segmenting several images in one go."""
-        ...
-
-    def labels(self, image: Path) -> np.ndarray:
-        """The label map (H, W) of one image."""
-        ...
-
-    def text(self, names: Sequence[str]) -> float:
-        """Seconds that encoding these names takes, nothing remembered."""
-        ...
+    def run(self, image: Path) -> TimedRun: ...
+    def capture(self, image: Path) -> Capture: ...
+    def capture_from(self, image: Path, given: Capture) -> Capture: ...
+    def many(self, images: Sequence[Path]) -> float: ...
+    def labels(self, image: Path) -> np.ndarray: ...
+    def text(self, names: Sequence[str]) -> float: ...
 
 
 class VariantSpec(Protocol):
@@ -98,10 +91,8 @@ class VariantSpec(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def precision(self) -> str: ...
-
     def open(self) -> Variant: ...
 
 

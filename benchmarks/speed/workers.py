@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.benchmarks.memory import process_memory
+from vocabseg.benchmarks.process_memory import process_memory
 from vocabseg.benchmarks.speed.engine import EngineSpec
 from vocabseg.benchmarks.speed.results import ColdStart, timing
 from vocabseg.benchmarks.speed.variants import VariantSpec
 from vocabseg.runtime.errors import EngineError, VocabsegError
 
-# How numerical libraries are told how many threads to use; they read it when they are loaded.
+# Environment variables for the threads of numerical libraries, which read them when they are loaded.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -129,7 +129,7 @@ def peak_memory() -> int | None:
 
 @contextlib.contextmanager
 def numerical_threads(count: int) -> Iterator[None]:
-    """Processes started inside give numerical libraries that many threads, unless the user has said otherwise."""
+    """Processes started inside give numerical libraries that many threads, unless the user has set another number."""
     added = [name for name in THREAD_SETTINGS if name not in os.environ]
     os.environ.update({name: str(count) for name in added})
     try:

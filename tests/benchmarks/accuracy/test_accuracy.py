@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.benchmarks.speed.fakes import NAMES, FakeSegmenter, FakeSource, write_world
+from tests.benchmarks.accuracy.fakes import NAMES, FakeSegmenter, FakeSource, write_world
 from vocabseg.benchmarks.accuracy.evaluate import Accuracy, evaluate, largest_confusions
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
 from vocabseg.benchmarks.accuracy.report import summary_lines, to_markdown, write_report
@@ -72,12 +72,7 @@ def test_an_interrupted_evaluation_goes_on(world: Path, tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     segmenter = FakeSegmenter(world, 0.5)
     resumed = evaluate(
-        segmenter,
-        dataset,
-        output,
-        examples=0,
-        progress=lambda *step: steps.append(step),
-        notify=said.append,
+        segmenter, dataset, output, examples=0, progress=lambda *step: steps.append(step), notify=said.append
     )
     assert segmenter.calls == 2
     assert [step[1:] for step in steps] == [(5, 6), (6, 6)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.benchmarks.speed.fakes import write_world
+from tests.benchmarks.accuracy.fakes import write_world
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
 from tests.reference_cases import case_model, case_state_dict

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from tests.benchmarks.speed.fakes import FakeSource, write_world
+from tests.benchmarks.accuracy.fakes import FakeSource, write_world
 from vocabseg.benchmarks.datasets.dataset import DatasetError
 from vocabseg.commands import evaluate as command
 from vocabseg.runtime.errors import BundleError, ConfigurationError, OutputError, VocabsegError

@@ -12,15 +12,7 @@ from vocabseg.benchmarks.datasets.registry import get_dataset
 from vocabseg.benchmarks.scenes.files import write_world
 from vocabseg.benchmarks.scenes.shapes import coverage
 from vocabseg.benchmarks.scenes.textures import BACKGROUNDS, pattern
-from vocabseg.benchmarks.scenes.world import (
-    CLASSES,
-    COLOURS,
-    OBJECTS,
-    SEEN,
-    SHAPES,
-    SURFACES,
-    render_scene,
-)
+from vocabseg.benchmarks.scenes.world import CLASSES, COLOURS, OBJECTS, SEEN, SHAPES, SURFACES, render_scene
 from vocabseg.runtime.errors import OutputError
 
 TRAINING_SCENES = 60

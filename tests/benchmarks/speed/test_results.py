@@ -19,15 +19,7 @@ from vocabseg.benchmarks.page.tables import amount, product_unit, seconds
 from vocabseg.benchmarks.scenes.world import CLASSES
 from vocabseg.benchmarks.speed import machine
 from vocabseg.benchmarks.speed.parity import scene_accuracy
-from vocabseg.benchmarks.speed.results import (
-    Check,
-    ImageInfo,
-    Peaks,
-    VariantResult,
-    encode_report,
-    read_report,
-    timing,
-)
+from vocabseg.benchmarks.speed.results import Check, ImageInfo, Peaks, VariantResult, encode_report, read_report, timing
 from vocabseg.benchmarks.speed.roofline import StageWork, rooflines
 from vocabseg.benchmarks.speed.run import BenchmarkOutcome, WorstImage
 from vocabseg.runtime.errors import ConfigurationError, OutputError

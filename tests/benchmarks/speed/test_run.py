@@ -19,8 +19,8 @@ from vocabseg.benchmarks.speed import run as bench_run
 from vocabseg.benchmarks.speed.engine import EngineSpec, EngineVariant
 from vocabseg.benchmarks.speed.flops import graph_work
 from vocabseg.benchmarks.speed.pytorch import Weights
-from vocabseg.benchmarks.speed.results import STAGES, BenchmarkReport
-from vocabseg.benchmarks.speed.roofline import Workload, stage_work
+from vocabseg.benchmarks.speed.results import STAGES, BenchmarkReport, ImageInfo
+from vocabseg.benchmarks.speed.roofline import stage_work
 from vocabseg.benchmarks.speed.selection import (
     Effort,
     default_images,
@@ -278,7 +278,7 @@ def test_a_cold_start_has_its_steps(bundle: Bundle, images: list[Path]) -> None:
 
 def test_work_of_a_stage_is_what_cannot_be_avoided(bundle: Bundle) -> None:
     few, many = (
-        stage_work(bundle, Workload(1000, (60, 80), (64, 85), (64, 96), regions, classes))
+        stage_work(bundle, ImageInfo(name="", size=(60, 80), padded=(64, 96), regions=regions), 1000, classes)
         for regions, classes in ((10, 5), (20, 500))
     )
     proposal = graph_work(bundle.graph_path("proposal"), {"image": (1, 3, 64, 96)})

@@ -23,7 +23,7 @@ KILL_WORKER, KILL_DRIVER = 0.25, 0.6
 
 @dataclass
 class BatchRun:
-    """One run: `progress` in (seconds, shards there), `memory` in (seconds, MB) of each worker by process id."""
+    """One run: `progress` in (seconds, committed shards), `memory` in (seconds, MB) of each worker by process id."""
 
     name: str
     workers: int
