@@ -1,5 +1,6 @@
 """The runtime's engines as variants."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vocabseg.benchmarks.speed.results import GRAPH_STAGES
-from vocabseg.benchmarks.speed.variants import Capture, Stopwatch, TimedRun, Timeline, VariantSpec, lead, variant_name
+from vocabseg.benchmarks.speed.variants import Capture, TimedRun, Timeline, VariantSpec, lead, variant_name
 from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.engines.interface import graph_precision
 from vocabseg.runtime.images import load_image
@@ -55,8 +56,13 @@ class EngineVariant:
         self.segmenter = Segmenter(bundle, spec.device, spec.engine, spec.precision)
         self._device = self.segmenter.device
         self._free = self._lowest = self._free_memory()
-        self._clock = Stopwatch(*(() if self._device is None else (self._device.synchronize,)))
         self.segmenter.embed_names(spec.vocabulary)
+
+    def _now(self) -> float:
+        """The clock in seconds, once the device is at rest."""
+        if self._device is not None:
+            self._device.synchronize()
+        return time.perf_counter()
 
     @contextmanager
     def _observed(self, keep: bool = False) -> Iterator[Timeline]:
@@ -66,24 +72,22 @@ class EngineVariant:
 
     def run(self, image: Path) -> TimedRun:
         """Segment one image, timed: decoding and the whole by the clock, stages by the device's own marks."""
-        clock = self._clock
-        clock.start()
         with self._observed() as timeline:
-            begin = clock.now()
-            with clock.measure("decode"):
-                pixels = load_image(image)
+            begin = self._now()
+            pixels = load_image(image)
+            decoded = self._now()
             regions = self.segmenter.propose(pixels)
             regions.classify(self.spec.vocabulary)
-            total = clock.now() - begin
+            total = self._now() - begin
         self._look_at_memory()
-        return TimedRun({**clock.seconds, **timeline.seconds()}, total, int(regions.valid.sum()))
+        return TimedRun({"decode": decoded - begin, **timeline.seconds()}, total, int(regions.valid.sum()))
 
     def many(self, images: Sequence[Path]) -> float:
         """Seconds of `segment_many` over the images; each result is dropped when the next one comes."""
-        begin = self._clock.now()
+        begin = self._now()
         for _ in self.segmenter.segment_many(images, self.spec.vocabulary):
             pass
-        spent = self._clock.now() - begin
+        spent = self._now() - begin
         self._look_at_memory()
         return spent
 
@@ -96,10 +100,10 @@ class EngineVariant:
         segmenter = self.segmenter
         embedder = TextEmbedder(segmenter.bundle, segmenter.engine, cache_dir="")  # nothing remembered
         prompts = segmenter.bundle.manifest.prompts
-        begin = self._clock.now()
+        begin = self._now()
         for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
             embedder.embed(names, prompt)
-        return self._clock.now() - begin
+        return self._now() - begin
 
     def capture(self, image: Path) -> Capture:
         """Segment one image and keep everything."""

@@ -1,5 +1,6 @@
 """PyTorch as a variant: the reference in plain float32, and the same modules compiled."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE
-from vocabseg.benchmarks.speed.variants import Capture, Stopwatch, TimedRun, lead, variant_name
+from vocabseg.benchmarks.speed.variants import Capture, TimedRun, lead, variant_name
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.runtime.threads import thread_count
@@ -17,6 +18,8 @@ from vocabseg.runtime.threads import thread_count
 if TYPE_CHECKING:
     from vocabseg.export.configuration import Configuration
     from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
+
+STAGES = ("decode", "resize_normalize", "proposal", BOXES_AND_CROPS, "image_encoder", CLASSIFY_AND_COMPOSE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class TorchVariant:
         torch.set_num_threads(thread_count())
         self.spec = spec
         self._no_gradients = torch.no_grad
-        self.watch = Stopwatch()
+        self._synchronise: Callable[[], None] = lambda: None
         self.reference = spec.weights.load()
         if spec.device != "cpu":
             self._move(torch)
@@ -97,7 +100,7 @@ class TorchVariant:
             non_object_embedding=model.non_object_embedding.to(device),
         )
         torch.set_default_device(device)
-        self.watch.synchronise = torch.cuda.synchronize
+        self._synchronise = torch.cuda.synchronize
 
     def _network(self, module: Any) -> Callable[[Any], Any]:
         import torch
@@ -124,20 +127,23 @@ class TorchVariant:
 
         return network
 
+    def _now(self) -> float:
+        """The clock in seconds, once the device is at rest."""
+        self._synchronise()
+        return time.perf_counter()
+
     def _encode(self, tower: Callable[[Any], Any], crops: Any) -> Any:
-        begin = self.watch.now()
+        begin = self._now()
         features = tower(crops)
-        self._encoding = (begin, self.watch.now())
+        self._encoding = (begin, self._now())
         return features
 
     def run(self, image: Path) -> TimedRun:
         """Segment one image, timed."""
-        watch = self.watch
-        watch.start()
-        begin = watch.now()
         with self._no_gradients():
-            output, _, _ = self._segment(image)
-        return TimedRun(dict(watch.seconds), watch.now() - begin, len(output.boxes))
+            output, _, times = self._segment(image)
+        stages = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
+        return TimedRun(stages, times[-1] - times[0], len(output.boxes))
 
     def device_memory(self) -> int:
         """The most bytes of the GPU that PyTorch held."""
@@ -147,10 +153,10 @@ class TorchVariant:
 
     def many(self, images: Sequence[Path]) -> float:
         """Seconds of the images one by one: in the published padded batch their results would change."""
-        begin = self.watch.now()
+        begin = self._now()
         for image in images:
             self.run(image)
-        return self.watch.now() - begin
+        return self._now() - begin
 
     def labels(self, image: Path) -> np.ndarray:
         """The label map (H, W) int32."""
@@ -159,9 +165,9 @@ class TorchVariant:
 
     def text(self, names: Sequence[str]) -> float:
         """Seconds for both sides' prompts."""
-        begin = self.watch.now()
+        begin = self._now()
         self.reference.text_embeddings(names)
-        return self.watch.now() - begin
+        return self._now() - begin
 
     def capture(self, image: Path) -> Capture:
         """Segment one image and keep everything."""
@@ -174,35 +180,32 @@ class TorchVariant:
         import torch
 
         with self._no_gradients():
-            pixels, _, network_input = self._input(image)
+            pixels = load_image(image)
+            _, network_input = self._input(pixels)
             masks, queries = self._proposal(torch.tensor(given.network_input))
             output = self._classify(
                 pixels, given.resized, torch.tensor(given.mask_logits), torch.tensor(given.query_embeddings)
             )
             return self._captured(output, network_input, masks[0], queries[0])
 
-    def _input(self, image: Path) -> tuple[np.ndarray, np.ndarray, Any]:
+    def _input(self, pixels: np.ndarray) -> tuple[np.ndarray, Any]:
         from vocabseg.export.reference import normalise_and_pad, resize_shortest_edge
 
-        with self.watch.measure("decode"):
-            pixels = load_image(image)
-        with self.watch.measure("resize_normalize"):
-            resized = resize_shortest_edge(pixels, self.reference.configuration.input)
-            network_input = normalise_and_pad([resized], self.reference.configuration.input)
-        return pixels, resized, network_input
+        resized = resize_shortest_edge(pixels, self.reference.configuration.input)
+        return resized, normalise_and_pad([resized], self.reference.configuration.input)
 
-    def _segment(self, image: Path) -> tuple["ReferenceOutput", Any, np.ndarray]:
-        pixels, resized, network_input = self._input(image)
-        with self.watch.measure("proposal"):
-            masks, queries = self._proposal(network_input)
-        begin = self.watch.now()
-        self._encoding = (begin, begin)
+    def _segment(self, image: Path) -> tuple["ReferenceOutput", Any, list[float]]:
+        """What the reference found, the network input, and the moments at which STAGES begin and end."""
+        times = [self._now()]
+        pixels = load_image(image)
+        times.append(self._now())
+        resized, network_input = self._input(pixels)
+        times.append(self._now())
+        masks, queries = self._proposal(network_input)
+        times.append(self._now())
+        self._encoding = (times[-1], times[-1])  # unless there are crops
         output = self._classify(pixels, resized, masks[0], queries[0])
-        end = self.watch.now()
-        self.watch.add(BOXES_AND_CROPS, self._encoding[0] - begin)
-        self.watch.add("image_encoder", self._encoding[1] - self._encoding[0])
-        self.watch.add(CLASSIFY_AND_COMPOSE, end - self._encoding[1])
-        return output, network_input, pixels
+        return output, network_input, [*times, *self._encoding, self._now()]
 
     def _classify(self, pixels: np.ndarray, resized: np.ndarray, masks: Any, queries: Any) -> "ReferenceOutput":
         seen = self.spec.vocabulary.seen

@@ -1,9 +1,7 @@
-"""What is measured against each other: variants behind one small interface, and the clocks that time them."""
+"""What is measured against each other: variants behind one small interface."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,37 +105,6 @@ def lead(scores: np.ndarray) -> np.ndarray:
         return np.full(scores.shape[1:], np.inf, np.float32)
     best = np.partition(scores, -2, axis=0)[-2:]
     return (best[1] - best[0]).astype(np.float32)
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage, for what is timed from outside.
-
-    `synchronise` returns once the device has done all its work; it is called before every reading of the clock.
-    """
-
-    synchronise: Callable[[], None] = lambda: None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Forget everything."""
-        self.seconds = {}
-
-    def now(self) -> float:
-        """The clock in seconds, once the device is at rest."""
-        self.synchronise()
-        return time.perf_counter()
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
-        begin = self.now()
-        yield
-        self.add(stage, self.now() - begin)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Add seconds to a stage."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 class Timeline:
