@@ -18,7 +18,7 @@ from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.graph.trace import OPSET, export_graph
 from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
-from vocabseg.export.model.towers import without_unread_tokens
+from vocabseg.export.model.towers import prune_last_block
 from vocabseg.export.text_graphs import TextGraphs, text_graphs
 from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
 from vocabseg.runtime.bundle.folder import TENSORS, TOKENIZER
@@ -50,10 +50,10 @@ def export_bundle(
 
     Every graph is compared with its module on every installed engine, on noise, on a photo (`sample_image`, or the
     package's own) and on class names; the figures go into the manifest. The bundle appears under its name when it is
-    complete; with `overwrite` it takes the place of a bundle that is there.
+    complete; with `overwrite` it replaces an existing bundle.
 
-    Raises OutputError where it cannot be written, ImageError for the photo, ConfigurationError for a crop size or CLIP
-    models that do not fit, and ExportError where a graph strays from its module or no engine is installed.
+    Raises OutputError if it cannot be written, ImageError for the photo, ConfigurationError for a crop size or CLIP
+    models that do not fit, and ExportError if a graph differs from its module or no engine is installed.
     """
     target = _check_target(Path(output), overwrite)
     pixels = graph_checks.sample_pixels(sample_image)
@@ -115,7 +115,7 @@ class _Writer:
     ) -> None:
         path = self.folder / f"{name}.onnx"
         self.tick(f"exporting {name}")
-        shortened = without_unread_tokens(module)
+        shortened = prune_last_block(module)
         self.records[name] = export_graph(shortened, sample, dimensions, path, self.opset, self.fused)
         self.tick(f"checking {name}")
         report = check_graph(path, module, inputs)

@@ -1,4 +1,4 @@
-"""Configurations: one TOML file per published setting, overrides as "section.key=value", and files of one's own."""
+"""Configurations: one TOML file per published setting, overrides as "section.key=value", and users' own files."""
 
 import tomllib
 from collections.abc import Iterable
@@ -73,7 +73,7 @@ def list_configurations() -> list[str]:
 def load_configuration(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Configuration:
     """A published configuration by name, or a TOML file by its path, with overrides such as "ensemble.weight=0.5".
 
-    An override's value is read as TOML, and as plain text where it is none ("prompt.query=vild"); "none" removes an
+    An override's value is read as TOML, or as plain text if it is not TOML ("prompt.query=vild"); "none" removes an
     optional key. Raises ConfigurationError for an unknown name, key or value.
     """
     path = _find(str(name_or_path))
@@ -133,9 +133,7 @@ def _check_prompts(configuration: Configuration) -> None:
             if not prompt:
                 raise ConfigurationError(f"prompt.{side} is an empty list: give at least one template with {{}}")
             for template in prompt:
-                if template.count("{}") != 1 or template.replace("{}", "").count("{") + template.replace(
-                    "{}", ""
-                ).count("}"):
+                if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
                     raise ConfigurationError(
                         f"prompt.{side} has the template {template!r}: write {{}} exactly once, for the class name"
                     )

@@ -1,4 +1,4 @@
-"""Graphs against their modules, on random numbers and on what a real photo and real names become on their way in."""
+"""Graphs against their modules: on random numbers, and on a real photo and real class names."""
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
@@ -25,8 +25,8 @@ NAMES = ("cat", "grass", "potted plant", "wall-brick")
 CROPS = 8
 SEED = 20211229  # any fixed number: the same export has the same figures
 
-# The FP32 column of the parity contract asks for this cosine of region embeddings; every output is held to it. Maps,
-# whose single values decide about pixels, are also held to an error relative to their largest value.
+# The parity contract's limit for region embeddings in FP32, applied to every output. For maps, whose single values
+# decide about pixels, the error relative to the largest value is limited too.
 COSINE_LIMIT = 0.99999
 RELATIVE_LIMIT = 1e-3
 
@@ -40,7 +40,7 @@ def sample_pixels(path: str | Path | None) -> np.ndarray:
 
 
 class Photo:
-    """A photo on its way through the model: the proposal network's input and, once it has run, the regions' crops."""
+    """What the networks get from a photo: the proposal network's input, and the crops of the regions that it finds."""
 
     def __init__(self, pixels: np.ndarray, configuration: Configuration, region: RegionSpec, proposal: nn.Module):
         try:
@@ -74,14 +74,14 @@ def proposal_inputs(photo: Photo) -> list[Arrays]:
 
 
 def image_inputs(crops: np.ndarray) -> list[Arrays]:
-    """Noise in two batch sizes, and the crops of real regions where there are any."""
+    """Noise in two batch sizes, and the crops of real regions if there are any."""
     size = crops.shape[-1]
     inputs = [{"crops": _noise(1, 3, size, size)}, {"crops": _noise(3, 3, size, size)}]
     return [*inputs, {"crops": crops}] if len(crops) else inputs
 
 
 def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
-    """Random token ids below `id_count` in two batch sizes, and some class names in each of the prompts."""
+    """Random token ids below `id_count` in two batch sizes, and some class names in every prompt."""
     context = tokenizer.context_length
     generator = np.random.default_rng(SEED)
     inputs = []
@@ -106,7 +106,7 @@ def check_graph(
     """Run a graph on every installed engine and compare with its module in float32: engine -> output -> figures.
 
     Figures are the largest absolute error, that error over the largest value, and the worst cosine of an output vector
-    (of a map, for mask logits). Raises ExportError beyond the limits above, and where no engine is installed.
+    (of a map, for mask logits). Raises ExportError beyond the limits above, and if no engine is installed.
     """
     from vocabseg.runtime.engines.choose import ON_CPU, installed
     from vocabseg.runtime.engines.host_engines import open_engine

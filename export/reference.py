@@ -2,7 +2,7 @@
 
 Xu et al. 2022, "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre-trained Vision-language Model", as
 the published code runs it. Nothing here is shared with the runtime's kernels, nor done to save time or memory.
-Images given together are one padded batch: an image's result then depends on its batch mates, as it does there.
+Images given together are one padded batch; as in the published code, an image's result then depends on the others.
 
 Letters in shapes: N proposals, V of them valid (non-empty mask), K classes, D width of embeddings, (h, w) resized
 image, (Hp, Wp) padded, (H, W) original.
@@ -27,11 +27,12 @@ from vocabseg.runtime.errors import VocabularyError
 from vocabseg.runtime.text.prompts import PROMPTS
 
 DOT = 269  # CLIP's token of "."
+TEXT_BATCH = 128
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """One image's result and everything on the way to it; what comes of regions is None where CLIP did not run."""
+    """One image's result and all intermediate ones; those of the regions are None if CLIP did not run."""
 
     resized: np.ndarray  # (h, w, 3) uint8 RGB
     mask_logits: Tensor  # (N, Hp/4, Wp/4)
@@ -77,8 +78,8 @@ class ReferenceSegmenter:
     @torch.inference_mode()
     def text_embeddings(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Query side (K + 1, D), with "no object" last, and region side (K, D)."""
-        prompts, model = self.configuration.prompt, self.model
-        query = embed_names(names, model.query_clip, prompts.query, model.query_prompt)
+        model = self.model
+        query = embed_names(names, model.query_clip, self.configuration.prompt.query, model.query_prompt)
         region = query
         if model.separate_region:
             region = embed_names(names, model.region_clip, self.configuration.region_prompt, model.region_prompt)
@@ -108,9 +109,8 @@ class ReferenceSegmenter:
         query_logits = ensemble.temperature * functional.normalize(query_embeddings, dim=-1) @ query_text.T
         crops = region_embeddings = None
         if ensemble.enabled:
-            crops, region_embeddings, region_logits = self._classify_regions(
-                resized, masks, binary, valid, boxes, region_text
-            )
+            cut = masks[valid] if self.configuration.region.matting else binary[valid].float()
+            crops, region_embeddings, region_logits = self._classify_regions(resized, cut, boxes, region_text)
             probabilities = combine(query_logits, region_logits, valid, seen, ensemble.weight)
         else:
             probabilities = query_logits.softmax(dim=-1)[:, :-1]
@@ -136,16 +136,15 @@ class ReferenceSegmenter:
         )
 
     def _classify_regions(
-        self, resized: np.ndarray, masks: Tensor, binary: Tensor, valid: Tensor, boxes: Tensor, region_text: Tensor
+        self, resized: np.ndarray, masks: Tensor, boxes: Tensor, region_text: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops (V, 3, S, S), embeddings (V, D) of length 1 and logits (V, K) of the valid masks."""
+        """Crops (V, 3, S, S), embeddings (V, D) of length 1 and logits (V, K) of the regions' masks (V, h, w)."""
         region, clip = self.configuration.region, self.model.region_clip
-        cut = masks[valid] if region.matting else binary[valid].float()
         picture = torch.tensor(resized).permute(2, 0, 1).float()
         size = (region.crop_size, region.crop_size)
         crops = [
             functional.interpolate(crop[None], size=size, mode="bicubic", align_corners=False)
-            for crop in cut_regions(picture, cut, boxes, region, clip)
+            for crop in cut_regions(picture, masks, boxes, region, clip)
         ]
         if not crops:
             nothing = torch.zeros(0, region_text.shape[1])
@@ -174,8 +173,7 @@ def resize_shortest_edge(image: np.ndarray, settings: InputSection) -> np.ndarra
 def normalise_and_pad(images: Sequence[np.ndarray], settings: InputSection) -> Tensor:
     """Images (h, w, 3) uint8 -> (B, 3, Hp, Wp), zero-padded at right and bottom to the largest, rounded up."""
     divisor = settings.divisor
-    height = -(-max(image.shape[0] for image in images) // divisor) * divisor
-    width = -(-max(image.shape[1] for image in images) // divisor) * divisor
+    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (0, 1))
     mean = torch.tensor(settings.mean).view(3, 1, 1)
     std = torch.tensor(settings.std).view(3, 1, 1)
     batch = torch.zeros(len(images), 3, height, width)
@@ -251,10 +249,8 @@ def embed_names(
     if prompt == "learned" and learned is not None:
         return _embed_learned(stripped, clip, learned)
     templates = PROMPTS[prompt] if isinstance(prompt, str) else prompt
-    per_template = []
-    for template in templates:
-        rows = [_tokens(clip, template.format(name)) for name in stripped]
-        per_template.append(_encode(clip, clip.text_tower, rows, stripped))
+    rows = [[_tokens(clip, template.format(name)) for name in stripped] for template in templates]
+    per_template = [_encode(clip, clip.text_tower, row, stripped) for row in rows]
     return functional.normalize(torch.stack(per_template).mean(dim=0), dim=-1)
 
 
@@ -290,9 +286,7 @@ def _tokens(clip: ClipModel, text: str) -> list[int]:
     return [clip.vocab_size - 2, *ids, clip.vocab_size - 1]
 
 
-def _encode(
-    clip: ClipModel, tower: torch.nn.Module, rows: Sequence[list[int]], names: Sequence[str], batch: int = 128
-) -> Tensor:
+def _encode(clip: ClipModel, tower: torch.nn.Module, rows: Sequence[list[int]], names: Sequence[str]) -> Tensor:
     """Features (len(rows), D) of length 1 of token sequences, padded with zeros to the text encoder's length."""
     length = clip.context_length
     for row, name in zip(rows, names, strict=True):
@@ -302,5 +296,5 @@ def _encode(
             )
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     ends = torch.tensor([len(row) - 1 for row in rows])
-    parts = [tower(ids[at : at + batch], ends[at : at + batch]) for at in range(0, len(rows), batch)]
+    parts = [tower(*part) for part in zip(ids.split(TEXT_BATCH), ends.split(TEXT_BATCH), strict=True)]
     return functional.normalize(torch.cat(parts), dim=-1)

@@ -1,4 +1,4 @@
-"""Which text graphs a model needs, and the token ids of its learned prompts."""
+"""The text encoders that a model needs, and the token ids of its learned prompts."""
 
 from dataclasses import dataclass, field
 
@@ -80,6 +80,6 @@ def _prompt(name: str, graph: TextGraph, kind: str | list[str], learned: Learned
     if kind != "learned":
         return msgspec.convert({"graph": name, "kind": kind, "templates": PROMPTS[kind]}, PromptSpec)
     if learned is None:
-        raise ConfigurationError("the configuration asks for a learned prompt and the checkpoint has none: set another")
+        raise ConfigurationError("the configuration has a learned prompt but the checkpoint does not: set another")
     prefix_ids = graph.add(learned.prefix)
     return PromptSpec(graph=name, kind="learned", prefix_ids=prefix_ids, suffix_ids=graph.add(learned.suffix))

@@ -19,8 +19,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint; floats become float32.
 
     Read are .safetensors, torch.save files (.pth, .pt; the tensors plain, or under "model" or "state_dict"), and
-    TorchScript archives such as OpenAI's CLIP, of which only the tensors are looked at. Raises CheckpointError for a
-    missing or damaged file, and for one whose tensors cannot be had without running code.
+    TorchScript archives such as OpenAI's CLIP, of which only the tensors are read. Raises CheckpointError for a missing
+    or damaged file, and for one whose tensors cannot be read without running code.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,7 +62,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
 
 def _unsafe(path: Path, message: str) -> str:
-    """One line out of torch's long advice, which would have the user switch the protection off."""
+    """One line instead of torch's long advice, which suggests to switch the protection off."""
     found = re.search(r"GLOBAL (\S+)", message)
     what = f"holds code ({found[1]}), which is not run" if found else "is no plain state_dict"
     return f"{path} {what}: save its tensors alone, with torch.save(model.state_dict(), path) or as safetensors"
@@ -89,7 +89,7 @@ def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
 
 
 class _Inert:
-    """Stands for every class of the archive; keeps the attributes and does nothing."""
+    """Takes the place of every class of the archive; keeps the attributes and does nothing."""
 
     def __init__(self, *arguments: Any):
         self.attributes: Any = {}

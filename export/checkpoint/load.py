@@ -27,7 +27,7 @@ class LearnedPrompt:
     """Learned vectors before and behind the class name: `prefix` (P, width) and `suffix` (S, width), float32.
 
     The sequence is [start] prefix name suffix ["."] [end]. Start, ".", end and padding are rows of the token embedding,
-    of which a checkpoint holds copies; where a copy differs, the token embedding counts and a warning says so.
+    of which a checkpoint holds copies; if a copy differs, the token embedding is used and a warning says so.
     """
 
     prefix: Tensor
@@ -55,7 +55,7 @@ class Model:
 
 
 def normalise_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One spelling for the pixel decoder's keys, and nothing that inference never reads.
+    """One spelling for the pixel decoder's keys, without those that inference does not need.
 
     Left out: the training loss (`criterion.*`), `num_batches_tracked`, and the top-level `pixel_mean` and `pixel_std`,
     which the configuration holds.
@@ -78,7 +78,7 @@ def load_model(
     """Build and fill every module from a checkpoint's tensors, in any floating type.
 
     `clip_source` (see load_clip_source) replaces the CLIP that embeds regions; for a checkpoint without CLIP tensors it
-    is the CLIP of both sides. Raises CheckpointError for missing, extra and misshapen keys, and where the configuration
+    is the CLIP of both sides. Raises CheckpointError for missing, extra and misshapen keys, and if the configuration
     does not describe the checkpoint.
     """
     tensors = normalise_keys(state_dict)
@@ -101,7 +101,7 @@ def load_model(
     if source is not None:
         if configuration.region_prompt == "learned":
             raise CheckpointError(
-                "a CLIP of your own has no learned prompt: choose one for the regions, such as --set prompt.region=vild"
+                "another CLIP for the regions has no learned prompt: choose one, such as --set prompt.region=vild"
             )
         region_clip, region_prompt = source, None
     elif region or configuration.separate_region:
@@ -127,7 +127,7 @@ def load_clip_source(source: str | Path) -> ClipModel:
 
 
 def random_state_dict(configuration: Configuration) -> dict[str, Tensor]:
-    """Stand-in weights for a configuration in its published sizes and layout: repeatable, and knowing nothing."""
+    """Random weights for a configuration in its published sizes and layout, the same every time."""
     return {key: torch.from_numpy(array) for key, array in fill(published_shapes(configuration)).items()}
 
 
@@ -179,7 +179,7 @@ def _proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
 def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> ProposalNetwork:
     try:
         sizes = read_proposal_sizes({key: tuple(value.shape) for key, value in tensors.items()})
-    except (KeyError, IndexError):  # what is missing is best told by the published names
+    except (KeyError, IndexError):  # the comparison below then names the missing keys
         last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
         sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
     sizes = replace(sizes, backbone=replace(sizes.backbone, res5_dilation=configuration.proposal.res5_dilation))
@@ -198,7 +198,7 @@ def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) 
 def _load_clip(adapter: Mapping[str, Tensor], prefix: str) -> ClipModel:
     tensors = _part(adapter, "clip_model.")
     if not tensors:
-        raise CheckpointError(f"the checkpoint has no {prefix}clip_model.*: give a CLIP of your own with it")
+        raise CheckpointError(f"the checkpoint has no {prefix}clip_model.*: give a CLIP with it (--clip)")
     tensors.setdefault("logit_scale", torch.tensor(0.0))  # the temperature is the configuration's
     try:
         return build_clip(tensors)
@@ -240,7 +240,7 @@ def _load_prompt(
 
 
 def _check_adapter(adapter: Mapping[str, Tensor], prefix: str, clip: ClipModel, prompt: LearnedPrompt | None) -> None:
-    """What an adapter holds beside CLIP and prompt; the mean and std it was trained with must be CLIP's."""
+    """Check an adapter's tensors apart from CLIP and prompt; its mean and std must be CLIP's."""
     parts = ("clip_model.", "prompt_learner.") if prompt is not None else ("clip_model.",)
     own = {key: value for key, value in adapter.items() if not key.startswith(parts)}
     expected: dict[str, tuple[int, ...]] = {"non_object_embedding": (1, clip.embed_dim)}
@@ -263,7 +263,7 @@ def _check_separate(found: bool, configuration: Configuration) -> None:
     if not found:
         raise CheckpointError(
             f"configuration {configuration.name} has a separate region adapter, the checkpoint has none: "
-            "give a CLIP of your own for the regions, or --set prompt.region=none"
+            "give a CLIP for the regions (--clip), or --set prompt.region=none"
         )
 
 

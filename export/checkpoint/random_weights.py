@@ -1,8 +1,8 @@
-"""Stand-in weights drawn from the names of the tensors: any machine, any order of modules, the same numbers.
+"""Random weights that depend on the tensors' names alone: the same numbers on any machine, in any order of modules.
 
-Such weights know nothing, but they behave: masks are neither empty nor full, and queries differ from one another. Every
-tensor is drawn with a generator of its own (Philox, keyed by the CRC-32 of the name) as float64, scaled by the first
-matching line of `_rule`, and rounded to float32.
+The model knows nothing, but its masks are neither empty nor full, and its queries differ from one another. Every tensor
+has its own generator (Philox, keyed by the CRC-32 of the name), is drawn as float64, scaled by the first matching line
+of `_rule`, and rounded to float32.
 """
 
 import math
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from vocabseg.export.model.clip import MEAN, STD
+
 # Rows of CLIP's token embedding behind a learned prompt's buffers: start of text, end of text, ".", padding.
 SIGNAL_TOKENS = {"start_signal": 49406, "end_signal": 49407, "dot_signal": 269, "pad_signal": 0}
 
@@ -25,8 +25,8 @@ _ATTENTION_GAIN = {"text": 3.0, "image": 2.0, "cross": 4.0, "self": 1.5}  # peak
 def fill(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """Weights for every name in `shapes`: float32 arrays of those shapes (int64 zeros for *.num_batches_tracked).
 
-    The names are the published state_dict keys. The CLIP of a separate region adapter gets the weights of the query
-    side's, where the shapes agree.
+    The names are the published state_dict keys. The CLIP of a separate region adapter gets the same weights as the
+    query side's if the shapes agree.
     """
     stem = "deep" if "backbone.stem.conv2.weight" in shapes else "basic"
     arrays = {}
@@ -59,7 +59,7 @@ def _constant(key: str, shape: tuple[int, ...]) -> np.ndarray:
         weight = np.ones(shape, np.float32)
         weight[-1] = 0.1
         return weight
-    values = CLIP_MEAN if leaf == "pixel_mean" else CLIP_STD
+    values = MEAN if leaf == "pixel_mean" else STD
     return np.asarray(values, np.float32).reshape(shape) * np.float32(255.0)
 
 

@@ -46,7 +46,7 @@ def set_attribute(node: Any, name: str, value: Any) -> None:
 
 
 def redirect(uses: Sequence[Any], new: Any) -> None:
-    """Let uses of a value (node, index of the input) be uses of another."""
+    """Let the inputs `uses` (node, index) read another value."""
     for node, index in uses:
         node.replace_input_with(index, new)
 
@@ -69,7 +69,7 @@ class Editor:
         return wish
 
     def constant(self, content: np.ndarray, name: str, instead_of: Any = None) -> Any:
-        """A new constant of the graph; it may take the name of one that goes."""
+        """A new constant of the graph; with `instead_of` it replaces that one and takes its name."""
         import onnx_ir
 
         if instead_of is not None:
@@ -106,7 +106,7 @@ class Editor:
         return made
 
     def cast(self, value: Any, dtype: Any, name: str) -> Any:
-        """The value in another type, by a cast right behind what gives it, so that nodes stay in a valid order."""
+        """The value in another type, by a cast right after the node that gives it: the nodes' order stays valid."""
         import onnx_ir
 
         made = onnx_ir.Value(name=self.name(name), shape=value.shape, type=onnx_ir.TensorType(dtype))
@@ -125,7 +125,7 @@ class Editor:
             new.type = old.type
 
     def give_out(self, old: Any, new: Any) -> None:
-        """Let the graph's output `old` be `new`, under its name and with its shape."""
+        """Make `new` the graph's output instead of `old`, with its name and shape."""
         index, name = list(self.graph.outputs).index(old), old.name
         if old.producer() is not None:
             old.name = self.name(f"{name}_inner")
@@ -139,9 +139,9 @@ class Editor:
         RemoveUnusedNodesPass()(self.model)
 
     def fix_reshapes(self) -> None:
-        """Make constants of computed shapes of Reshape: dynamic sizes are copied from the input (0) or inferred (-1).
+        """Replace computed shapes of Reshape by constants: dynamic sizes are copied (0) or inferred (-1).
 
-        Values must have their shapes. A reshape with two sizes that cannot be copied stays.
+        Needs the shapes of all values. A reshape with two sizes that cannot be copied stays as it is.
         """
         for node in self.graph:
             if node.op_type != "Reshape" or constant(node.inputs[1]) is not None:

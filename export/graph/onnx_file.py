@@ -20,8 +20,8 @@ class ExportError(VocabsegError):
 def load_graph(path: Path, map_weights: bool = True) -> Any:
     """The onnx_ir model in a file; constants become initializers.
 
-    Weights in the file beside it are mapped, or without `map_weights` stay references, which are written again as such.
-    Raises ExportError for what is no graph, and for weights that are missing or outside its folder.
+    Weights in a separate file are mapped; without `map_weights` they stay references, and are saved as such.
+    Raises ExportError for a file that is no graph, and for weights that are missing or outside its folder.
     """
     import onnx
     import onnx_ir
@@ -40,7 +40,7 @@ def load_graph(path: Path, map_weights: bool = True) -> Any:
 
 
 def mapped_weight(path: Path, tensor: Any) -> Any:
-    """Weights from the file beside the graph. onnx_ir would refuse files that several bundles share by hard links."""
+    """Weights from a graph's separate file, mapped. onnx_ir would refuse files that bundles share by hard links."""
     import onnx_ir
 
     file = path.parent / tensor.location
@@ -82,7 +82,7 @@ def save_graph(model: Any, path: Path, opset: int, domains: Sequence[str] = (), 
 def check_graph_file(path: Path, model: Any, domains: Sequence[str] = ()) -> None:
     """Raise ExportError if the graph at `path`, which is `model`, is not valid.
 
-    `domains` are those beside the standard one whose operations may be used.
+    Operations may be of the standard domain and of `domains`.
     """
     import onnx
 
@@ -97,7 +97,7 @@ def check_graph_file(path: Path, model: Any, domains: Sequence[str] = ()) -> Non
 
 
 def graph_record(path: Path, data: str | None, model: Any, opset: int, **fields: Any) -> GraphRecord:
-    """The record of the graph at `path`, which is `model`, with its weights in the file `data` beside it."""
+    """The record of the graph at `path`, which is `model`, with its weights in the file `data` of its folder."""
     own = file_record(path.parent, path.name)
 
     def tensors(values: Sequence[Any]) -> list[TensorRecord]:

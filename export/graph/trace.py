@@ -85,7 +85,7 @@ def _tidy(model: Any, dimensions: Mapping[str, Dimensions]) -> None:
     graph = model.graph
     inner = [value for node in graph for value in node.outputs if not value.is_graph_output()]
     for value in inner:
-        if value.name in dimensions:  # the exporter does not make sure that names differ
+        if value.name in dimensions:  # the exporter may use a name twice
             value.name = editor.name(f"{value.name}_inner")
     for value in (*graph.inputs, *graph.outputs):
         value.shape = onnx_ir.Shape(list(dimensions[value.name]))

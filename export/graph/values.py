@@ -52,7 +52,7 @@ def gives_half(node: Any, index: int, version: int) -> bool:
 
 
 def set_output_type(node: Any, dtype: Any) -> None:
-    """Change what a node gives where an attribute of the node says it."""
+    """Change the type of a node's output, if an attribute of the node sets it."""
     if node.op_type == "Cast":
         set_attribute(node, "to", int(dtype))
     elif node.op_type == "ConstantOfShape":
@@ -73,7 +73,7 @@ def _schema(node: Any, version: int) -> Any:
 
 
 def _formal(parameters: Any, index: int) -> Any:
-    """The formal parameter of an actual one; the last one may stand for many."""
+    """The formal parameter of an actual one; the last one may be variadic."""
     return parameters[min(index, len(parameters) - 1)]
 
 
@@ -96,6 +96,6 @@ def _fixed_type(node: Any, parameter: str, version: int) -> Any:
     if node.op_type == "ConstantOfShape":
         given = attribute(node, "value")
         return onnx_ir.DataType.FLOAT if given is None else given.dtype
-    if node.op_type in ("LayerNormalization", "RMSNormalization"):  # stash_type where it is not written
+    if node.op_type in ("LayerNormalization", "RMSNormalization"):  # the default of stash_type
         return onnx_ir.DataType.FLOAT
     raise ExportError(f"the type of the output of {node.op_type} ({node.name}) is not known: use standard operations")

@@ -39,13 +39,15 @@ def add_half_graphs(bundle: Bundle, recipe: Recipe | None = None, progress: Prog
     with new_variants(bundle.folder) as variants:
         for done, (name, record) in enumerate(graphs.items()):
             progress(f"{name} in FP16", done, len(graphs))
-            source = bundle.path(record.file)
-            half = variants.place("float16") / f"{name}.onnx"
-            variants.add("float16", name, write_half(source, half, recipe, name))
-            rounded = write_rounded(half, half.with_name(f"{name}.rounded.onnx"))
+            source, digest = bundle.path(record.file), record.digest()
+            target = variants.place("float16") / f"{name}.onnx"
+            half = write_half(source, target, recipe, name, digest=digest)
+            variants.add("float16", name, half)
+            rounded = write_rounded(target, target.with_name(f"{name}.rounded.onnx"), half.digest())
             variants.add("float16-rounded", name, rounded, place="float16")
-            fused = variants.place("float16-onnxruntime") / f"{name}.onnx"
-            variants.add("float16-onnxruntime", name, write_half(source, fused, recipe, name, onnxruntime=True))
+            target = variants.place("float16-onnxruntime") / f"{name}.onnx"
+            fused = write_half(source, target, recipe, name, onnxruntime=True, digest=digest)
+            variants.add("float16-onnxruntime", name, fused)
         progress("done", len(graphs), len(graphs))
     return Bundle(bundle.folder, read_manifest(bundle.path(MANIFEST)), bundle.tensors)
 
@@ -61,17 +63,22 @@ def stale_half(bundle: Bundle, graphs: Mapping[str, GraphRecord]) -> list[str]:
 
 
 def write_half(
-    source: str | Path, target: str | Path, recipe: Recipe, graph: str | None = None, onnxruntime: bool = False
+    source: str | Path,
+    target: str | Path,
+    recipe: Recipe,
+    graph: str | None = None,
+    onnxruntime: bool = False,
+    digest: str | None = None,
 ) -> GraphRecord:
-    """Write the float32 graph at `source` in FP16 to `target`; `graph` is its name in the recipe, else the file's.
+    """Write the float32 graph at `source` in FP16 to `target`; `graph` is its name in the recipe (default: the file's).
 
-    With `onnxruntime`, parts are fused into ONNX Runtime's own operations where the recipe keeps none of their nodes.
+    With `onnxruntime`, parts are fused into ONNX Runtime's own operations, unless the recipe keeps one of their nodes.
     The record's provenance says what stays in float32 and why, and how many weights lose precision: "zero" of them
-    vanish, "subnormal" ones have fewer than eleven bits. Raises ExportError if the graph cannot be rewritten or the
-    result is not valid, and ConfigurationError for a recipe that was made for another graph.
+    vanish, "subnormal" ones have fewer than eleven bits. `digest` is the source's, if it is known. Raises ExportError
+    if the graph cannot be rewritten or the result is not valid, and ConfigurationError for another graph's recipe.
     """
     source, target = Path(source), Path(target)
-    model, digest = load_graph(source), graph_digest(source)
+    model, digest = load_graph(source), digest or graph_digest(source)
     infer_types(model)
     if any(value.dtype.name == "FLOAT16" for value in model.graph.inputs):
         raise ExportError(f"{source.name} is in FP16 already: give the float32 graph")

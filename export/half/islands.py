@@ -17,7 +17,7 @@ OVERFLOW = 65520.0
 SMALLEST_NORMAL = 2.0**-14
 FEW = 16  # constants of at most this many numbers are scalars of a formula, where each one counts
 
-# Take inputs of any type: what they give is integers or, as a cast does, has a type of its own.
+# Take inputs of any type: the type of their output does not depend on it.
 ANY_INPUT = ("Shape", "Size", "Cast")
 
 

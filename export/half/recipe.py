@@ -1,4 +1,4 @@
-"""Recipes: which parts of which graph stay in float32 when it is rewritten in a lower precision, and why. TOML files.
+"""Recipes, in TOML: which parts of a graph stay in float32 when the rest is rewritten in a lower precision, and why.
 
 precision = "float16"
 
@@ -42,7 +42,7 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError("an entry of keep needs a reason")
 
     def covers(self, operation: str, node: str) -> bool:
-        """Whether a node of this type and name is meant."""
+        """Whether the entry applies to a node of this type and name."""
         named = self.node is None or fnmatch.fnmatchcase(node, self.node)
         return named and self.operation in (None, operation)
 
@@ -63,9 +63,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     graphs: dict[str, GraphRecipe] = {}
 
     def graph(self, name: str, digest: str | None = None) -> GraphRecipe:
-        """The part for a graph by its name; empty where the recipe has none.
+        """The part for a graph by its name; empty if the recipe has none.
 
-        Raises ConfigurationError where it was made for another graph than the one with this digest.
+        Raises ConfigurationError if it was made for another graph than the one with this digest.
         """
         found = self.graphs.get(name)
         if found is None:
@@ -79,7 +79,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def default_recipe(precision: str = "float16") -> Recipe:
-    """The recipe that comes with the package; ConfigurationError where there is none for the precision."""
+    """The recipe that comes with the package; ConfigurationError if there is none for the precision."""
     path = FOLDER / f"{precision}.toml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.toml")))
@@ -88,7 +88,7 @@ def default_recipe(precision: str = "float16") -> Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe in a TOML file; raises ConfigurationError for a file that is none."""
+    """The recipe in a TOML file; raises ConfigurationError if it is not valid."""
     path = Path(path)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe as TOML, in a fixed order, so that two can be compared line by line; OutputError if it cannot."""
+    """Write a recipe as TOML, in a fixed order, so that two can be compared line by line; OutputError if that fails."""
     lines = [f"precision = {_toml(recipe.precision)}"]
     for name, graph in sorted(recipe.graphs.items()):
         fields = msgspec.to_builtins(graph)

@@ -27,10 +27,11 @@ EXACT = (
 )  # fmt: skip
 
 
-def write_rounded(source: str | Path, target: str | Path) -> GraphRecord:
+def write_rounded(source: str | Path, target: str | Path, digest: str | None = None) -> GraphRecord:
     """Write the rounding form of the FP16 graph at `source` to `target`, in the same folder: they share their weights.
 
-    Inputs and outputs have the types of the FP16 graph. Raises ExportError if that is not possible.
+    Inputs and outputs have the types of the FP16 graph. `digest` is the source's, if it is known. Raises ExportError if
+    that is not possible.
     """
     import onnx_ir
 
@@ -68,5 +69,5 @@ def write_rounded(source: str | Path, target: str | Path) -> GraphRecord:
         model,
         graph.opset_imports[""],
         dtype="float16",
-        provenance={"made_from": graph_digest(source), "rounded": True},
+        provenance={"made_from": digest or graph_digest(source), "rounded": True},
     )

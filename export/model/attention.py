@@ -55,14 +55,14 @@ class SelfAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """(batch, tokens, width) -> (the same, None), with the replaced module's signature; key and value go unread."""
+        """(batch, tokens, width) -> (the same, None); key and value are there for the signature."""
         qkv = split_heads(self.qkv(query), 3 * self.heads)
         q, k, v = qkv.split(self.heads, dim=1)
         return self.out_proj(merge_heads(attend(q, k, v, attn_mask, self.fused_attention))), None
 
 
-class FirstTokenAttention(nn.Module):
-    """What `SelfAttention` computes for the first token: all tokens are looked at, one asks."""
+class ClassTokenAttention(nn.Module):
+    """What `SelfAttention` computes for the first token, the class token: one query, all keys and values."""
 
     def __init__(self, source: SelfAttention):
         super().__init__()
@@ -84,7 +84,7 @@ class FirstTokenAttention(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A layer that holds these very tensors: weight (outputs, inputs), bias (outputs,)."""
+    """A layer with these tensors as its parameters: weight (outputs, inputs), bias (outputs,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -93,7 +93,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def rewrite_attention(model: nn.Module) -> None:
-    """Replace the self-attention of every open_clip residual block below `model` by `SelfAttention`, in place."""
+    """Replace the self-attention of every open_clip residual block in `model` by `SelfAttention`, in place."""
     from open_clip.transformer import ResidualAttentionBlock
 
     for block in model.modules():
@@ -103,7 +103,7 @@ def rewrite_attention(model: nn.Module) -> None:
 
 
 def use_fused_attention(model: nn.Module, fused: bool) -> None:
-    """Choose how every attention below `model` is written: one fused operation, or matrix products and a softmax."""
+    """Choose how every attention in `model` is exported: one fused operation, or matrix products and a softmax."""
     for module in model.modules():
         for name in ("fused_attention", "fused_attn"):  # this package's modules; timm's
             if hasattr(module, name):

@@ -20,7 +20,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 CONTEXT_LENGTH = 77
 HEAD_WIDTH = 64
 
-# Stored by OpenAI's archives beside the weights; they only repeat sizes.
+# In OpenAI's archives beside the weights; they only repeat sizes.
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -62,7 +62,7 @@ class ClipModel:
         return image_tower(self.module.visual, crop_size or self.image_size)
 
     def make_text_tower(self, extra_rows: Tensor | None = None) -> nn.Module:
-        """The text tower with `extra_rows` (rows, width) of learned prompts behind the embedding table."""
+        """The text tower with `extra_rows` (rows, width) of learned prompts appended to the embedding table."""
         causal = getattr(self._text, "attn_mask", None) is not None
         return TextTower(self._text, causal, extra_rows).eval()
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from vocabseg.export.model.attention import attend, merge_heads, split_heads
 from vocabseg.export.model.resnet import NormalisedConv2d, ResNet, ResNetSizes, read_resnet_sizes, resnet_sizes
 
-HEADS = 8  # of the decoder's attention, and GROUPS of the pixel decoder's normalisation: not readable from the weights
-GROUPS = 32
+# Of the decoder's attention and of the pixel decoder's normalisation; the weights do not show them.
+HEADS, GROUPS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def proposal_sizes(backbone: str, embedding: int) -> ProposalSizes:
 
 
 def read_proposal_sizes(shapes: Mapping[str, Sequence[int]]) -> ProposalSizes:
-    """Sizes read off the shapes of the tensors ("backbone.*", "sem_seg_head.*"); KeyError for a lacking one."""
+    """Sizes read off the shapes of the tensors ("backbone.*", "sem_seg_head.*"); KeyError if one is missing."""
     prefix = "backbone."
     backbone = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
     pixel, predictor = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
@@ -99,7 +99,7 @@ class Attention(nn.Module):
     """Multi-head attention, batch first.
 
     The published checkpoints stack the weights of queries, keys and values as `in_proj_weight` and `in_proj_bias`. Here
-    they are parameters of their own, so that an exported graph splits nothing; loading and saving use published names.
+    they are separate parameters, so that an exported graph has no splits; loading and saving use the published names.
     """
 
     def __init__(self, width: int, heads: int):
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(sizes.hidden)
 
     def forward(self, queries: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        x = 0 * queries  # zeros_like would ask for their size
+        x = 0 * queries  # zeros_like would export arithmetic on their size
         for layer in self.layers:
             x = layer(x, queries, memory, position)
         return self.norm(x)
@@ -188,7 +188,7 @@ class Perceptron(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Queries look at res5, then each gives an embedding and a mask."""
+    """The queries attend to res5; then each yields an embedding and a mask."""
 
     def __init__(self, sizes: ProposalSizes):
         super().__init__()
@@ -201,7 +201,7 @@ class Predictor(nn.Module):
     def forward(self, res5: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         memory = self.input_proj(res5)  # (B, C, h, w)
         position = sine_position_embedding(memory)
-        batch = 0 * memory[:, :1, :1, 0]  # (B, 1, 1): gives the queries their batch without asking for its size
+        batch = 0 * memory[:, :1, :1, 0]  # (B, 1, 1) zeros: repeat the queries for every image, whatever the batch
         x = self.transformer.decoder(self.query_embed.weight + batch, _to_sequence(memory), _to_sequence(position))
         return torch.einsum("bnc,bchw->bnhw", self.mask_embed(x), mask_features), self.class_embed(x)
 
@@ -245,8 +245,8 @@ class SegmentationHead(nn.Module):
 class ProposalNetwork(nn.Module):
     """Normalised, zero-padded image (B, 3, H, W) float32 -> mask logits (B, N, H/4, W/4), query embeddings (B, N, D).
 
-    H and W are multiples of 32. The padded area takes part: it is seen by the attention and counts in the position
-    embedding. The query embeddings are not normalised.
+    H and W are multiples of 32. The padded area is not masked: attention sees it, and the position embedding counts it.
+    The query embeddings are not normalised.
     """
 
     def __init__(self, sizes: ProposalSizes):

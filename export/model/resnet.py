@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 STAGES = ("res2", "res3", "res4", "res5")
-# Dilations of the three res5 blocks of R101c; not readable from the weights, so the kind of stem decides.
+# Dilations of the three res5 blocks of R101c; the weights do not show them, so the kind of stem decides.
 MULTI_GRID = (1, 2, 4)
 
 
@@ -20,7 +20,7 @@ MULTI_GRID = (1, 2, 4)
 class ResNetSizes:
     """Channels of the stem (one convolution, or three: deep); per stage the blocks, inner and output channels.
 
-    With `res5_dilation` 2 the last stage keeps stride 16 and dilates its 3x3 convolutions; no tensor's shape tells.
+    With `res5_dilation` 2 the last stage keeps stride 16 and dilates its 3x3 convolutions; the weights do not show it.
     """
 
     stem: tuple[int, ...]
@@ -43,7 +43,7 @@ def resnet_sizes(name: str) -> ResNetSizes:
 
 
 def read_resnet_sizes(shapes: Mapping[str, Sequence[int]]) -> ResNetSizes:
-    """Sizes read off the shapes of a backbone's tensors (no "backbone." prefix); KeyError for a lacking one."""
+    """Sizes read off the shapes of a backbone's tensors (no "backbone." prefix); KeyError if one is missing."""
     stem = [shapes["stem.conv1.weight"][0]]
     if "stem.conv2.weight" in shapes:
         stem += [shapes["stem.conv2.weight"][0], shapes["stem.conv3.weight"][0]]
@@ -107,7 +107,7 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut, which is projected where the shapes differ."""
+    """1x1, 3x3, 1x1 convolutions around a shortcut, which is projected if the shapes differ."""
 
     def __init__(self, inputs: int, inner: int, outputs: int, stride: int, dilation: int):
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vocabseg.export.model.attention import FirstTokenAttention, SelfAttention, attend, merge_heads, split_heads
+from vocabseg.export.model.attention import ClassTokenAttention, SelfAttention, attend, merge_heads, split_heads
 from vocabseg.runtime.errors import ConfigurationError
 
 
@@ -44,7 +44,7 @@ class VitTower(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         x = self.patches(crops).flatten(2).transpose(1, 2)
-        # The class token is a zero row plus its entry in `position`, so no operation depends on the batch size.
+        # The class token is a zero row plus its row of `position`, so no operation depends on the batch size.
         x = self.norm_before(F.pad(x, (0, 0, 1, 0)) + self.position)
         for block in self.blocks:
             x = block(x)
@@ -56,12 +56,12 @@ class VitTower(nn.Module):
         return x @ self.projection
 
 
-class FirstTokenBlock(nn.Module):
-    """An open_clip residual block whose first token alone is read: (batch, tokens, width) -> (batch, 1, width)."""
+class ClassTokenBlock(nn.Module):
+    """An open_clip residual block that computes its first token alone: (batch, tokens, width) -> (batch, 1, width)."""
 
     def __init__(self, block: Any):
         super().__init__()
-        self.ln_1, self.attn, self.ls_1 = block.ln_1, FirstTokenAttention(block.attn), block.ls_1
+        self.ln_1, self.attn, self.ls_1 = block.ln_1, ClassTokenAttention(block.attn), block.ls_1
         self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,16 +69,16 @@ class FirstTokenBlock(nn.Module):
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def without_unread_tokens(tower: nn.Module) -> nn.Module:
+def prune_last_block(tower: nn.Module) -> nn.Module:
     """The same features from fewer operations: a vision transformer's last block computes the class token alone.
 
-    With 12 blocks that saves 7 % of all operations. Other towers come back as they are; modules are shared.
+    With 12 blocks that saves 7 % of all operations. Other towers are returned unchanged; modules are shared.
     """
     last = tower.blocks[-1] if isinstance(tower, VitTower) and tower.pool == "tok" else None
     if last is None or not isinstance(last.attn, SelfAttention):
         return tower
     shortened = copy.copy(tower)
-    shortened._modules = {**tower._modules, "blocks": nn.ModuleList([*tower.blocks[:-1], FirstTokenBlock(last)])}
+    shortened._modules = {**tower._modules, "blocks": nn.ModuleList([*tower.blocks[:-1], ClassTokenBlock(last)])}
     return shortened.eval()
 
 
@@ -105,7 +105,7 @@ class ResNetTower(nn.Module):
         grid = self.stages(self.stem(crops)).flatten(2).transpose(1, 2)
         mean = grid.mean(dim=1, keepdim=True) + self.position_mean
         tokens = torch.cat([mean, grid + self.position_grid], dim=1)
-        query = split_heads(self.query(mean) * self.scale, self.heads)  # only the mean token's answer is read
+        query = split_heads(self.query(mean) * self.scale, self.heads)  # only the mean token's output is used
         key, value = split_heads(self.key(tokens), self.heads), split_heads(self.value(tokens), self.heads)
         return self.out(merge_heads(attend(query, key, value, fused=self.fused_attention)))[:, 0]
 
@@ -129,7 +129,7 @@ class TimmTower(nn.Module):
 class TextTower(nn.Module):
     """A text encoder: token ids (batch, context) and the end token's place (batch,) -> features (batch, D).
 
-    `extra_rows` (rows, width) stand behind the embedding table, so learned prompt vectors have token ids of their own.
+    `extra_rows` (rows, width) are appended to the embedding table, so that learned prompt vectors have token ids.
     """
 
     def __init__(self, text: Any, causal: bool, extra_rows: Tensor | None = None):
@@ -140,7 +140,7 @@ class TextTower(nn.Module):
         context = text.positional_embedding.shape[0]
         self.register_buffer("embedding", table)
         self.register_buffer("position", text.positional_embedding.detach())
-        # Four axes, because TensorRT's parser takes no other masks for Attention.
+        # Four axes, the only form of Attention's mask that TensorRT's parser takes.
         mask = torch.full((1, 1, context, context), float("-inf")).triu(1)
         self.register_buffer("mask", mask if causal else None)
         self.register_buffer("places", torch.arange(context))

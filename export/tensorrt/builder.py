@@ -110,7 +110,7 @@ def _build(
     except TypeError as error:  # what its bindings raise where CUDA does not start
         raise EngineError(f"TensorRT's builder does not start: {messages.reason(str(error))}") from None
     check_started(builder, "builder", messages)
-    # Ignored since TensorRT 11, where nothing else is left; needed before.
+    # Needed up to TensorRT 10; in TensorRT 11 every network is strongly typed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
@@ -139,7 +139,7 @@ def _configure(config: "tensorrt.IBuilderConfig", options: BuildOptions) -> list
     config.builder_optimization_level = options.optimization_level
     # Serving runs many contexts on streams of its own; helper streams of TensorRT would only compete with them.
     config.max_aux_streams = 0
-    # On by default, and it would round the islands that are kept in float32.
+    # On by default; it would round what is kept in float32.
     config.clear_flag(trt.BuilderFlag.TF32)
     # A context then needs the memory of its own shapes, not that of the profile's largest.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)

@@ -1,4 +1,4 @@
-"""Whether TensorRT's ONNX parser takes a graph: an early warning, before anything is parsed and where it is missing.
+"""Whether TensorRT's ONNX parser takes a graph: an early warning, on machines without TensorRT too.
 
 The facts are those of https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md as of TensorRT 11.2, for the
 operators that graphs of image and text encoders contain. Weights are not read.

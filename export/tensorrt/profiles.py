@@ -1,4 +1,4 @@
-"""Profiles: the sizes that a plan is built for. Those a bundle needs by itself, and those of the command line."""
+"""Profiles, the sizes that a plan is built for: a bundle's defaults, and those of the command line."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,10 @@ SYNTAX = (
 
 # Photographs are mostly 4:3, in either direction.
 USUAL_ASPECT = (3, 4)
-# Batches of prompts that the text encoder gets: one name with one template up to a chunk of the text embedder, which is
-# tuned for since vocabularies are long.
+# Batches of prompts: from one name with one template to a chunk of the text embedder.
 TEXT_BATCHES = (1, 64, 256)
-# Encoder batches are tuned for the regions of one image, rounded up to a multiple of what tensor cores like, and
-# allowed up to those of two images.
+# The image encoder is tuned for the regions of one image, rounded up to a multiple that suits tensor cores; it takes up
+# to twice as many.
 CROP_STEP = 32
 
 # Dimension name -> (min, opt, max).
@@ -27,9 +26,9 @@ Sizes = dict[str, tuple[int, int, int]]
 
 
 def default_profiles(manifest: Manifest, graph: str, record: GraphRecord) -> list[Profile]:
-    """The profiles of a graph that every image and vocabulary fits which the bundle's settings allow.
+    """The profiles of a graph for every image and vocabulary that the bundle's settings allow.
 
-    The proposal network gets two, for images that are wide and for those that are high; each is tuned for 4:3.
+    The proposal network gets two, for landscape and portrait images; each is tuned for 4:3.
     """
     if graph == "proposal":
         return [make_profile(record, sizes) for sizes in _image_sizes(manifest)]
@@ -69,10 +68,10 @@ def _range(tensor: TensorRecord, sizes: Sizes) -> Range:
 def choose_profiles(
     manifest: Manifest, graphs: Mapping[str, GraphRecord], options: Iterable[str]
 ) -> dict[str, list[Profile]]:
-    """Graph -> profiles: those that `options` name (in the form of `SYNTAX`), the defaults for the others.
+    """Graph -> profiles: those of `options` (in the form of `SYNTAX`), and the defaults for the other graphs.
 
     Several options for one graph give several profiles. Sizes are those of the dynamic dimensions in order, or of all
-    dimensions; other inputs of the graph follow by the dimensions' names. Raises ConfigurationError.
+    dimensions; other inputs of the graph get theirs by the dimensions' names. Raises ConfigurationError.
     """
     chosen: dict[str, list[Profile]] = {}
     for option in options:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.bundles import bundle_for_case
 from tests.reference_cases import case_model
 from vocabseg.benchmarks.speed.flops import graph_work, infer_shapes, load_graph
-from vocabseg.export.model.towers import without_unread_tokens
+from vocabseg.export.model.towers import prune_last_block
 from vocabseg.runtime.errors import BundleError
 
 CASE = "c_r50_tiny16_vild"
@@ -101,7 +101,7 @@ def test_an_exported_proposal_network_as_pytorch_counts_it() -> None:
 def test_an_exported_image_encoder_as_the_formulas_of_a_transformer_say() -> None:
     bundle, clip = bundle_for_case(CASE), case_model(CASE)[3].region_clip
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        without_unread_tokens(clip.make_image_tower(224))(torch.randn(1, 3, 224, 224))
+        prune_last_block(clip.make_image_tower(224))(torch.randn(1, 3, 224, 224))
     graph = load_graph(bundle / "image_encoder.onnx").graph
     layers = sum(node.op_type == "Softmax" for node in graph.node)
     width = next(tensor.dims[0] for tensor in graph.initializer if list(tensor.dims[1:]) == [3, 16, 16])

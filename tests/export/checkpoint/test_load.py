@@ -10,8 +10,9 @@ from torch import Tensor
 from tests.reference_cases import shapes
 from vocabseg.export.checkpoint import load as checkpoint
 from vocabseg.export.checkpoint.load import load_clip_source, load_model, published_shapes, random_state_dict
-from vocabseg.export.checkpoint.random_weights import CLIP_MEAN, CLIP_STD, fill
+from vocabseg.export.checkpoint.random_weights import fill
 from vocabseg.export.configuration import Configuration, load_configuration
+from vocabseg.export.model.clip import MEAN, STD
 from vocabseg.runtime.errors import CheckpointError
 
 LAYOUTS = {
@@ -30,7 +31,7 @@ def empty_weights(layout: str) -> dict[str, Tensor]:
     found = {key: torch.zeros(()).expand(shape) for key, shape in shapes(layout).items()}
     for key in found:
         if key.endswith(("pixel_mean", "pixel_std")):
-            values = CLIP_MEAN if key.endswith("mean") else CLIP_STD
+            values = MEAN if key.endswith("mean") else STD
             found[key] = 255 * torch.tensor(values).reshape(1, 3, 1, 1)
     return found
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.reference_cases import reference_file, shapes
-from vocabseg.export.checkpoint.random_weights import CLIP_MEAN, fill
+from vocabseg.export.checkpoint.random_weights import fill
+from vocabseg.export.model.clip import MEAN
 
 # CRC-32 of the bytes of tensors that exercise the rules; the first two lines are published in the reference material.
 CHECKSUMS = {
@@ -52,7 +53,7 @@ def test_constants_and_copies() -> None:
     assert {key: array.shape for key, array in arrays.items()} == {key: wanted[key] for key in arrays}
     assert arrays["criterion.empty_weight"][-1] == np.float32(0.1)
     np.testing.assert_array_equal(
-        arrays["clip_adapter.pixel_mean"].ravel(), np.float32(255) * np.asarray(CLIP_MEAN, np.float32)
+        arrays["clip_adapter.pixel_mean"].ravel(), np.float32(255) * np.asarray(MEAN, np.float32)
     )
     table = arrays["clip_adapter.clip_model.token_embedding.weight"]
     np.testing.assert_array_equal(arrays["clip_adapter.prompt_learner.dot_signal"], table[269:270])

@@ -9,7 +9,7 @@ from tests.export.model.small_models import EMBEDDING, QUERIES, small_clip, smal
 from vocabseg.export.graph.trace import export_graph
 from vocabseg.export.half.convert import write_half
 from vocabseg.export.half.recipe import default_recipe
-from vocabseg.export.model.towers import without_unread_tokens
+from vocabseg.export.model.towers import prune_last_block
 from vocabseg.export.tensorrt.operators import check_operators
 
 PROPOSAL = {
@@ -41,7 +41,7 @@ def export_image(folder, fused=False, **sizes):
     size = clip.image_size
     path = folder / "image_encoder.onnx"
     sample = {"crops": torch.randn(2, 3, size, size)}
-    tower = without_unread_tokens(clip.image_tower)
+    tower = prune_last_block(clip.image_tower)
     record = export_graph(tower, sample, image_dimensions(size), path, fused_attention=fused)
     return path, clip.image_tower, record
 

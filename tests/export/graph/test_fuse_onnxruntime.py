@@ -15,7 +15,7 @@ from vocabseg.export.graph.trace import export_graph
 from vocabseg.export.graph.values import infer_types
 from vocabseg.export.half.convert import write_half
 from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe
-from vocabseg.export.model.towers import without_unread_tokens
+from vocabseg.export.model.towers import prune_last_block
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 
 CPU = ["CPUExecutionProvider"]
@@ -75,7 +75,7 @@ def vit(tmp_path_factory):
     clip = small_clip()
     size = (3, CROP, CROP)
     dimensions = {"crops": ("batch", *size), "image_features": ("batch", clip.embed_dim)}
-    tower = without_unread_tokens(clip.make_image_tower(CROP))
+    tower = prune_last_block(clip.make_image_tower(CROP))
     return path, export_graph(tower, {"crops": torch.randn(2, *size)}, dimensions, path)
 
 

@@ -14,7 +14,7 @@ from tests.reference_cases import case_model
 from vocabseg.export.checkpoint.load import load_clip_source
 from vocabseg.export.model.attention import use_fused_attention
 from vocabseg.export.model.clip import MEAN, build_clip, open_clip_model
-from vocabseg.export.model.towers import without_unread_tokens
+from vocabseg.export.model.towers import prune_last_block
 from vocabseg.runtime.errors import CheckpointError, ConfigurationError
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip holds the CLIP modules")
@@ -55,7 +55,7 @@ def test_towers_compute_what_open_clip_computes(patch, fused):
         use_fused_attention(tower, fused)
     with torch.no_grad():
         assert (clip.image_tower(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
-        assert (without_unread_tokens(clip.image_tower)(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
+        assert (prune_last_block(clip.image_tower)(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
         assert (clip.text_tower(ids, ends) - reference.encode_text(ids)).abs().max() <= 1e-5
     assert (clip.embed_dim, clip.vocab_size, clip.context_length) == (32, 49408, 77)
     assert clip.image_size == (64 if patch is None else CROP)
@@ -176,7 +176,7 @@ def test_any_open_clip_model_by_name(tmp_path):
     clip = load_clip_source(f"{name}::{weights}")
     crops, (ids, ends) = noise(2, 3, 32, 32), token_ids("a cat", "sky")
     with torch.no_grad():
-        for tower in (clip.image_tower, without_unread_tokens(clip.image_tower)):  # of one layer, scaled
+        for tower in (clip.image_tower, prune_last_block(clip.image_tower)):  # of one layer, scaled
             assert (tower(crops) - reference.encode_image(crops)).abs().max() <= 1e-5
         assert (clip.text_tower(ids, ends) - reference.encode_text(ids)).abs().max() <= 1e-5
     assert "GELU(approximate='none')" in str(clip.text_tower)  # not the approximation of OpenAI's weights
@@ -188,7 +188,7 @@ def test_the_last_block_computes_the_class_token_alone():
 
     tower = small_clip().image_tower
     counts = []
-    for module in (tower, without_unread_tokens(tower)):
+    for module in (tower, prune_last_block(tower)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(noise(1, 3, CROP, CROP))
         counts.append(counter.get_total_flops())
@@ -204,7 +204,7 @@ def test_towers_whose_tokens_are_all_read_stay_as_they_are(kind):
     tower = clip.text_tower if kind == "text" else clip.image_tower
     if kind == "averaging":
         tower.pool = "avg"
-    assert without_unread_tokens(tower) is tower
+    assert prune_last_block(tower) is tower
 
 
 def test_an_image_encoder_of_timm_runs_at_its_own_size(tmp_path):

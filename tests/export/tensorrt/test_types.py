@@ -180,7 +180,7 @@ def test_the_double_offers_nothing_that_tensorrt_does_not(bindings):
 # The bindings themselves
 
 
-def test_without_a_gpu_the_genuine_bindings_refuse_in_one_line(bindings):
+def test_without_a_gpu_the_genuine_bindings_refuse_in_one_line(bindings, tmp_path):
     """Logger and progress monitor are accepted as they are; the builder and the runtime cannot be made."""
     program = """
 import contextlib, pathlib, sys
@@ -213,7 +213,7 @@ print(package_info())
 """
     graph = REPOSITORY / "src" / "vocabseg" / "demo" / "text_encoder.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(package_tree(tmp_path)), os.environ.get("PYTHONPATH", "")]))
         result = bindings.run("-c", program, str(graph))
     assert result.returncode == 0, result.stderr
     builder, runtime, package = [line for line in result.stdout.splitlines() if line.startswith(("Tens", "Package"))]
@@ -222,7 +222,7 @@ print(package_info())
     assert package.startswith(f"PackageInfo(kind='full', version='{bindings.major}.")
 
 
-def test_the_genuine_lean_runtime_is_not_touched_where_it_cannot_start():
+def test_the_genuine_lean_runtime_is_not_touched_where_it_cannot_start(tmp_path):
     """Without a driver it logs an error and hands out a runtime all the same, whose first use crashes the process."""
     if os.path.exists("/dev/nvidia0"):
         pytest.skip("there is a GPU, on which the runtime starts")
@@ -239,7 +239,7 @@ except EngineError as error:
     print(error)
 """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+        patch.setenv("PYTHONPATH", str(package_tree(tmp_path)))
         result = lean.run("-c", program)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("TensorRT's runtime does not start: createInferRuntime")
