@@ -6,7 +6,7 @@ class VocabsegError(Exception):
 
 
 class ImageError(VocabsegError):
-    """An image that cannot be read, or an array that is no image."""
+    """An image that cannot be read, or an array that is not an image."""
 
 
 class VocabularyError(VocabsegError):
@@ -18,23 +18,23 @@ class BundleError(VocabsegError):
 
 
 class EngineError(VocabsegError):
-    """An engine that is not installed, or does not support what was asked of it."""
+    """An engine that is not installed or does not support the request."""
 
 
 class DeviceMemoryError(EngineError):
-    """A GPU without enough free memory for what was asked of it."""
+    """Not enough free GPU memory for the request."""
 
 
 class CheckpointError(VocabsegError):
-    """Weights that cannot be loaded: missing, extra or misshapen keys, or a file that holds code."""
+    """Weights that cannot be loaded: missing, extra or misshapen keys, or a file that contains code."""
 
 
 class ConfigurationError(VocabsegError):
-    """An unknown configuration, or a key or value that a configuration does not have."""
+    """An unknown configuration, or a key or value that a configuration does not accept."""
 
 
 class OutputError(VocabsegError):
-    """A place where the output cannot be written."""
+    """An output that cannot be written."""
 
 
 class ServerError(VocabsegError):

@@ -1,4 +1,4 @@
-"""Anything that holds a picture -> uint8 RGB."""
+"""Loading images: any supported source -> uint8 RGB."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ import numpy as np
 from vocabseg.runtime.errors import ImageError
 
 MAX_PIXELS = 200_000_000
-# In the order they are tried. No others: some of Pillow's readers start programs (EPS) or are hardly ever fuzzed.
+# In the order they are tried. No others: some of Pillow's readers run external programs (EPS) or are rarely fuzzed.
 FORMATS = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -25,7 +25,7 @@ FORMATS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
-# How the names of files end that are taken for images where a folder or an archive is searched.
+# Suffixes of the files that count as images when a folder or an archive is searched.
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif",
@@ -35,18 +35,18 @@ _ORIENTATION = 0x0112
 
 
 def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the picture in `source` as contiguous, writeable uint8 RGB (H, W, 3).
+    """Return the image in `source` as contiguous, writeable uint8 RGB (H, W, 3).
 
     `source` is a path, the bytes of an image file, a file opened in binary mode, a PIL image, or a uint8 array: RGB
-    (H, W, 3), or grey (H, W) or (H, W, 1), which is repeated over the channels. An array that already fits is returned
-    itself, not copied.
+    (H, W, 3), or grey (H, W) or (H, W, 1), which is repeated over the channels. An array that already has the right
+    form is returned without a copy.
 
-    Files and PIL images are turned as their EXIF orientation says. Of an animation the first frame is taken. An alpha
-    channel is dropped, not composited (what PIL's `convert("RGB")` does, hence the published code). 16-bit channels
-    keep their high byte (value >> 8, what Pillow does to 16-bit RGB). Grey, palette and CMYK pictures become RGB.
+    The EXIF orientation of files and PIL images is applied. Only the first frame of an animation is used. An alpha
+    channel is dropped, not composited (as by PIL's `convert("RGB")`, and so by the published code). 16-bit channels
+    keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey, palette and CMYK images become RGB.
 
-    Raises ImageError, and nothing else, for what cannot be read, is empty, has more than `max_pixels` (known from the
-    header, before anything is decoded) or has pixels without a known range (floating point, 32-bit integers).
+    Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (checked in the
+    header, before decoding) or has pixels of unknown range (floating point, 32-bit integers).
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -54,13 +54,13 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return _from_path(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_stream(io.BytesIO(source), "the image file given as bytes", max_pixels)
-    pillow = sys.modules.get("PIL.Image")  # where it is not imported, nothing can be its image
+    pillow = sys.modules.get("PIL.Image")  # if it was never imported, `source` is not a PIL image
     if pillow is not None and isinstance(source, pillow.Image):
         return _from_pillow(source, "the PIL image", max_pixels)
     if callable(getattr(source, "read", None)):
         return _from_file_object(source, max_pixels)
     raise ImageError(
-        f"cannot make an image of a {type(source).__name__}; give a path, a PIL image or a uint8 RGB array (H, W, 3)"
+        f"cannot load an image from a {type(source).__name__}; give a path, a PIL image or a uint8 RGB array (H, W, 3)"
     )
 
 
@@ -76,7 +76,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
             hint = "put the channels last with image.transpose(1, 2, 0)"
         elif array.ndim == 4:
             hint = "give one image at a time"
-        raise ImageError(f"an array of shape {shape} is no image; {hint}")
+        raise ImageError(f"an array of shape {shape} is not an image; {hint}")
     if array.dtype != np.uint8:
         hint = "convert it with .astype(np.uint8)"
         if array.dtype.kind == "f":
@@ -115,7 +115,7 @@ def _from_file_object(file: Any, max_pixels: int) -> np.ndarray:
     except Exception as error:
         raise ImageError(f"cannot read {name}: {_reason(error)}; open it in mode 'rb'") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):
-        raise ImageError(f"{name} gives {type(content).__name__}, not bytes; open it in mode 'rb'")
+        raise ImageError(f"{name} returned {type(content).__name__}, not bytes; open it in mode 'rb'")
     return _from_stream(io.BytesIO(content), name, max_pixels)
 
 
@@ -124,18 +124,18 @@ def _from_stream(stream: Any, name: str, max_pixels: int) -> np.ndarray:
         image = _open_header(stream, name)
     except ImageError:
         raise
-    except Exception as error:  # the readers raise whatever a damaged header makes them stumble over
-        raise ImageError(f"{name} is damaged: {_reason(error)}; get a whole copy of it") from error
+    except Exception as error:  # on a damaged header the readers may raise anything
+        raise ImageError(f"{name} is damaged: {_reason(error)}; get an intact copy") from error
     return _from_pillow(image, name, max_pixels)
 
 
 def _open_header(stream: Any, name: str) -> Any:
-    """Do what PIL.Image.open does, without its own size limit, whose warnings and errors come below 200 megapixels."""
+    """PIL.Image.open without its size limit, which warns and fails below 200 megapixels."""
     from PIL import Image
 
     prefix = stream.read(16)
     if not prefix:
-        raise ImageError(f"{name} is empty (0 bytes); get a whole copy of it")
+        raise ImageError(f"{name} is empty (0 bytes); get an intact copy")
     reason = ""
     for image_format, plugin in FORMATS.items():
         if image_format not in Image.OPEN:
@@ -153,7 +153,7 @@ def _open_header(stream: Any, name: str) -> Any:
                 return factory(stream, "")
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 reason = f" ({image_format} header: {_reason(error)})"
-    raise ImageError(f"{name} is not an image that can be read{reason}; give {_READABLE}")
+    raise ImageError(f"{name} is not an image that vocabseg can read{reason}; give {_READABLE}")
 
 
 def _from_pillow(image: Any, name: str, max_pixels: int) -> np.ndarray:
@@ -164,9 +164,9 @@ def _from_pillow(image: Any, name: str, max_pixels: int) -> np.ndarray:
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError(f"{name} does not fit into memory; make it smaller") from error
-    except Exception as error:  # as many kinds as there are decoders
-        raise ImageError(f"{name} cannot be decoded: {_reason(error)}; get a whole copy of it") from error
+        raise ImageError(f"{name} does not fit in memory; make it smaller") from error
+    except Exception as error:  # every decoder raises its own kinds
+        raise ImageError(f"{name} cannot be decoded: {_reason(error)}; get an intact copy") from error
 
 
 def _upright(image: Any) -> Any:
@@ -183,7 +183,7 @@ def _upright(image: Any) -> Any:
     }
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # a picture with damaged EXIF data is still a picture
+    except Exception:  # an image with damaged EXIF data is still usable
         return image
     return image.transpose(turn[orientation]) if orientation in turn else image
 
@@ -200,17 +200,15 @@ def _to_rgb(image: Any, name: str) -> np.ndarray:
             raise ImageError(f"{name} has 32-bit pixels of unknown range; save it with 8 or 16 bits per channel")
         return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if mode == "P" and "transparency" in image.info:
-        image = image.copy()  # the caller's picture keeps its transparency
-        del image.info["transparency"]  # with it, Pillow warns
+        image = image.copy()  # the caller's image keeps its transparency
+        del image.info["transparency"]  # Pillow would warn about it
     if mode in ("RGBa", "La"):
         image = image.convert({"RGBa": "RGBA", "La": "LA"}[mode])
     if image.mode != "RGB":
         try:
             image = image.convert("RGB")
         except ValueError as error:
-            raise ImageError(
-                f"{name} has colours of the kind {mode}, which Pillow cannot convert; save it as RGB"
-            ) from error
+            raise ImageError(f"{name} has colour mode {mode}, which Pillow cannot convert; save it as RGB") from error
     return np.array(image, dtype=np.uint8)
 
 

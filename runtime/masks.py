@@ -1,4 +1,4 @@
-"""Masks: mask logits with the sizes that belong to them; what passes between networks, kernels and results."""
+"""Masks: mask logits and their sizes, as passed between networks, kernels and results."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,13 +8,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """N masks of one image, as the proposal network gives them.
+    """N masks of one image, as output by the proposal network.
 
     Attributes:
-        logits: (N, hm, wm) float32, on a GPU also float16, one map per mask; a NumPy or a device array.
-        padded_size: (Hp, Wp), which the maps cover.
-        image_size: (h, w) of the image as the networks see it, the upper left part of the padded one.
-        output_size: (H, W) of the image as it was given.
+        logits: (N, hm, wm) float32, on a GPU also float16, one map per mask; a NumPy or device array.
+        padded_size: (Hp, Wp), the area that the maps cover.
+        image_size: (h, w) of the image as the networks see it, the top left part of the padded one.
+        output_size: (H, W) of the original image.
     """
 
     logits: Any

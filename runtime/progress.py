@@ -1,10 +1,10 @@
-"""How long work tells what it is doing."""
+"""Progress reports of long operations."""
 
 from collections.abc import Callable
 
-# Called as progress(what, done, total) while something long goes on.
+# Called as progress(what, done, total) during a long operation.
 Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Report nothing."""

@@ -1,15 +1,15 @@
-"""Everything that is to be proven on a GPU, in one go, on a bare offline GPU host.
+"""Run all checks that need a GPU, in one go, on a bare offline GPU host.
 
     python tools/gpu_host.py --wheels FOLDER [--results FOLDER] [--bundle FOLDER] [--quick] [--only STEP,...]
 
-Run it in a checkout of the repository. The host has Python 3.11 or newer with torch for CUDA, and nvcc; FOLDER is what
-tools/gpu_wheels.sh fetched on a machine with a network. Standard library only: nothing has to be installed first.
+Run it in a checkout of the repository. The host needs Python 3.11 or newer with torch for CUDA, and nvcc; FOLDER holds
+what tools/gpu_wheels.sh downloaded on a machine with a network. Standard library only: nothing to install first.
 
-A virtual environment that sees the host's packages is made in the results folder; the wheels and this repository are
-installed there, PyCUDA is built from its source, and then come the tests marked gpu, compute-sanitizer over those of
-the kernels, the kernels' times, `vocabseg build`, `vocabseg bench` on the device, and a loop of 10,000 images that
-watches memory. Every step has its own time limit and log; one that fails does not stop the others. A table ends it,
-which stands in the results folder as summary.json and summary.md too, with the reports of the benchmarks beside it.
+The script creates a virtual environment with access to the host's packages in the results folder, installs the wheels
+and this repository there, and builds PyCUDA from source. Then it runs the tests marked gpu, compute-sanitizer over
+those of the kernels, the kernel benchmark, `vocabseg build`, `vocabseg bench` on the device, and a loop of 10,000
+images that watches memory. Every step has its own time limit and log; a failing step does not stop the others. The
+final table is also in the results folder, as summary.json and summary.md, next to the benchmark reports.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = ["tests/runtime/test_kernels_cuda.py", "tests/runtime/test_cuda_device.py"]
-# How the tools of compute-sanitizer are run; a finding ends the step with code 9.
+# Options for the tools of compute-sanitizer; a finding ends the step with code 9.
 SANITIZER = ["--error-exitcode", "9", "--target-processes", "all", "--launch-timeout", "120"]
 
 MEMORY_LOOP = """
@@ -55,7 +55,7 @@ sys.exit(0 if device < 32 and host < 64 and last["managed"] <= first["managed"] 
 
 @dataclass
 class Step:
-    """One thing to do: a command with its time limit in seconds, or `skip`, why it is not done."""
+    """One step: a command with its time limit in seconds, or `skip`, the reason why it is not run."""
 
     name: str
     command: list[str]
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """How a step ended: "passed", "failed", "timed out" or "skipped"; the last line that it printed."""
+    """How a step ended: "passed", "failed", "timed out" or "skipped"; and the last line it printed."""
 
     name: str
     state: str
@@ -88,7 +88,7 @@ def main() -> int:
         steps = [step for step in steps if step.name in wanted]
     if options.dry_run:
         for step in steps:
-            print(f"{step.name} (at most {step.limit} s){': not done, ' + step.skip if step.skip else ''}")
+            print(f"{step.name} (at most {step.limit} s){': skipped, ' + step.skip if step.skip else ''}")
             print("    " + " ".join(_quoted(part) for part in step.command))
         return 0
     results.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
     steps += [
         Step("kernel-times", kernels, 900),
         Step("bundle", random, 1800, skip=f"{bundle} is given" if options.bundle else ""),
-        # Without TensorRT it writes the FP16 graphs alone, which ONNX Runtime runs.
+        # Without TensorRT it only writes the FP16 graphs, which ONNX Runtime runs.
         Step("build", [vocabseg, "build", bundle, "--precision", "fp16"], 3600),
         Step(
             "bench-tensorrt",
@@ -178,7 +178,7 @@ for name in names:
 print(f"{len(names)} wheels joined")
 """
 
-# Installs every wheel whose package the host does not have already: the host's torch and CUDA stay as they are.
+# Installs every wheel whose package the host lacks: the host's torch and CUDA are left alone.
 _INSTALL = """
 import importlib.metadata, pathlib, re, subprocess, sys
 def there(name):
@@ -197,7 +197,7 @@ print(f"{len(wanted) - len(failed)} of {len(wheels)} wheels installed" + (f"; fa
 sys.exit(1 if failed else 0)
 """
 
-# Builds PyCUDA: without cuRAND, with the toolkit of the nvcc that really is called, and a libcuda.so to link with.
+# Builds PyCUDA: without cuRAND, with the toolkit of the nvcc that is actually called, and a libcuda.so to link with.
 _PYCUDA = """
 import ctypes.util, glob, os, pathlib, shutil, subprocess, sys, tarfile
 wheels, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -237,7 +237,7 @@ def _beside_nvcc(tool: str) -> str | None:
 
 
 def run(step: Step, results: Path) -> Outcome:
-    """Do a step; its output goes to logs/NAME.txt."""
+    """Run a step; its output goes to logs/NAME.txt."""
     if step.skip:
         return Outcome(step.name, "skipped", 0.0, step.skip)
     log = results / "logs" / f"{step.name}.txt"
@@ -266,7 +266,7 @@ def run(step: Step, results: Path) -> Outcome:
 
 
 def write_summary(outcomes: list[Outcome], results: Path) -> None:
-    """summary.json and summary.md."""
+    """Write summary.json and summary.md."""
     about = {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),

@@ -3,15 +3,15 @@
     python tools/zero_architectures.py LIBRARY [LIBRARY ...] --keep 90 [--output FOLDER]
     python tools/zero_architectures.py LIBRARY [LIBRARY ...] --list
 
-A shared library made by nvcc for many GPUs holds every kernel once per GPU, in containers ("fatbins") inside the ELF
-sections .nv_fatbin and __nv_relfatbin. The driver picks one entry of a container by the entries' headers and reads no
-other. So this script leaves all headers as they are and overwrites with zeros the payload of every cubin and PTX that
-a GPU of the kept compute capability does not need: no offset moves and no checksum exists, the file keeps its size, and
-any compressor reduces the zeros to nothing.
+A shared library built by nvcc for many GPUs contains every kernel once per GPU, in containers ("fatbins") inside the
+ELF sections .nv_fatbin and __nv_relfatbin. The driver picks one entry of a container by its header and reads no other.
+So this script leaves all headers unchanged and zeroes the payload of every cubin and PTX that a GPU of the kept compute
+capability does not need: no offset moves, there is no checksum, the file keeps its size, and any compressor reduces the
+zeros to nothing.
 
-Kept are the entries made for the capability itself (90 stands for sm_90 and sm_90a). A container without one keeps what
-the driver would fall back to: the newest cubin of a lower minor version of the same major version, or else the newest
-PTX of a lower version. A container with neither (kernels made only for other GPUs) is zeroed as a whole, and counted.
+Entries for the capability itself are kept (90 stands for sm_90 and sm_90a). A container without one keeps what the
+driver would fall back to: the newest cubin of a lower minor version of the same major version, or else the newest PTX
+of a lower version. A container with neither (kernels only for other GPUs) is zeroed completely, and counted.
 Libraries are changed in place unless --output names a folder for the changed copies. Standard library only.
 """
 
@@ -28,17 +28,17 @@ SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 # A container: magic, version, size of this header, size of the entries that follow.
 CONTAINER = struct.Struct("<IHHQ")
 MAGIC = 0xBA55ED50
-# The start of an entry's header: kind, version, size of the header, size of the payload (padded), 12 bytes that do not
-# matter here, architecture, 8 more such bytes, flags.
+# The start of an entry's header: kind, version, size of the header, size of the payload (padded), 12 bytes that are not
+# needed here, architecture, 8 more such bytes, flags.
 ENTRY = struct.Struct("<HHIQ12xI8xQ")
 PTX, CUBIN = 1, 2
 KINDS = {PTX: "PTX", CUBIN: "cubin"}
-# Flags of code for one architecture alone (sm_90a) and for a family of minor versions (sm_100f).
+# Flags of code for a single architecture (sm_90a) and for a family of minor versions (sm_100f).
 ONE_ARCHITECTURE, ONE_FAMILY = 0x100000, 0x200000
 
 
 class FatbinError(Exception):
-    """The file is no library that this script can read."""
+    """The file is not a library that this script can read."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FatbinEntry:
 
     @property
     def name(self) -> str:
-        """For people: "cubin 90a"."""
+        """For display: "cubin 90a"."""
         suffix = "a" if self.flags & ONE_ARCHITECTURE else "f" if self.flags & ONE_FAMILY else ""
         return f"{KINDS.get(self.kind, f'kind {self.kind}')} {self.architecture}{suffix}"
 
@@ -69,24 +69,24 @@ def sections(library: bytes) -> Iterator[tuple[int, int]]:
         headers = [struct.unpack_from("<II16xQQ", library, table + size * number) for number in range(count)]
         names = headers[names_index][2]
     except (struct.error, IndexError):
-        raise FatbinError("its table of sections is cut off") from None
+        raise FatbinError("its section table is truncated") from None
     for name, kind, begin, length in headers:
         text = library[names + name : library.find(b"\0", names + name)].decode("latin-1")
         if text in SECTIONS and kind != 8:  # 8: a section without content in the file, as in debug symbols
             if begin + length > len(library):
-                raise FatbinError(f"its section {text} is cut off")
+                raise FatbinError(f"its section {text} is truncated")
             yield begin, begin + length
 
 
 def containers(library: bytes, begin: int, end: int) -> Iterator[list[FatbinEntry]]:
-    """The entries of each container between two offsets; zeros may stand between containers."""
+    """The entries of each container between two offsets; there may be zeros between containers."""
     while begin + CONTAINER.size <= end:
         magic, version, header, length = CONTAINER.unpack_from(library, begin)
         if not magic:
             begin += 8
             continue
         if magic != MAGIC or version != 1:
-            raise FatbinError(f"no container that is known at {begin:#x}: magic {magic:#x}, version {version}")
+            raise FatbinError(f"unknown container at {begin:#x}: magic {magic:#x}, version {version}")
         stop = begin + header + length
         if header < CONTAINER.size or stop > end:
             raise FatbinError(f"the container at {begin:#x} ends beyond its section")
@@ -98,7 +98,7 @@ def entries(library: bytes, begin: int, end: int) -> Iterator[FatbinEntry]:
     """The entries of one container."""
     while begin < end:
         if begin + ENTRY.size > end:
-            raise FatbinError(f"the entry at {begin:#x} is cut off")
+            raise FatbinError(f"the entry at {begin:#x} is truncated")
         kind, _, header, size, architecture, flags = ENTRY.unpack_from(library, begin)
         if header < ENTRY.size or begin + header + size > end:
             raise FatbinError(f"the entry at {begin:#x} ends beyond its container")
@@ -107,7 +107,7 @@ def entries(library: bytes, begin: int, end: int) -> Iterator[FatbinEntry]:
 
 
 def needed(container: Iterable[FatbinEntry], keep: int) -> set[FatbinEntry]:
-    """The entries that a GPU of capability `keep` may run; those that are neither cubin nor PTX are always kept."""
+    """The entries that a GPU of capability `keep` may run; anything but cubin and PTX is always kept."""
     found = list(container)
     others = {entry for entry in found if entry.kind not in KINDS}
     same = {entry for entry in found if entry.architecture == keep} - others
@@ -127,7 +127,7 @@ def needed(container: Iterable[FatbinEntry], keep: int) -> set[FatbinEntry]:
 
 
 def zero(library: bytearray, keep: int) -> str:
-    """Overwrite in `library` what `keep` does not need; what was done, in one line."""
+    """Zero in `library` what `keep` does not need; returns a one-line report."""
     plan = []
     for begin, end in sections(library):
         plan += [(container, needed(container, keep)) for container in containers(library, begin, end)]
@@ -149,7 +149,7 @@ def zero(library: bytearray, keep: int) -> str:
 
 
 def listing(library: bytes) -> str:
-    """Architectures with their number of entries, bytes, and how many of them are zeros, a line each."""
+    """One line per architecture: number of entries, bytes, and how many entries are zeroed."""
     total: dict[str, Counter[str]] = {}
     for begin, end in sections(library):
         for container in containers(library, begin, end):
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", type=Path, nargs="+", metavar="LIBRARY")
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--keep", type=int, metavar="CAPABILITY", help="the GPU's compute capability without its dot")
+    task.add_argument("--keep", type=int, metavar="CAPABILITY", help="the GPU's compute capability without the dot")
     task.add_argument("--list", action="store_true", help="list the architectures and change nothing")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where changed copies go; default: in place")
     options = parser.parse_args(arguments)

@@ -20,7 +20,7 @@ TENSORS = "tensors.safetensors"
 
 
 def demo_folder() -> Path:
-    """The folder of the built-in demo model, which is part of the package; its README.md says what it knows."""
+    """The folder of the built-in demo model, which is part of the package; see its README.md."""
     package = find_spec("vocabseg")
     assert package is not None
     assert package.origin is not None
@@ -36,15 +36,15 @@ class Bundle:
         self.tensors = tensors
 
     def path(self, name: str) -> Path:
-        """Absolute path of a file of the bundle."""
+        """Path of a file in the bundle."""
         return self.folder / name
 
     def graph_path(self, graph: str, precision: str = "float32") -> Path:
-        """Path of an ONNX graph by its name, such as "proposal"; raises BundleError where the bundle has none."""
+        """Path of an ONNX graph by its name, such as "proposal"; raises BundleError if the bundle has none."""
         return self.folder / self.graph(graph, precision).file
 
     def graph(self, graph: str, precision: str = "float32") -> GraphRecord:
-        """The record of a graph by its name; raises BundleError where the bundle has none, or none in `precision`."""
+        """The record of a graph by its name; raises BundleError if the bundle has none, or none in `precision`."""
         graphs = self.manifest.graphs_in(precision)
         if graph in graphs:
             return graphs[graph]
@@ -58,23 +58,23 @@ class Bundle:
         )
 
 
-# What makes the graphs of a precision; the others come out of a calibration.
+# The command that makes the graphs of a precision; all others come from calibration.
 _CALIBRATE = "calibrate {folder} --precision {precision}"
 _COMMANDS = dict.fromkeys(("float16", "float16-rounded", "float16-onnxruntime"), "build {folder} --precision fp16")
 
 
 def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
-    """Open a bundle and check its format, the files' places and (with `verify`) every file's SHA-256.
+    """Open a bundle and check its format, its paths and (with `verify`) every file's SHA-256.
 
-    Without a folder it is the built-in demo model.
-    Raises BundleError, in one line, for what is missing, damaged, newer than this version or outside the folder.
+    None opens the built-in demo model.
+    Raises BundleError, in one line, for anything missing, damaged, newer than this version or outside the folder.
     """
     folder = demo_folder() if folder is None else Path(folder)
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: no such folder (make one with `vocabseg export`)")
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"no bundle at {folder}: it holds no {MANIFEST} (make one with `vocabseg export`)")
+        raise BundleError(f"no bundle at {folder}: it contains no {MANIFEST} (make one with `vocabseg export`)")
     manifest = read_manifest(path)
     files: list[FileRecord | GraphRecord] = list(manifest.files.values())
     for graphs in (manifest.graphs, *manifest.variants.values()):
@@ -112,7 +112,7 @@ def _check_file(folder: Path, record: FileRecord | GraphRecord, verify: bool) ->
         raise BundleError(f"bundle {folder} lacks the file {record.file}: copy the whole folder, or export it again")
     if path.stat().st_size != record.bytes:
         raise BundleError(
-            f"{path} has {path.stat().st_size} bytes, the manifest says {record.bytes}: copy the bundle again"
+            f"{path} has {path.stat().st_size} bytes, but the manifest says {record.bytes}: copy the bundle again"
         )
     if verify and sha256_file(path) != record.sha256:
         raise BundleError(

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: everything about it but its tensors."""
+"""The manifest of a bundle: everything about it except its tensors."""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class TensorRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One ONNX graph. `external` are the files that hold its weights; `provenance` says what made it out of what."""
+    """One ONNX graph. `external` lists its weight files; `provenance` says how it was made, and from what."""
 
     file: str
     bytes: int
@@ -59,7 +59,7 @@ class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a class name becomes token ids, and which graph embeds them.
 
     `kind` is "single", "vild", "imagenet", "custom" (all of which use `templates`) or "learned", which uses
-    `prefix_ids` and `suffix_ids`: rows of the text encoder's embedding table behind the tokenizer's own vocabulary.
+    `prefix_ids` and `suffix_ids`: rows of the text encoder's embedding table after the tokenizer's own vocabulary.
     """
 
     graph: str
@@ -77,11 +77,10 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about a bundle but its tensors. `files` holds the records of tokenizer and tensors.
+    """Everything about a bundle except its tensors. `files` holds the records of tokenizer and tensors.
 
-    `graphs` are the ones in float32; `variants` holds others that compute the same in another precision, by precision
-    and graph. `vocabulary` are the class names the bundle declares as its own, `seen` says which of them were seen in
-    training.
+    `graphs` are the float32 ones; `variants` holds the same graphs in other precisions, by precision and graph.
+    `vocabulary` lists the bundle's own class names, `seen` says which of them were seen in training.
     """
 
     format: int
@@ -104,7 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(record.total_bytes for record in self.graphs.values())
 
     def graphs_in(self, precision: str) -> dict[str, GraphRecord]:
-        """The graphs of one precision; empty where the bundle has none of it."""
+        """The graphs of one precision; empty if the bundle has none."""
         return self.graphs if precision == "float32" else self.variants.get(precision, {})
 
 
@@ -121,9 +120,9 @@ def file_record(folder: Path, name: str) -> FileRecord:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write `manifest.json` into `folder`, whole or not at all, indented, so that two can be compared line by line.
+    """Write `manifest.json` into `folder` atomically, indented so that two manifests can be compared line by line.
 
-    Raises OutputError where that is not possible.
+    Raises OutputError if that fails.
     """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     with atomic_write(folder / MANIFEST) as file:
@@ -134,7 +133,7 @@ def resolve_shape(record: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, 
     """The shape of an input or output for given sizes of its dynamic dimensions, such as {"batch": 1, "height": 640}.
 
     A dimension is a number, a name, or a name over a number ("height/4"). Raises BundleError for one that `sizes` does
-    not settle, and for a size that the number does not divide.
+    not determine, and for a size that is not divisible by the number.
     """
     return tuple(_resolve(record, dimension, sizes) for dimension in record.shape)
 
@@ -144,15 +143,15 @@ def _resolve(record: TensorRecord, dimension: int | str, sizes: Mapping[str, int
         return dimension
     name, _, divisor = dimension.partition("/")
     if name not in sizes or (divisor and not divisor.isdigit()):
-        raise BundleError(f"{record.name} has the dimension {dimension!r}, and only {', '.join(sizes)} are known")
+        raise BundleError(f"{record.name} has the dimension {dimension!r}, but only {', '.join(sizes)} are known")
     size, step = sizes[name], int(divisor or 1)
     if step < 1 or size % step:
-        raise BundleError(f"{record.name} has the dimension {dimension!r}: {name}={size} is no multiple of {divisor}")
+        raise BundleError(f"{record.name} has the dimension {dimension!r}: {name}={size} is not divisible by {divisor}")
     return size // step
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest at `path`; raises BundleError for another format and for what is no manifest."""
+    """The manifest at `path`; raises BundleError for an unknown format or an invalid manifest."""
 
     class Head(msgspec.Struct):
         format: int
@@ -162,10 +161,10 @@ def read_manifest(path: Path) -> Manifest:
         version = msgspec.json.decode(data, type=Head).format
         if version > FORMAT:
             raise BundleError(
-                f"bundle {path.parent} has format {version}, this vocabseg reads up to {FORMAT}: upgrade vocabseg"
+                f"bundle {path.parent} has format {version}; this vocabseg reads up to {FORMAT}: upgrade vocabseg"
             )
         if version < 1:
             raise BundleError(f"bundle {path.parent} has format {version}, which never existed: export it again")
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is no valid manifest ({error}): export the bundle again") from None
+        raise BundleError(f"{path} is not a valid manifest ({error}): export the bundle again") from None

@@ -28,15 +28,15 @@ class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegionSpec(RegionSection, frozen=True, kw_only=True):
-    """The same with the mean and std in 0..1, RGB, that the image encoder was trained with."""
+    """The same plus the mean and std, 0..1, RGB, that the image encoder was trained with."""
 
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
 
 
 class EnsembleSection(msgspec.Struct, frozen=True, kw_only=True):
-    """How query and region evidence are combined: query^weight * region^(1 - weight) for classes seen in training,
-    swapped for others. A weight of 0 or less means regions only."""
+    """How query and region evidence are combined: query^weight * region^(1 - weight) for classes seen in training, with
+    the exponents swapped for others. A weight of 0 or less means regions only."""
 
     enabled: bool
     weight: Annotated[float, msgspec.Meta(le=1)]

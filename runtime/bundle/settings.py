@@ -1,4 +1,4 @@
-"""`section.key=value` overrides, applied to nested settings with their types checked."""
+"""`section.key=value` overrides, applied to nested settings with type checks."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ ADJUSTABLE = ("input", "region", "ensemble")
 def apply_settings(settings: Settings, overrides: Iterable[str]) -> Settings:
     """A copy of `settings` with each "section.key=value" applied; values are TOML, and bare words are strings.
 
-    Raises ConfigurationError for text of another form, an unknown section or key (the nearest are named) and a value
-    of the wrong type or beyond its range.
+    Raises ConfigurationError for malformed text, an unknown section or key (the nearest ones are suggested) and a value
+    of the wrong type or out of range.
     """
     overrides = list(overrides)
     if not overrides:
@@ -34,9 +34,9 @@ def apply_settings(settings: Settings, overrides: Iterable[str]) -> Settings:
 
 
 def override(data: dict[str, Any], kind: type[msgspec.Struct], overrides: Iterable[str]) -> None:
-    """Apply "section.key=value" to nested dictionaries that are to become a `kind`; "none" removes an optional key.
+    """Apply "section.key=value" to nested dictionaries that will become a `kind`; "none" removes an optional key.
 
-    Raises ConfigurationError for text of another form and an unknown section or key.
+    Raises ConfigurationError for malformed text and an unknown section or key.
     """
     for text in overrides:
         section, key, value = split_override(text)
@@ -54,7 +54,7 @@ def override(data: dict[str, Any], kind: type[msgspec.Struct], overrides: Iterab
 
 
 def check_key(kind: type[msgspec.Struct], section: str, key: str | None, where: str) -> None:
-    """Raise ConfigurationError where `kind` has no such section of keys, or the section no such key."""
+    """Raise ConfigurationError if `kind` has no such section, or the section no such key."""
     sections = {name for name, field in _fields(kind).items() if _is_section(field.type)}
     if section not in sections:
         raise ConfigurationError(f"{where}: there is no section {section!r}; {nearest(section, sorted(sections))}")
@@ -64,7 +64,7 @@ def check_key(kind: type[msgspec.Struct], section: str, key: str | None, where: 
 
 
 def convert_section(section: str, table: dict[str, Any], kind: type[Settings]) -> Settings:
-    """The settings of one section; raises ConfigurationError, in one line, for a value that it does not take."""
+    """The settings of one section; raises ConfigurationError, in one line, for an invalid value."""
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
@@ -78,18 +78,18 @@ def convert_section(section: str, table: dict[str, Any], kind: type[Settings]) -
 
 
 def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
-    """A manifest with overrides in the sections that leave its graphs as they are; raises ConfigurationError."""
+    """A manifest with overrides in the sections that do not affect its graphs; raises ConfigurationError."""
     overrides = list(overrides)
     for text in overrides:
         section = split_override(text)[0]
         if section not in ADJUSTABLE:
             raise ConfigurationError(
-                f"--set {text!r}: a bundle's {section!r} is fixed when it is exported; "
+                f"--set {text!r}: a bundle's {section!r} is fixed at export; "
                 f"here the sections {', '.join(ADJUSTABLE)} can be set"
             )
     changed = apply_settings(manifest, overrides)
     if changed.region.crop_size != manifest.region.crop_size:
-        raise ConfigurationError("--set region.crop_size: the image encoder's input size is fixed when it is exported")
+        raise ConfigurationError("--set region.crop_size: the image encoder's input size is fixed at export")
     return changed
 
 
@@ -104,7 +104,7 @@ def open_adjusted(folder: str | Path | None, overrides: Iterable[str], verify: b
 
 
 def split_override(text: str) -> tuple[str, str, str]:
-    """Section, key and value text of "section.key=value"; raises ConfigurationError for text of another form."""
+    """Section, key and value text of "section.key=value"; raises ConfigurationError for malformed text."""
     path, equals, value = text.partition("=")
     section, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
@@ -113,7 +113,7 @@ def split_override(text: str) -> tuple[str, str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is no TOML (so that quotes around words are not needed)."""
+    """A TOML value, or the text itself if it is not TOML (so that words need no quotes)."""
     import tomllib
 
     try:
@@ -124,7 +124,7 @@ def parse_value(text: str) -> Any:
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
-    """The end of an error line that names the known words nearest to `word`, or all of them where none is near."""
+    """The end of an error line: the known words nearest to `word`, or all of them if none is near."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
     return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"

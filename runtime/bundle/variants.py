@@ -1,4 +1,4 @@
-"""Variants: the same graphs in other precisions, added to a bundle that is in use without ever breaking it."""
+"""Variants: the same graphs in other precisions, added to a bundle in use without ever breaking it."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ FOLDER = "graphs"
 
 
 class NewVariants:
-    """Graphs on their way into a bundle: written into folders that `place` gives, named with `add`."""
+    """Graphs to be added to a bundle: written into the folders that `place` returns, registered with `add`."""
 
     def __init__(self, staging: Path):
         self._staging = staging
@@ -29,9 +29,9 @@ class NewVariants:
         return folder
 
     def add(self, precision: str, graph: str, record: GraphRecord, place: str | None = None) -> None:
-        """Name a graph of `precision` whose files stand in `self.place(place or precision)`.
+        """Register a graph of `precision` whose files are in `self.place(place or precision)`.
 
-        Several may share a file of weights. A record whose file is not there names files that the bundle has already.
+        Graphs may share a weights file. A record whose file is not there refers to files already in the bundle.
         """
         place = place or precision
         if (self._staging / place / record.file).is_file():
@@ -43,17 +43,17 @@ class NewVariants:
 
 @contextlib.contextmanager
 def new_variants(bundle: str | Path) -> Iterator[NewVariants]:
-    """Write graphs in other precisions; they join the bundle at `bundle` when the block ends well, all at once.
+    """Write graphs in other precisions; if the block succeeds, they are added to the bundle at `bundle` all at once.
 
-    Graphs of these precisions that the bundle has and the block does not write stay. Until the end, and when the block
-    raises or the process dies, the bundle is what it was; only if it dies in the moment between replacing older files
-    and naming the new ones, the bundle is left without either, and valid.
+    Existing graphs of these precisions that the block does not write are kept. If the block raises or the process dies,
+    the bundle is unchanged, with one exception: a process that dies between replacing older files and registering the
+    new ones leaves a valid bundle without either.
 
-    Raises BundleError where there is no bundle, and OutputError where it cannot be written.
+    Raises BundleError if there is no bundle, and OutputError if it cannot be written.
     """
     bundle = Path(bundle)
     if not (bundle / MANIFEST).is_file():
-        raise BundleError(f"no bundle at {bundle}: it holds no {MANIFEST} (make one with `vocabseg export`)")
+        raise BundleError(f"no bundle at {bundle}: it contains no {MANIFEST} (make one with `vocabseg export`)")
     staging = bundle / f".vocabseg-{secrets.token_hex(8)}.part"
     try:
         staging.mkdir()

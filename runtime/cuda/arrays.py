@@ -1,4 +1,4 @@
-"""Arrays in a device's memory, and those of other libraries taken over without a copy."""
+"""Arrays in device memory, including those of other libraries, which are used without a copy."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class DeviceArray:
     """A C-contiguous array on a device; slices of the first axis and reshaped arrays share its memory.
 
-    Attributes: device, shape, dtype, nbytes, pointer (the address of the first element), owner (keeps the memory).
+    Attributes: device, shape, dtype, nbytes, pointer (address of the first element), owner (keeps the memory alive).
     """
 
     __slots__ = ("__weakref__", "device", "dtype", "nbytes", "owner", "pointer", "shape")
@@ -31,9 +31,9 @@ class DeviceArray:
 
     @staticmethod
     def of(array: Any, device: "Device", stream: "Stream | None" = None) -> "DeviceArray":
-        """Another library's array on `device`, without a copy: it offers __cuda_array_interface__ or __dlpack__.
+        """Wrap another library's array on `device` without a copy, by __cuda_array_interface__ or __dlpack__.
 
-        What its library still has to compute is waited for: by `stream` where the library can do so, else by the host.
+        Pending work of that library is waited for: by `stream` if the library supports it, else by the host.
         Raises EngineError for an array that is elsewhere, or not C-contiguous.
         """
         if isinstance(array, DeviceArray):
@@ -52,11 +52,11 @@ class DeviceArray:
             if stream is None:
                 device.synchronize()
             return DeviceArray(device, shape, dtype, pointer, owner)
-        raise EngineError(f"a {type(array).__name__} is no array on a GPU: it has no __cuda_array_interface__")
+        raise EngineError(f"a {type(array).__name__} is not an array on a GPU: it has no __cuda_array_interface__")
 
     @staticmethod
     def offered_by(array: Any) -> bool:
-        """Whether `of` might take it: an array on a GPU."""
+        """Whether `array` is on a GPU, so that `of` may accept it."""
         if hasattr(array, "__cuda_array_interface__"):
             return True
         if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
@@ -73,7 +73,7 @@ class DeviceArray:
         """Rows of the first axis."""
         first, last, step = part.indices(self.shape[0])
         if step != 1:
-            raise ValueError("only rows next to each other can be taken")
+            raise ValueError("only consecutive rows can be selected")
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         shape = (max(last - first, 0), *self.shape[1:])
         return DeviceArray(self.device, shape, self.dtype, self.pointer + first * row, self.owner)
@@ -85,7 +85,7 @@ class DeviceArray:
         return DeviceArray(self.device, shape, self.dtype, self.pointer, self.owner)
 
     def to_host(self, stream: "Stream | None" = None) -> np.ndarray:
-        """A copy on the host, after everything on `stream`, or on the whole device without one."""
+        """A copy on the host, made after all work on `stream`, or on the whole device if None."""
         if stream is None:
             self.device.synchronize()
             stream = self.device.stream()
@@ -96,7 +96,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        # Version 3; no stream: whoever takes the array has waited for what computes it.
+        # Version 3; no stream: the consumer must have waited for the work that computes the array.
         data = (self.pointer, False)
         return {"shape": self.shape, "typestr": self.dtype.str, "data": data, "strides": None, "version": 3}
 
@@ -111,8 +111,8 @@ def _from_interface(interface: dict[str, Any], owner: Any, device: "Device") -> 
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     strides = interface.get("strides")
     if strides is not None and tuple(strides) != _strides(shape, dtype.itemsize) and 0 not in shape:
-        raise EngineError(f"the array of shape {shape} on the GPU is not C-contiguous: make it so, then give it")
-    place = getattr(owner, "device", None)  # torch and CuPy tell where it is; the interface does not
+        raise EngineError(f"the array of shape {shape} on the GPU is not C-contiguous: make it so first")
+    place = getattr(owner, "device", None)  # torch and CuPy name the device; the interface does not
     ordinal = getattr(place, "index", getattr(place, "id", None))
     if isinstance(ordinal, int):
         _check_device(ordinal, device)
@@ -123,7 +123,7 @@ def _from_interface(interface: dict[str, Any], owner: Any, device: "Device") -> 
 
 def _check_device(ordinal: int, device: "Device") -> None:
     if ordinal != device.ordinal:
-        raise EngineError(f"the array is on cuda:{ordinal}, the model on cuda:{device.ordinal}: move one of them")
+        raise EngineError(f"the array is on cuda:{ordinal}, but the model on cuda:{device.ordinal}: move one of them")
 
 
 def _strides(shape: tuple[int, ...], item: int) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""The GPU: one device per process and ordinal, its memory, streams and kernels, with PyCUDA behind it.
+"""The GPU: one device per process and ordinal, its memory, streams and kernels, on top of PyCUDA.
 
-The context is the device's primary one, which torch, TensorRT and ONNX Runtime use too, so memory and streams can be
-passed between them. Nothing of CUDA is imported before a device is opened, and what is missing is told in one line.
+The context is the device's primary one, which torch, TensorRT and ONNX Runtime use, too, so memory and streams can be
+passed between them. No CUDA package is imported before a device is opened; a missing one is reported in one line.
 
-An array goes back to the pool as soon as nothing refers to it: whoever starts work on a stream keeps the arrays of that
-work until the stream, or an event behind the work, has been waited for.
+An array returns to the pool as soon as nothing refers to it: code that starts work on a stream must keep the arrays of
+that work until it has waited for the stream, or for an event after the work.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.streams import Stream
 
-# cuMemAlloc aligns to this much; nothing smaller is ever handed out.
+# cuMemAlloc aligns to this many bytes; no smaller block is ever allocated.
 SMALLEST_BLOCK = 256
 
 _devices: dict[int, "Device"] = {}
@@ -32,9 +32,9 @@ _opening = threading.Lock()
 
 
 def open_device(ordinal: int = 0) -> "Device":
-    """The GPU of that ordinal, opened once per process; CUDA_VISIBLE_DEVICES decides which GPUs there are.
+    """The GPU with that ordinal, opened once per process; CUDA_VISIBLE_DEVICES decides which GPUs are visible.
 
-    Raises EngineError, in one line: no PyCUDA, no driver, no GPU, no such ordinal.
+    Raises EngineError, in one line, if there is no PyCUDA, driver, GPU or such ordinal.
     """
     with _opening:
         if ordinal not in _devices:
@@ -57,15 +57,15 @@ def parse_device(device: str) -> int:
 
 
 class Device:
-    """One GPU. Made by `open_device`; every method may be called from any thread.
+    """One GPU. Created by `open_device`; every method may be called from any thread.
 
     Attributes:
-        ordinal: among the GPUs that this process sees.
-        name: as the driver gives it, such as "NVIDIA H200".
+        ordinal: among the GPUs visible to this process.
+        name: as reported by the driver, such as "NVIDIA H200".
         compute_capability: such as (9, 0).
         total_memory: bytes.
-        driver_version: of CUDA, such as 13000 for 13.0.
-        key: what folders of engines are named by, such as "nvidia-h200-sm90".
+        driver_version: the driver's CUDA version, such as 13000 for 13.0.
+        key: the name of folders of engines, such as "nvidia-h200-sm90".
         closed: whether the process is about to end.
     """
 
@@ -94,17 +94,17 @@ class Device:
         return f"Device(cuda:{self.ordinal}, {self.name})"
 
     def activate(self) -> "_Activation":
-        """A context manager in which this device's context is the calling thread's current one; it may be nested."""
+        """A context manager that makes this device's context current in the calling thread; it may be nested."""
         return self._activation
 
     def stream(self) -> "Stream":
-        """A new stream, which does not wait for the default one."""
+        """A new stream that does not wait for the default one."""
         from vocabseg.runtime.cuda.streams import Stream
 
         return Stream(self)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        """Memory from the pool, C-contiguous and not initialised; raises DeviceMemoryError where there is none left."""
+        """An uninitialised, C-contiguous array from the pool; raises DeviceMemoryError if memory runs out."""
         dtype = np.dtype(dtype)
         size = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, SMALLEST_BLOCK)
         with self.activate():
@@ -114,12 +114,12 @@ class Device:
                 free, total = checked(self.driver.mem_get_info)
                 raise DeviceMemoryError(
                     f"the GPU is out of memory: {megabytes(size)} were needed, {megabytes(free)} of "
-                    f"{megabytes(total)} are free; use smaller images, or end what else uses {self.name}"
+                    f"{megabytes(total)} are free; use smaller images, or stop other users of {self.name}"
                 ) from error
         return DeviceArray(self, shape, dtype, int(block), Owned(self, block))
 
     def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        """Page-locked memory from a pool: copies from and to it run beside everything else."""
+        """Page-locked memory from a pool: copies to and from it are asynchronous."""
         shape = tuple(int(size) for size in shape)
         if 0 in shape:
             return np.empty(shape, dtype)
@@ -127,7 +127,7 @@ class Device:
             return np.asarray(PinnedMemory(self, checked(self._pinned.allocate, shape, np.dtype(dtype))))
 
     def load_module(self, fatbin: bytes) -> Module:
-        """The kernels in `fatbin`; raises EngineError where they are not for this GPU or newer than its driver."""
+        """The kernels in `fatbin`; raises EngineError if they are not for this GPU, or too new for its driver."""
         with self.activate():
             try:
                 return Module(self, checked(self.driver.module_from_buffer, fatbin))
@@ -144,13 +144,13 @@ class Device:
         if "unsupported toolchain" in text or "device kernel image is invalid" in text:
             version = f"{self.driver_version // 1000}.{self.driver_version % 1000 // 10}"
             return (
-                f"the NVIDIA driver is too old for the kernels: it knows CUDA {version}; install a newer driver, or "
+                f"the NVIDIA driver is too old for the kernels: it supports CUDA {version}; install a newer driver, or "
                 f"build vocabseg with nvcc {version} or older"
             )
         return text
 
     def synchronize(self) -> None:
-        """Wait for everything that was started on this device, by anybody in this process."""
+        """Wait for all work started on this device by this process."""
         with self.activate():
             checked(self.driver.Context.synchronize)
 
@@ -168,13 +168,13 @@ class Device:
         }
 
     def free_held(self) -> None:
-        """Give back to the driver what the pools hold for later."""
+        """Return the memory that the pools hold for reuse to the driver."""
         with self.activate():
             checked(self._pool.free_held)
             checked(self._pinned.free_held)
 
     def close(self) -> None:
-        """Give back what is held while PyCUDA can still do so, at the end of the process; nothing can run after it."""
+        """Free everything at the end of the process, while PyCUDA still can; nothing can run afterwards."""
         with self.activate():
             self.spare_events.clear()
             self._pool.stop_holding()
@@ -184,9 +184,9 @@ class Device:
 
 
 class _Activation:
-    """Pushes a context in a thread when first entered there and pops it when last left.
+    """Pushes a context on a thread's outermost entry and pops it on the outermost exit.
 
-    Meanwhile nothing that other threads capture concerns this one, and the other way round.
+    In between, captures of other threads do not affect this one, nor the reverse.
     """
 
     def __init__(self, context: Any, state: threading.local):

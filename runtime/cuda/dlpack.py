@@ -1,4 +1,4 @@
-"""DLPack capsules, given and taken through ctypes (dlpack.h 0.8: the unversioned capsule, which all read)."""
+"""DLPack capsules, exported and imported through ctypes (dlpack.h 0.8: the unversioned capsule, which all read)."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -49,11 +49,11 @@ _new = _function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_ch
 _is_valid = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 _pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _rename = _function("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
-# The destructor gets the capsule while it is being freed: it must not be counted again, so it stays an address.
+# The destructor gets the capsule while it is being freed and must not take a reference, so it stays an address.
 _is_valid_at = _function("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
 _pointer_at = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
-# What given capsules refer to, until their deleter is called: address of the structure -> everything it points to.
+# What exported capsules refer to, until their deleter is called: address of the structure -> everything it points to.
 _given: dict[int, tuple[Any, ...]] = {}
 
 
@@ -64,7 +64,7 @@ def _delete(managed: Any) -> None:
 
 @_Destructor
 def _destroy(capsule: int) -> None:
-    """A capsule that nobody took frees its memory itself."""
+    """A capsule that was never consumed frees its memory itself."""
     if _is_valid_at(capsule, _NAME):
         _given.pop(_pointer_at(capsule, _NAME), None)
 
@@ -83,18 +83,18 @@ def give(pointer: int, shape: Sequence[int], dtype: np.dtype, device_type: int, 
 
 
 def take(capsule: Any) -> tuple[tuple[int, ...], np.dtype, int, object]:
-    """Shape, dtype, pointer and owner of the memory behind a capsule, which is used up by it.
+    """Consume a capsule; returns shape, dtype, pointer and owner of its memory.
 
-    The memory lives as long as the owner. Raises EngineError for what is not C-contiguous or has no NumPy dtype.
+    The memory lives as long as the owner. Raises EngineError if it is not C-contiguous or has no NumPy dtype.
     """
     if not _is_valid(capsule, _NAME):
-        raise EngineError("the DLPack capsule is of another version or used already: give the array itself")
+        raise EngineError("the DLPack capsule has another version or was already consumed: give the array itself")
     managed = _Managed.from_address(_pointer(capsule, _NAME))
     tensor = managed.tensor
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     kinds = {code: kind for kind, code in _CODES.items()}
     if tensor.code not in kinds or tensor.lanes != 1 or tensor.bits % 8:
-        raise EngineError(f"the array's DLPack type (code {tensor.code}, {tensor.bits} bits) is not known: convert it")
+        raise EngineError(f"the array's DLPack type is unknown (code {tensor.code}, {tensor.bits} bits): convert it")
     dtype = np.dtype(bool) if kinds[tensor.code] == "b" else np.dtype(f"{kinds[tensor.code]}{tensor.bits // 8}")
     if tensor.strides and 0 not in shape:
         expected = 1
@@ -102,9 +102,7 @@ def take(capsule: Any) -> tuple[tuple[int, ...], np.dtype, int, object]:
             reversed(shape), (tensor.strides[i] for i in reversed(range(tensor.ndim))), strict=True
         ):
             if size != 1 and stride != expected:
-                raise EngineError(
-                    f"the array of shape {shape} on the GPU is not C-contiguous: make it so, then give it"
-                )
+                raise EngineError(f"the array of shape {shape} on the GPU is not C-contiguous: make it so first")
             expected *= size
     pointer = (tensor.data or 0) + tensor.byte_offset
     owner = _Owner(managed)
@@ -113,7 +111,7 @@ def take(capsule: Any) -> tuple[tuple[int, ...], np.dtype, int, object]:
 
 
 class _Owner:
-    """Calls the deleter of another library's memory when nothing refers to it any more."""
+    """Calls the deleter of another library's memory once nothing refers to it any more."""
 
     def __init__(self, managed: _Managed):
         self._managed = managed

@@ -1,4 +1,4 @@
-"""The NVIDIA driver, with PyCUDA in front of it: imported when a device is first opened, its errors in one line."""
+"""The NVIDIA driver, through PyCUDA: imported when a device is first opened; its errors become one line."""
 
 import ctypes
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Any
 
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
-# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what another thread captures, as ONNX Runtime does globally, forbids nothing.
+# CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: captures of other threads, even global ones as in ONNX Runtime, forbid nothing.
 THREAD_LOCAL = 1
 
 
 def load_driver() -> Any:
-    """The module pycuda.driver, with the driver initialised; raises EngineError that says what is missing."""
+    """The module pycuda.driver, with the driver initialised; raises an EngineError that says what is missing."""
     try:
         import pycuda.driver as driver
     except ModuleNotFoundError as error:
@@ -22,7 +22,7 @@ def load_driver() -> Any:
             raise EngineError(
                 "there is no NVIDIA driver (libcuda.so.1 is missing): install it, or use 'cpu'"
             ) from error
-        raise EngineError(f"PyCUDA cannot be loaded ({error}): install it again") from error
+        raise EngineError(f"PyCUDA cannot be loaded ({error}): reinstall it") from error
     try:
         driver.init()
     except driver.Error as error:
@@ -35,7 +35,7 @@ def load_driver() -> Any:
 def checked(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call into the driver; its errors become EngineError with the call, the error and its text in one line.
 
-    Raises DeviceMemoryError, which is an EngineError, where memory ran out.
+    Raises DeviceMemoryError, which is an EngineError, if memory runs out.
     """
     try:
         return function(*arguments, **named)
@@ -56,7 +56,7 @@ def checked(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 def exchange_capture_mode(mode: int) -> int:
-    """Sets the calling thread's capture mode and returns what it was."""
+    """Set the calling thread's capture mode and return the previous one."""
     value = ctypes.c_int(mode)
     _exchange()(ctypes.byref(value))
     return value.value
@@ -71,7 +71,7 @@ def _exchange() -> Callable[[Any], int]:
 
 
 def megabytes(size: int) -> str:
-    """A number of bytes in words."""
+    """A number of bytes as text."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 

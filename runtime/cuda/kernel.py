@@ -1,4 +1,4 @@
-"""Kernels that are loaded, and their launches."""
+"""Loaded kernels and their launches."""
 
 import struct
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from vocabseg.runtime.cuda.memory import Owned
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.device import Device
 
-# More shared memory than this has to be asked for (CUDA C++ Programming Guide, compute capabilities).
+# More shared memory than this must be requested (CUDA C++ Programming Guide, compute capabilities).
 DEFAULT_SHARED_BYTES = 48 * 1024
 
 
 class Module(Owned):
-    """Kernels that are loaded."""
+    """Loaded kernels."""
 
     __slots__ = ()
 
     def function(self, name: str) -> "Function":
-        """A kernel by its name; raises EngineError where there is none."""
+        """A kernel by its name; raises EngineError if there is none."""
         with self.device.activate():
             return Function(self.device, name, checked(self.raw.get_function, name))
 
@@ -45,15 +45,15 @@ class Function:
         stream: Any,
         shared_bytes: int = 0,
     ) -> None:
-        """Launch on `stream`: blocks, threads of each, and the arguments as `pack_arguments` takes them."""
+        """Launch on `stream`: blocks, threads per block, and arguments as `pack_arguments` takes them."""
         data = pack_arguments(arguments)
         with self.device.activate():
             if shared_bytes > self._shared_bytes:
                 attribute = self.device.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 checked(self._function.set_attribute, attribute, shared_bytes)
                 self._shared_bytes = shared_bytes
-            # PyCUDA packs arguments without the alignment that a struct by value needs; one block of bytes it leaves
-            # as it is.
+            # PyCUDA packs arguments without the alignment that a struct by value needs, but leaves a single block of
+            # bytes unchanged.
             packed = [np.void(data)] if data else []
             checked(
                 self._function,
@@ -66,7 +66,7 @@ class Function:
 
 
 def pack_arguments(arguments: Sequence[Any]) -> bytes:
-    """A kernel's arguments as they stand in its parameter space, each aligned to its type.
+    """A kernel's arguments as laid out in its parameter space, each aligned to its type.
 
     Arguments are DeviceArray, None (a null pointer), NumPy scalars, and structs by value: structured np.void, aligned
     as its dtype, or bytes, aligned to 8. Raises TypeError for others: a Python number has no size.

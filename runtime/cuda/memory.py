@@ -1,6 +1,6 @@
-"""What of PyCUDA's has to be freed with its device's context current.
+"""PyCUDA objects that must be freed while their device's context is current.
 
-Without a current context PyCUDA cannot free: it warns, and for memory of a pool it aborts the process. So memory,
+Without a current context PyCUDA cannot free them: it warns, and for pool memory it aborts the process. So memory,
 streams and modules are owned by objects that make the context current first.
 """
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Owned:
-    """Something of PyCUDA's, `raw`; when nobody refers to it any more it is freed, at the end of the process left."""
+    """Owns `raw`, a PyCUDA object, and frees it when no longer referenced; at the end of the process it is leaked."""
 
     __slots__ = ("__weakref__", "device", "raw")
 
     def __init__(self, device: "Device", raw: Any):
         self.device, self.raw = device, raw
 
-    # What is needed is bound here: at the end of the process, modules are empty already.
+    # What is needed is bound here: at the end of the process, modules are already empty.
     def __del__(self, _keep: Any = ctypes.pythonapi.Py_IncRef, _object: Any = ctypes.py_object) -> None:
         if not hasattr(self, "raw"):
             return
@@ -31,7 +31,7 @@ class Owned:
 
 
 class PinnedMemory(Owned):
-    """Page-locked memory; arrays of it have it as their base."""
+    """Page-locked memory; the base of arrays that use it."""
 
     __slots__ = ()
 

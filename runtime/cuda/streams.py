@@ -1,6 +1,6 @@
-"""Streams and events of a device, and whole sequences of work captured on a stream (CUDA graphs).
+"""Streams and events of a device, and sequences of work captured from a stream (CUDA graphs).
 
-PyCUDA has no graphs, so they go through cuda.bindings on the same stream's handle.
+PyCUDA has no graphs, so they use cuda.bindings on the same stream handle.
 """
 
 import warnings
@@ -21,7 +21,7 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 
 
 class Stream(Owned):
-    """Work that runs in order on a device, beside that of other streams."""
+    """Work that runs in order on a device, concurrently with other streams."""
 
     def __init__(self, device: "Device"):
         with device.activate():
@@ -34,14 +34,14 @@ class Stream(Owned):
             checked(self.raw.synchronize)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
-        """Copy host memory of the same size to the device; `source`, best pinned, must stay as it is until then."""
+        """Copy host memory of the same size to the device; `source`, ideally pinned, must not change until then."""
         _same_size(target.nbytes, source.nbytes)
         if source.nbytes:
             with self.device.activate():
                 checked(self.device.driver.memcpy_htod_async, target.pointer, _bytes(source), self.raw)
 
     def download(self, target: np.ndarray, source: DeviceArray) -> None:
-        """Copy device memory of the same size to the host; `target`, best pinned, is valid once it is done."""
+        """Copy device memory of the same size to the host; `target`, ideally pinned, is valid once it is done."""
         _same_size(target.nbytes, source.nbytes)
         if target.nbytes:
             with self.device.activate():
@@ -62,22 +62,22 @@ class Stream(Owned):
                 checked(self.device.driver.memset_d8_async, target.pointer, byte, target.nbytes, self.raw)
 
     def record(self) -> "Event":
-        """An event that is reached when everything that is on this stream now is done."""
+        """An event that is reached when all work enqueued on this stream so far is done."""
         with self.device.activate():
             event = Event(self.device)
             checked(event.raw.record, self.raw)
         return event
 
     def wait(self, event: "Event") -> None:
-        """Let what follows on this stream begin only after `event`; the host does not wait."""
+        """Make subsequent work on this stream wait for `event`; the host does not wait."""
         with self.device.activate():
             checked(self.raw.wait_for_event, event.raw)
 
     def capture(self, work: Callable[[], Any]) -> "Graph | None":
-        """What `work` puts on this stream, as a graph that can be launched again; it does not run now.
+        """Capture what `work` enqueues on this stream as a graph that can be launched repeatedly; it does not run now.
 
-        None where it cannot be captured: without the package cuda.bindings, or when `work` does what graphs cannot
-        hold. `work` must not allocate.
+        None if it cannot be captured: without the package cuda.bindings, or if `work` does something that graphs do not
+        support. `work` must not allocate.
         """
         try:
             from cuda.bindings import driver
@@ -92,7 +92,7 @@ class Stream(Owned):
                 work()
                 failed = False
             except EngineError:
-                pass  # told by the eager run, if it fails there too
+                pass  # the eager run reports it, if it fails there, too
             finally:
                 status, captured = driver.cuStreamEndCapture(self.handle)
             if failed or int(status) != 0:
@@ -118,7 +118,7 @@ class Event:
     def __del__(self) -> None:
         raw = self.__dict__.pop("raw", None)
         if raw is not None:
-            self.device.spare_events.append(raw)  # at the end of the process it is never freed
+            self.device.spare_events.append(raw)  # never freed at the end of the process
 
     def synchronize(self) -> None:
         """Wait until it is reached."""
@@ -131,25 +131,25 @@ class Event:
             return bool(checked(self.raw.query))
 
     def elapsed_since(self, other: "Event") -> float:
-        """Milliseconds between two events that are both reached."""
+        """Milliseconds between two events that have both been reached."""
         with self.device.activate():
             return float(checked(self.raw.time_since, other.raw))
 
 
 class Graph:
-    """Captured work; the arrays that it uses must live as long as it does."""
+    """Captured work; the arrays it uses must live as long as it does."""
 
     def __init__(self, device: "Device", driver: Any, executable: Any):
         self.device = device
         self._driver, self._executable = driver, executable
 
     def launch(self, stream: Stream) -> None:
-        """Run it all on `stream`."""
+        """Run the captured work on `stream`."""
         with self.device.activate():
             _bound(self._driver.cuGraphLaunch, self._executable, stream.handle)
 
     def close(self) -> None:
-        """Free it."""
+        """Free the graph."""
         executable, self._executable = self._executable, None
         if executable is not None:
             with self.device.activate():
@@ -161,7 +161,7 @@ class Graph:
 
 
 def _bound(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-    """Call a function of cuda.bindings, which returns its status first; raises EngineError for a status but success."""
+    """Call a function of cuda.bindings, which returns its status first; raises EngineError unless it is success."""
     status, *values = function(*arguments)
     if int(status) != 0:
         raise EngineError(f"CUDA {function.__name__} failed: {getattr(status, 'name', status)}")
@@ -169,7 +169,7 @@ def _bound(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """The array's memory as bytes: PyCUDA takes no dtypes that the buffer protocol lacks."""
+    """The array's memory as bytes: PyCUDA rejects dtypes that the buffer protocol lacks."""
     if not array.flags.c_contiguous:
         raise ValueError("only contiguous arrays can be copied from or to a device")
     return array.reshape(-1).view(np.uint8)
@@ -180,7 +180,7 @@ def _same_size(target: int, source: int) -> None:
         raise ValueError(f"{source} bytes do not fit an array of {target} bytes")
 
 
-def _warn_once(text: str, told: set[str] = set()) -> None:  # noqa: B006 - meant to be kept
-    if text not in told:
-        told.add(text)
+def _warn_once(text: str, warned: set[str] = set()) -> None:  # noqa: B006 - meant to be kept
+    if text not in warned:
+        warned.add(text)
         warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""A bundle's graphs on a CPU, opened when they are first run."""
+"""A bundle's graphs on a CPU, opened on first use."""
 
 import threading
 import time
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """One graph on one engine, opened when it is first run.
+    """One graph on one engine, opened on first use.
 
-    Calls from several threads run one after the other, but for ONNX Runtime on one thread each (`limit_threads`).
+    Calls from several threads are serialised, except on ONNX Runtime with one thread each (`limit_threads`).
     """
 
     def __init__(self, path: str | Path, choice: Choice, digest: str | None = None, batched: bool = False):
-        """`digest` tells apart graphs of one bundle and precision that compute different values: it joins the key.
+        """`digest`, added to the key, distinguishes graphs of one bundle and precision that compute different values.
 
-        `batched`: runs bring many samples, along the first axis of every input and output.
+        `batched`: inputs and outputs hold many samples along their first axis.
         """
         self.path = Path(path)
         self.choice = choice
@@ -38,7 +38,7 @@ class Engine:
         self.seconds = 0.0  # spent in runs so far
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the graph on arrays by input name and return all outputs by name; raises EngineError when it cannot."""
+        """Run the graph on arrays by input name and return all outputs by name; raises EngineError if that fails."""
         threads = thread_count()
         with self._opening:
             if threads not in self._opened:
@@ -54,16 +54,16 @@ class Engine:
                     self.seconds += spent
 
     def close(self) -> None:
-        """Free the graph's memory; the next run opens it again."""
+        """Free the graph's memory; the next run reopens it."""
         with self._opening:
             self._opened.clear()
 
 
 class HostEngines:
-    """The engines of a bundle's graphs by name, each made once; threads may share it."""
+    """The engines of a bundle's graphs by name, each created once; thread-safe."""
 
     def __init__(self, bundle: "Bundle", choice: Choice):
-        bundle.graph("image_encoder", choice.variant)  # a bundle without this precision says so at once
+        bundle.graph("image_encoder", choice.variant)  # fails at once if the bundle lacks this precision
         self._bundle, self._choice = bundle, choice
         self._engines: dict[str, Engine] = {}
         self._making = threading.Lock()
@@ -80,7 +80,7 @@ class HostEngines:
         digest = None if record.file == bundle.graph(graph).file else record.digest()
         choice = self._choice.for_graph(graph)
         if choice.precision in QUANTISED and record.dtype == "float32":
-            # Of a quantised bundle, the text encoder, which runs once per name, and what has to stay as it is.
+            # In a quantised bundle: the text encoder, which runs once per name, and graphs that must not be quantised.
             choice = msgspec.structs.replace(choice, precision="float32")
         return Engine(bundle.path(record.file), choice, digest, batched=graph == "image_encoder")
 

@@ -14,22 +14,22 @@ Arrays = dict[str, np.ndarray]
 
 
 class Runnable(Protocol):
-    """One graph, ready to run on arrays of the host."""
+    """One graph, ready to run on host arrays."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs by name for the given inputs by name; C-contiguous arrays, float32 where they are floats."""
+        """All outputs by name for inputs by name; the arrays are C-contiguous, and floats are float32."""
         ...
 
 
 class KeyedRunnable(Runnable, Protocol):
-    """A Runnable whose results may be cached under `key`: engines that compute other values have another one."""
+    """A Runnable whose results may be cached under `key`, which differs between engines that compute other values."""
 
     @property
     def key(self) -> str: ...
 
 
 class DeviceGraph(Protocol):
-    """One graph, ready to run on arrays of a GPU."""
+    """One graph, ready to run on device arrays."""
 
     @property
     def input_dtypes(self) -> Mapping[str, np.dtype]: ...
@@ -38,29 +38,29 @@ class DeviceGraph(Protocol):
     def output_dtypes(self) -> Mapping[str, np.dtype]: ...
 
     def run(self, inputs: Mapping[str, "DeviceArray"], outputs: Mapping[str, "DeviceArray"], stream: "Stream") -> None:
-        """Start the graph on `stream`; inputs and outputs stay as they are until it is done.
+        """Enqueue the graph on `stream`; the caller must not modify inputs and outputs until it is done.
 
-        Raises EngineError for shapes that it cannot take and DeviceMemoryError where memory runs out.
+        Raises EngineError for unsupported shapes and DeviceMemoryError if memory runs out.
         """
         ...
 
     def close(self) -> None: ...
 
 
-# Where an engine in a precision does not run the graphs of that name. OpenVINO takes float32 graphs to bfloat16 itself;
-# ONNX Runtime has no FP16 arithmetic on x86, and checks in float32, with rounding, what FP16 graphs compute on a GPU,
-# where it has operations of its own.
+# Engines that do not run the graphs named like their precision. OpenVINO converts float32 graphs to bfloat16 itself.
+# ONNX Runtime has no FP16 arithmetic on x86: there it checks FP16 graphs in float32 with rounding; on a GPU it has
+# operations of its own.
 VARIANTS = {
     ("openvino", "cpu", "bfloat16"): "float32",
     ("onnxruntime", "cpu", "float16"): "float16-rounded",
     ("onnxruntime", "cuda", "float16"): "float16-onnxruntime",
 }
 
-# Precisions in which products have eight-bit operands and all else stays float; calibration writes their graphs.
+# Precisions whose products have 8-bit operands while all else stays float; calibration writes their graphs.
 QUANTISED = ("int8", "fp8")
 
-# What bfloat16 is for; other graphs stay in float32. Mask logits decide single pixels, and text is encoded once: in
-# bfloat16 the demo model's proposals change 0.3 % of all labels (2.5 % of the worst scene's), its embeddings 0.05 %.
+# Graphs that run in bfloat16; others stay in float32. Mask logits decide single pixels, and text is encoded once: in
+# bfloat16 the demo model's proposals change 0.3 % of all labels (2.5 % in the worst scene), its embeddings 0.05 %.
 BFLOAT16_GRAPHS = ("image_encoder",)
 
 
@@ -83,11 +83,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def variant(self) -> str:
-        """Which of the bundle's graphs are run: `Bundle.graph`'s precision."""
+        """Which of the bundle's graphs are run: the precision for `Bundle.graph`."""
         return VARIANTS.get((self.name, self.device.partition(":")[0], self.precision), self.precision)
 
     def for_graph(self, graph: str) -> "Choice":
-        """The choice for one of the bundle's graphs: some keep to float32 (`graph_precision`)."""
+        """The choice for one of the bundle's graphs: some stay in float32 (`graph_precision`)."""
         return msgspec.structs.replace(self, precision=graph_precision(graph, self.precision))
 
 

@@ -11,11 +11,11 @@ _HALF = "tensor(float16)"
 
 
 class OnnxRuntimeGraph:
-    """One ONNX graph in a session of the CPU execution provider. Inputs take the graph's type, outputs are float32.
+    """One ONNX graph in a session of the CPU execution provider. Inputs are cast to the graph's types, outputs float32.
 
-    FP16 graphs (their rounding form, `export/half/rounding.py`) are for checking: they are no faster than float32 ones.
-    Nor are those with E4M3, which are run `literal`: rounded where they say so, computed in float32. (The extended
-    optimisations of ONNX Runtime 1.32 turn such a graph into nonsense.)
+    FP16 graphs (in the rounding form of `export/half/rounding.py`) are for checks: they are no faster than float32. Nor
+    are graphs with E4M3, which run `literal`: rounded where the graph says so, computed in float32. (The extended
+    optimisations of ONNX Runtime 1.32 break such graphs.)
     """
 
     def __init__(self, path: Path, threads: int, literal: bool = False):
@@ -24,17 +24,17 @@ class OnnxRuntimeGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Otherwise threads of the network that has just run keep the cores from the next stage for a while: with the
+        # Otherwise the threads of the network that has just run keep spinning and slow down the next stage: with the
         # demo model on two cores, an image took three times as long.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # The arena keeps the largest batch it has seen for ever; crops come in chunks of one size, so little is lost.
+        # The arena would hold memory for its largest batch forever; crops come in chunks of one size: little is lost.
         options.enable_cpu_mem_arena = False
         if literal:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions derive from Exception alone
+        except Exception as error:  # its exceptions derive directly from Exception
             raise EngineError(f"ONNX Runtime cannot open {path}: {_first_line(error)}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._half = [argument.name for argument in self._session.get_inputs() if argument.type == _HALF]

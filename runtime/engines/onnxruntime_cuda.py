@@ -1,7 +1,7 @@
 """Graphs on an NVIDIA GPU through ONNX Runtime's CUDA provider: device pointers in and out, our stream, CUDA graphs.
 
-Nothing is copied through the host and nothing runs on the CPU but arithmetic on sizes: where ONNX Runtime would fall
-back silently, opening the graph fails and says what to install.
+Nothing is copied through the host, and only arithmetic on sizes runs on the CPU: where ONNX Runtime would fall back
+silently, opening the graph fails and the error says what to install.
 """
 
 import threading
@@ -22,17 +22,16 @@ from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 CUDA = "CUDAExecutionProvider"
 
-# The names below stand in the binaries of onnxruntime-gpu 1.31.1 (libonnxruntime_providers_cuda.so for those of the
-# provider, libonnxruntime.so for the others); a misspelt one would be an error for the provider, and without effect
-# for a session or a run.
+# These names were read from the binaries of onnxruntime-gpu 1.31.1 (libonnxruntime_providers_cuda.so for the provider,
+# libonnxruntime.so for the others). The provider rejects a misspelt name; a session or run silently ignores it.
 PROVIDER_OPTIONS = {
-    "use_tf32": "0",  # float32 islands are there for their precision
-    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search tries every shape for seconds, with much memory
+    "use_tf32": "0",  # float32 islands exist for their precision
+    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search takes seconds per shape, and much memory
     "cudnn_conv_use_max_workspace": "1",
     "arena_extend_strategy": "kSameAsRequested",  # doubling would take twice what the largest batch needs
     "do_copy_in_default_stream": "1",
-    "prefer_nhwc": "1",  # how tensor cores want convolutions
-    "enable_skip_layer_norm_strict_mode": "1",  # sums of a normalisation in float32
+    "prefer_nhwc": "1",  # the layout that tensor cores need for convolutions
+    "enable_skip_layer_norm_strict_mode": "1",  # normalisation sums in float32
 }
 SESSION_OPTIONS = {
     "session.disable_cpu_ep_fallback": "1",
@@ -43,11 +42,11 @@ GRAPH_ID = "gpu_graph_id"
 NO_GRAPH = "-1"
 ASSIGNMENTS = "session.record_ep_graph_assignment_info"
 
-# A captured graph cannot be dropped from a session: further shapes and addresses run without one.
+# A captured graph cannot be removed from a session: shapes and addresses beyond this number run without one.
 MOST_GRAPHS = 64
 MOST_BINDINGS = 256
 
-# What a graph may compute on the CPU: sizes, and positions out of sizes.
+# What a graph may compute on the CPU: sizes, and positions derived from sizes.
 SIZE_ARITHMETIC = frozenset((
     "Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Add", "Sub", "Mul", "Div",
     "Range", "Constant", "ConstantOfShape", "Min", "Max", "Equal", "Where", "Sin", "Cos", "Expand", "Transpose",
@@ -60,31 +59,31 @@ _DTYPES = {
 
 
 def graph_path(bundle: Bundle, graph: str, precision: str) -> Path:
-    """The file that is run: in FP16 the one with ONNX Runtime's own operations, if the bundle has it."""
+    """The file to run: in FP16 the one with ONNX Runtime's own operations, if the bundle has it."""
     own = VARIANTS.get(("onnxruntime", "cuda", precision), precision)
     return bundle.graph_path(graph, own if graph in bundle.manifest.graphs_in(own) else precision)
 
 
 def check_provider() -> None:
-    """Raise EngineError where ONNX Runtime is not installed, or knows no GPU."""
+    """Raise EngineError if ONNX Runtime is not installed or has no GPU support."""
     if find_spec("onnxruntime") is None:
         raise EngineError("the package onnxruntime is not installed: pip install 'vocabseg[gpu]'")
     import onnxruntime
 
     if CUDA not in onnxruntime.get_available_providers():
         raise EngineError(
-            "the installed ONNX Runtime knows no GPU: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
+            "the installed ONNX Runtime has no GPU support: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
         )
 
 
 class OnnxRuntimeCudaGraph:
     """One ONNX graph in a session of the CUDA provider; a `DeviceGraph`.
 
-    `stream` is where the session puts its work, which cannot be changed later; without one it gets its own, and runs
-    on another stream are chained to it by events. `cuda_graphs` replays what was run twice with the same shapes and
-    addresses. ONNX Runtime may wait for such a replay on the host. Calls from several threads run one after the other.
+    The session is bound to `stream`, or to a new one if None; runs on other streams are chained to it by events.
+    `cuda_graphs` replays what was run twice with the same shapes and addresses; ONNX Runtime may block the host for
+    such a replay. Calls from several threads are serialised.
 
-    Raises EngineError where the provider, a library that it needs, or a precision is missing.
+    Raises EngineError if the provider, a library that it needs, or a precision is missing.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class OnnxRuntimeCudaGraph:
         cuda_graphs: bool = True,
     ):
         if precision not in ("float32", "float16"):
-            raise EngineError(f"ONNX Runtime runs no {precision} graphs on a GPU here: use float32 or float16")
+            raise EngineError(f"ONNX Runtime does not run {precision} graphs on a GPU here: use float32 or float16")
         self.path = Path(path)
         self.device = device
         self.stream = stream or device.stream()
@@ -107,9 +106,9 @@ class OnnxRuntimeCudaGraph:
         self.output_dtypes = self._session.output_dtypes
 
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: Stream) -> None:
-        """Start the graph on `stream`; inputs and outputs stay as they are until it is done.
+        """Enqueue the graph on `stream`; the caller must not modify inputs and outputs until it is done.
 
-        Raises EngineError for names, types or shapes that the graph does not take, DeviceMemoryError without memory.
+        Raises EngineError for names, types or shapes that the graph rejects, DeviceMemoryError if memory runs out.
         """
         if self._session is None:
             raise EngineError(f"the graph {self.path} is closed: open it again")
@@ -127,7 +126,7 @@ class OnnxRuntimeCudaGraph:
 
 
 class BoundSession:
-    """A session that reads and writes memory at given addresses; of the CPU provider just as well, for tests."""
+    """A session that reads and writes memory at given addresses; in tests, also of the CPU provider."""
 
     def __init__(self, session: Any, device_name: str, ordinal: int, cuda_graphs: bool):
         self.session = session
@@ -151,7 +150,7 @@ class BoundSession:
             binding = self._bind(key, inputs, outputs)
             try:
                 self.session.run_with_iobinding(binding, self._options(key, seen))
-            except Exception as error:  # its exceptions derive from Exception alone
+            except Exception as error:  # its exceptions derive directly from Exception
                 self._bindings.pop(key, None)
                 raise _run_error(error, inputs) from error
 
@@ -183,7 +182,7 @@ class BoundSession:
 
 
 def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> Any:
-    """A session of the CUDA provider that works on the stream with this handle; EngineError where there is none."""
+    """A session of the CUDA provider on the stream with this handle; raises EngineError if that is not possible."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -196,7 +195,7 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
     except EngineError as error:
         if not any(text in str(error) for text in ("CPU EP", "graph capture")):
             raise
-        # Graphs with arithmetic on sizes. Channels last, it would be put on the GPU, with copies in between.
+        # Graphs with arithmetic on sizes, which channels-last layout would put on the GPU, with copies in between.
         provider["prefer_nhwc"] = "0"
         session = _session(onnxruntime, path, provider, {**_without_fallback_rule(), ASSIGNMENTS: "1"})
         check_assignments(path, session.get_provider_graph_assignment_info())
@@ -206,7 +205,7 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
 
 
 def provider_options(ordinal: int, stream: int, cuda_graphs: bool) -> dict[str, str]:
-    """The CUDA provider's options; all are text."""
+    """The CUDA provider's options, all as strings."""
     return {
         **PROVIDER_OPTIONS,
         "device_id": str(ordinal),
@@ -216,7 +215,7 @@ def provider_options(ordinal: int, stream: int, cuda_graphs: bool) -> dict[str, 
 
 
 def check_assignments(path: Path, assigned: Iterable[Any]) -> None:
-    """Raise EngineError where anything but arithmetic on sizes was left to the CPU."""
+    """Raise EngineError if anything but arithmetic on sizes was assigned to the CPU."""
     left = sorted({
         node.op_type
         for part in assigned
@@ -272,7 +271,7 @@ def _dtypes(arguments: Iterable[Any]) -> dict[str, np.dtype]:
 
 def _check(kind: str, arrays: Mapping[str, DeviceArray], dtypes: Mapping[str, np.dtype]) -> None:
     if arrays.keys() != dtypes.keys():
-        raise EngineError(f"the graph has the {kind}s {', '.join(dtypes)}; given were {', '.join(arrays) or 'none'}")
+        raise EngineError(f"the graph has the {kind}s {', '.join(dtypes)}, but was given {', '.join(arrays) or 'none'}")
     for name, array in arrays.items():
         if array.dtype != dtypes[name]:
-            raise EngineError(f"the graph's {kind} {name} is {dtypes[name]}, and {array.dtype} was given")
+            raise EngineError(f"the graph's {kind} {name} is {dtypes[name]}, but {array.dtype} was given")

@@ -14,14 +14,14 @@ DRIVER = "libcuda.so.1"
 
 
 def preload_libraries(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN from NVIDIA's Python packages where they are installed; what is missing is told later."""
+    """Load CUDA and cuDNN from NVIDIA's Python packages if installed; missing libraries are reported later."""
     if hasattr(onnxruntime, "preload_dlls"):  # from version 1.21
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a page about each that is missing
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a page about each missing one
             onnxruntime.preload_dlls(cuda=True, cudnn=True, msvc=False)
 
 
 def why_no_provider() -> str:
-    """What keeps the CUDA provider from loading, and what to do."""
+    """Why the CUDA provider does not load, and what to do about it."""
     if not _loads(DRIVER):
         return f"there is no NVIDIA driver ({DRIVER} cannot be loaded): install one"
     missing = [name for name in NEEDED.get(cuda_version(), ()) if not _loads(name)]
@@ -31,7 +31,7 @@ def why_no_provider() -> str:
 
 
 def cuda_version() -> int:
-    """The major version of CUDA that the installed ONNX Runtime was built for; 0 where it does not say."""
+    """The major version of CUDA that the installed ONNX Runtime was built for; 0 if unknown."""
     try:
         from onnxruntime.capi import build_and_package_info
     except ImportError:

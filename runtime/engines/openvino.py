@@ -9,7 +9,7 @@ import numpy as np
 
 from vocabseg.runtime.errors import EngineError
 
-# OpenVINO runs float32 graphs in bfloat16 by default where the CPU can, so the precision is always stated.
+# OpenVINO runs float32 graphs in bfloat16 by default if the CPU can, so the precision is always set explicitly.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -17,10 +17,10 @@ class OpenVinoGraph:
     """One ONNX graph compiled for the CPU."""
 
     def __init__(self, path: Path, precision: str, threads: int, batched: bool = False):
-        """`batched`: calls bring many samples, along the first axis of every input and output.
+        """`batched`: inputs and outputs hold many samples along their first axis.
 
-        Both halves of such a batch are then computed side by side, each by half the threads, which wait for each other
-        less: ViT-B/16 on two cores takes 3 % less time in float32 and bfloat16, 11 % less in int8.
+        The two halves of such a batch run in parallel on half the threads each, so that threads wait less for each
+        other: ViT-B/16 on two cores takes 3 % less time in float32 and bfloat16, 11 % less in int8.
         """
         import openvino
 
@@ -58,7 +58,7 @@ class OpenVinoGraph:
         return {name: np.concatenate([found[index] for found in results]) for index, name in enumerate(self._outputs)}
 
     def _run_side_by_side(self, parts: list[dict[str, np.ndarray]]) -> list[Any]:
-        with ExitStack() as started:  # waits for what has started, whatever else fails
+        with ExitStack() as started:  # waits for started requests, whatever else fails
             for request, part in zip(self._requests, parts, strict=True):
                 request.start_async(part, share_inputs=True)
                 started.callback(request.wait)
@@ -66,7 +66,7 @@ class OpenVinoGraph:
 
 
 def _hint(core: Any, precision: str) -> str:
-    """What a graph computes in; the float parts of a quantised one take what is fastest on this CPU."""
+    """The inference precision; the float parts of a quantised graph use the fastest one on this CPU."""
     if precision != "int8":
         return _PRECISIONS[precision]
     return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"

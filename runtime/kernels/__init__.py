@@ -11,7 +11,7 @@ MODULES = {"host": "vocabseg.runtime.kernels.host.face", "reference": "vocabseg.
 def load_kernels(name: str | None = None) -> ModuleType:
     """The kernels module "host" (the default) or "reference".
 
-    Raises EngineError for another name, and where the host extension is not installed or cannot be loaded.
+    Raises EngineError for another name, and if the host extension is not installed or cannot be loaded.
     """
     chosen = "host" if name is None else name
     if chosen not in MODULES:

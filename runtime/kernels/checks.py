@@ -1,4 +1,4 @@
-"""What both kernels modules ask of their arguments; every failure is a ValueError of one line."""
+"""Argument checks of both kernels modules; every failure is a ValueError of one line."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 
 def array(name: str, value: object, dtype: type, shape: Sequence[int | str]) -> Array:
-    """`value` as a C-contiguous array, if its type and shape fit; a word in `shape` stands for any length."""
+    """`value` as a C-contiguous array, if its dtype and shape match; a name in `shape` stands for any length."""
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} must be a NumPy array, not {type(value).__name__}")
     wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
@@ -34,7 +34,7 @@ def image(value: object, name: str = "image") -> Array:
 
 
 def masks(value: Masks) -> Masks:
-    """Logits (masks, h, w) float32 and their sizes; there may be no mask, but a mask is not empty."""
+    """Logits (masks, h, w) float32 and their sizes; there may be zero masks, but no empty ones."""
     logits = array("mask_logits", value.logits, np.float32, ("masks", "h", "w"))
     size("mask_logits", logits.shape[1:])
     image_size, padded_size = sizes(value.image_size, value.padded_size)
@@ -42,12 +42,12 @@ def masks(value: Masks) -> Masks:
 
 
 def size(name: str, value: Sequence[int]) -> Size:
-    """Two whole numbers from 1 on, that fit the 32-bit arithmetic of the kernels together."""
+    """Two whole numbers of at least 1 whose product fits the 32-bit arithmetic of the kernels."""
     if len(value) != 2:
         raise ValueError(f"{name} must be (height, width), not {tuple(value)}")
     h, w = (int(v) for v in value)
     if h < 1 or w < 1 or (h, w) != tuple(value):
-        raise ValueError(f"{name} is {tuple(value)}: height and width must be whole numbers from 1 on")
+        raise ValueError(f"{name} is {tuple(value)}: height and width must be whole numbers of at least 1")
     if h * w > 2**31 - 1:
         raise ValueError(f"{name} is {h} x {w}: at most 2^31 - 1 pixels are supported")
     return h, w
@@ -73,14 +73,14 @@ def deviation(value: object) -> Array:
     """Three numbers above zero as float32."""
     deviations = colour("std", value)
     if not (deviations > 0).all():
-        raise ValueError(f"std is {deviations.tolist()}: every channel's must be above 0")
+        raise ValueError(f"std is {deviations.tolist()}: every channel must be above 0")
     return deviations
 
 
 def regions(boxes: object, indices: object, picture: Array, masks: Masks) -> tuple[Array, Array]:
-    """Boxes (regions, 4) int32, inside the image and not empty, and the mask's index of each, (regions,) int32."""
+    """Boxes (regions, 4) int32, inside the image and not empty, and the mask index of each, (regions,) int32."""
     if picture.shape[:2] != masks.image_size:
-        raise ValueError(f"image is {picture.shape[0]} x {picture.shape[1]}, the masks' image size {masks.image_size}")
+        raise ValueError(f"image is {picture.shape[0]} x {picture.shape[1]}, but the masks' is {masks.image_size}")
     checked = array("boxes", boxes, np.int32, ("regions", 4))
     chosen = array("indices", indices, np.int32, (len(checked),))
     h, w = masks.image_size
@@ -89,7 +89,7 @@ def regions(boxes: object, indices: object, picture: Array, masks: Masks) -> tup
     if bad.any():
         raise ValueError(f"box {checked[bad][0].tolist()} is empty or leaves the image of {w} x {h} pixels")
     if ((chosen < 0) | (chosen >= len(masks))).any():
-        raise ValueError(f"indices reach from {chosen.min()} to {chosen.max()}, but there are {len(masks)} masks")
+        raise ValueError(f"indices range from {chosen.min()} to {chosen.max()}, but there are {len(masks)} masks")
     return checked, chosen
 
 
@@ -102,13 +102,13 @@ def probabilities(value: object, mask_count: int) -> Array:
 
 
 def cropping(value: Cropping) -> Cropping:
-    """Its colours as float32, and its size a number from 1 on."""
+    """Colours as float32, and a checked crop size."""
     fill, mean, std = colour("fill", value.fill), colour("mean", value.mean), deviation(value.std)
     return Cropping(float(value.threshold), bool(value.matting), fill, mean, std, crop_size(value.size))
 
 
 def crop_size(value: int) -> int:
-    """The side of a crop, from 1 on."""
+    """The side of a crop, at least 1."""
     if int(value) != value or not 1 <= value <= 4096:
         raise ValueError(f"crop_size is {value}: give a whole number from 1 to 4096")
     return int(value)

@@ -1,4 +1,4 @@
-"""How regions are cut out of an image; what crop_regions of every kernels module takes."""
+"""How regions are cut out of an image; taken by crop_regions of every kernels module."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ class Cropping(NamedTuple):
     """The settings of crops.
 
     Attributes:
-        threshold: a pixel is inside where its mask probability exceeds it.
-        matting: whether the mask probability weighs image against fill, instead of the thresholded mask.
-        fill: (3,) 0..255, what stands outside.
-        mean, std: (3,) 0..255, of the normalisation.
+        threshold: a pixel is inside if its mask probability exceeds it.
+        matting: whether image and fill are blended by the mask probability instead of the thresholded mask.
+        fill: (3,) 0..255, the colour outside the mask.
+        mean, std: (3,) 0..255, for normalisation.
         size: side of a crop in pixels.
     """
 

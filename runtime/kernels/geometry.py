@@ -8,9 +8,9 @@ Array = np.ndarray[Any, Any]
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """(h, w) at which the shorter side is min_size, or less if the longer would exceed max_size.
+    """(h, w) with a shorter side of min_size, or less if the longer side would exceed max_size.
 
-    Rounded half up and never below 1 pixel. As detectron2's ResizeShortestEdge. Raises ValueError for sizes below 1.
+    Rounded half up and never below 1 pixel, as in detectron2's ResizeShortestEdge. Raises ValueError for sizes below 1.
     """
     if min(height, width, min_size, max_size) < 1:
         raise ValueError(f"image {height} x {width}, min_size {min_size}, max_size {max_size}: each must be 1 or more")
@@ -32,8 +32,8 @@ def padded_size(h: int, w: int, divisor: int) -> tuple[int, int]:
 def expand_boxes(boxes: Array, ratio: float, image_size: tuple[int, int]) -> Array:
     """Boxes (V, 4) [x1, y1, x2, y2) scaled about their centres and clipped to the image (h, w); int32.
 
-    In float32 and truncated toward zero before clipping, as the published code does. Where nothing would be left (a
-    ratio below 1 on a box of a few pixels, on which the published code fails), one pixel at the centre stays.
+    In float32 and truncated toward zero before clipping, as in the published code. If nothing would be left (a ratio
+    below 1 on a box of a few pixels, on which the published code fails), one pixel at the centre remains.
     """
     h, w = image_size
     half = np.float32(0.5)

@@ -1,14 +1,14 @@
 // The arithmetic of one pixel, written once: host/loops.cpp loops over it, CUDA kernels launch it.
 //
 // Everything here is a plain inline function of numbers and pointers, so nvcc compiles it for the device as it stands.
-// Results are the same bits on every machine if the compiler fuses no multiply-add by itself: build with
+// Results are bit-identical on every machine as long as the compiler does not fuse multiply-adds by itself: build with
 // -ffp-contract=off (g++, clang++) and --fmad=false (nvcc). Nothing calls the C library's exp, which differs between
-// platforms. Where a fused multiply-add is meant, fmaf says so.
+// platforms. Intended fused multiply-adds are written as fmaf.
 //
 // Sources
 //   triangle_*     Pillow, src/libImaging/Resample.c: antialiased BILINEAR of 8-bit images in 22-bit fixed point. Rows
-//                  are resampled first, then columns, each to 8 bits, as every Pillow did up to version 12; from 13 on it
-//                  takes very tall images the other way round, which differs by rounding
+//                  are resampled first, then columns, each to 8 bits, as in Pillow up to version 12; from 13 on it
+//                  resamples very tall images in the other order, which differs by rounding
 //   linear_*       torch.nn.functional.interpolate(mode="bilinear", align_corners=False), float32
 //   cubic_*        torch.nn.functional.interpolate(mode="bicubic", align_corners=False), float32; R. Keys,
 //                  "Cubic convolution interpolation for digital image processing", 1981, with a = -0.75
@@ -22,7 +22,7 @@
 #if defined(__CUDACC__)
 #define VOCABSEG_HD __host__ __device__ __forceinline__
 #else
-#define VOCABSEG_HD static inline  // static: each unit of host/loops.cpp keeps the code of its own instruction set
+#define VOCABSEG_HD static inline  // static: each unit of host/loops.cpp keeps code for its own instruction set
 #endif
 
 namespace vocabseg {
@@ -38,13 +38,13 @@ struct TriangleSpan {
     int count;  // number of source pixels
 };
 
-// A shrinking resize widens the triangle to one output pixel on either side; an enlarging one keeps one source pixel.
+// Downscaling widens the triangle to one output pixel on either side; upscaling keeps it at one source pixel.
 VOCABSEG_HD double triangle_radius(int in_size, int out_size) {
     const double scale = static_cast<double>(in_size) / out_size;
     return scale < 1.0 ? 1.0 : scale;
 }
 
-// Most source pixels that any output pixel reads.
+// The most source pixels that any output pixel reads.
 VOCABSEG_HD int triangle_capacity(int in_size, int out_size) {
     return static_cast<int>(ceil(triangle_radius(in_size, out_size))) * 2 + 1;
 }
@@ -79,7 +79,7 @@ VOCABSEG_HD TriangleSpan triangle_weights(int in_size, int out_size, int out_ind
     return span;
 }
 
-// The sum starts at one half, so that the shift rounds.
+// Sums start at one half, so that the shift rounds.
 VOCABSEG_HD int32_t triangle_start() { return 1 << (kTriangleBits - 1); }
 
 VOCABSEG_HD uint8_t triangle_pixel(int32_t sum) {
@@ -98,7 +98,7 @@ VOCABSEG_HD float source_scale(int in_size, int out_size) {
     return static_cast<float>(in_size) / static_cast<float>(out_size);
 }
 
-// Where the centre of an output pixel lies among the source pixels. torch's compiled bicubic code rounds this once (a
+// The position of an output pixel's centre among the source pixels. torch's compiled bicubic code rounds it once (a
 // fused multiply-add); rounding twice moves a tap by up to 6e-5 pixel in a source of 1000.
 VOCABSEG_HD float source_position(int in_size, int out_size, int out_index) {
     return fmaf(source_scale(in_size, out_size), static_cast<float>(out_index) + 0.5f, -0.5f);
@@ -130,8 +130,8 @@ VOCABSEG_HD float sample_mask(const float* mask, int width, const LinearTap& row
 
 // --- Threshold and sigmoid ------------------------------------------------------------------------------------------
 
-// A pixel is inside when its probability, rounded to float32, exceeds the threshold: its exact probability then lies above
-// the middle between the threshold and the next float. Asked of the logit, no rounding of an exponential decides.
+// A pixel is inside if its probability, rounded to float32, exceeds the threshold: its exact probability then lies
+// above the midpoint between the threshold and the next float. Comparing logits avoids the rounding of an exponential.
 VOCABSEG_HD float threshold_logit(double threshold) {
     const float rounded = static_cast<float>(threshold);
     if (rounded < 0.0f) return -INFINITY;
@@ -168,10 +168,10 @@ VOCABSEG_HD float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 // --- Boxes ----------------------------------------------------------------------------------------------------------
 
 struct Box {
-    int left, top, right, bottom;  // right and bottom lie one pixel beyond
+    int left, top, right, bottom;  // right and bottom are exclusive
 };
 
-// One side of geometry.expand_boxes: [first, last) scaled about its centre, truncated, and clipped to [0, size); where
+// One side of geometry.expand_boxes: [first, last) scaled about its centre, truncated, and clipped to [0, size); if
 // nothing would be left, one pixel at the centre.
 VOCABSEG_HD void expand_side(int& first, int& last, float ratio, int size) {
     const float low = static_cast<float>(first), high = static_cast<float>(last);

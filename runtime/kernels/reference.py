@@ -1,6 +1,6 @@
 """The kernels as a specification: plain NumPy, written to be read and compared with, not to be fast.
 
-Masks are logits (N, h, w) float32 that cover the padded image; the image is its upper left part.
+Masks are logits (N, h, w) float32 that cover the padded image; the image is its top left part.
 pixel_math.h has the same formulas for the host and the device.
 """
 
@@ -22,10 +22,10 @@ TRIANGLE_BITS = 22  # fraction bits of Pillow's weights: 8 bits of pixel and 2 o
 def resize_normalize(
     image: Array, size: Sequence[int], padded_size: Sequence[int], mean: object, std: object
 ) -> tuple[Array, Array]:
-    """What Pillow's bilinear resize makes of an image, bit for bit, and the same normalised and padded with zeros.
+    """Pillow's bilinear resize of an image, bit for bit, and the same normalised and padded with zeros.
 
-    Rows are resampled first, then columns, as every Pillow did up to version 12; from 13 on it takes very tall images
-    the other way round, which differs by rounding.
+    Rows are resampled first, then columns, as in Pillow up to version 12; from 13 on it resamples very tall images in
+    the other order, which differs by rounding.
 
     image (H, W, 3) uint8 RGB; size (h, w); padded_size (Hp, Wp), not smaller; mean and std (3,), 0..255.
     Returns network_input (1, 3, Hp, Wp) float32 and resized (h, w, 3) uint8. Raises ValueError.
@@ -44,7 +44,7 @@ def resize_normalize(
 def region_boxes(masks: Masks, threshold: float) -> tuple[Array, Array]:
     """Bounding boxes and areas of the masks whose probability exceeds the threshold, in pixels of the image size.
 
-    Returns boxes (N, 4) int32 [x1, y1, x2, y2), all zero where no pixel does, and areas (N,) int32. Raises ValueError.
+    Returns boxes (N, 4) int32 [x1, y1, x2, y2), all zero if no pixel does, and areas (N,) int32. Raises ValueError.
     """
     masks = checks.masks(masks)
     boxes, areas = np.zeros((len(masks), 4), np.int32), np.zeros(len(masks), np.int32)
@@ -58,7 +58,7 @@ def region_boxes(masks: Masks, threshold: float) -> tuple[Array, Array]:
 
 
 def crop_regions(image: Array, masks: Masks, boxes: Array, indices: Array, cropping: Cropping) -> Array:
-    """Cuts regions out of the image, fills what is outside the mask, normalises, and resizes bicubically to a square.
+    """Cut regions out of the image, fill the pixels outside the mask, normalise, and resize bicubically to a square.
 
     image (h, w, 3) uint8 RGB, of the masks' image size; boxes (V, 4) int32 inside the image, not empty; indices (V,)
     int32: the mask of each. Returns (V, 3, size, size) float32. Raises ValueError.
@@ -100,7 +100,7 @@ def class_scores(masks: Masks, class_probabilities: Array) -> Array:
 
 
 def compose(masks: Masks, class_probabilities: Array) -> tuple[Array, Array]:
-    """The class with the highest score at every pixel, the first of equals, and that score.
+    """The class with the highest score at every pixel, the first one on ties, and that score.
 
     Returns labels (H, W) int32 and scores (H, W) float32; both zero where there is no mask. Raises ValueError.
     """
@@ -120,7 +120,7 @@ def triangle_weights(in_size: int, out_size: int) -> Array:
         centre = (o + 0.5) * scale
         first, last = max(int(centre - radius + 0.5), 0), min(int(centre + radius + 0.5), in_size)
         triangle = np.maximum(1.0 - np.abs((np.arange(first, last) - centre + 0.5) * (1.0 / radius)), 0.0)
-        total = sum(triangle.tolist())  # one after the other, as Pillow adds them
+        total = sum(triangle.tolist())  # sequentially, as in Pillow
         weights[o, first:last] = (0.5 + triangle / (total or 1.0) * (1 << TRIANGLE_BITS)).astype(np.int64)
     return weights
 
@@ -130,9 +130,9 @@ def _round_fixed(values: Array) -> Array:
 
 
 def source_positions(in_size: int, out_size: int, count: int) -> Array:
-    """Where the centres of output pixels lie among the source pixels, float32.
+    """Positions of the centres of output pixels among the source pixels, float32.
 
-    The scale is float32, the rest is rounded once, as torch's compiled bicubic code does with a fused multiply-add.
+    The scale is float32, the rest is rounded once, as by the fused multiply-add in torch's compiled bicubic code.
     """
     scale = np.float64(np.float32(in_size) / np.float32(out_size))
     return (scale * (np.arange(count) + 0.5) - 0.5).astype(np.float32)
@@ -151,7 +151,7 @@ def linear_taps(in_size: int, out_size: int, count: int) -> tuple[Array, Array, 
 
 
 def upsample(map_: Array, full_size: Sequence[int], kept_size: Sequence[int]) -> Array:
-    """A map (h, w) float32 bilinearly at `full_size`, of which the upper left `kept_size` is returned."""
+    """Resize a map (h, w) float32 bilinearly to `full_size` and return the top left `kept_size` of it."""
     low, high, low_weight, high_weight = linear_taps(map_.shape[1], full_size[1], kept_size[1])
     wide = map_[:, low] * low_weight + map_[:, high] * high_weight
     low, high, low_weight, high_weight = linear_taps(map_.shape[0], full_size[0], kept_size[0])
@@ -161,8 +161,8 @@ def upsample(map_: Array, full_size: Sequence[int], kept_size: Sequence[int]) ->
 def threshold_logit(threshold: float) -> np.float32:
     """The logit above which a probability, rounded to float32, exceeds `threshold`.
 
-    That is where the exact probability lies above the middle between the threshold and the next float; comparing
-    logits, no rounding of an exponential decides.
+    That is where the exact probability lies above the midpoint between the threshold and the next float; comparing
+    logits makes the result independent of the rounding of an exponential.
     """
     rounded = np.float32(threshold)
     if rounded < 0:
@@ -174,7 +174,7 @@ def threshold_logit(threshold: float) -> np.float32:
 
 
 def sigmoid(logits: Array) -> Array:
-    """float32; logits beyond +-88 give what +-88 gives, so that nothing overflows."""
+    """float32; logits beyond +-88 count as +-88, so that nothing overflows."""
     return np.float32(1) / (np.float32(1) + np.exp(-np.clip(logits, np.float32(-88), np.float32(87))))
 
 
@@ -200,7 +200,7 @@ def cubic_taps(in_size: int, out_size: int) -> tuple[Array, Array]:
 
 
 def bicubic(maps: Array, size: Sequence[int]) -> Array:
-    """Maps (..., h, w) float32 bicubically at `size`, columns first."""
+    """Resize maps (..., h, w) float32 bicubically to `size`, columns first."""
     index, weight = cubic_taps(maps.shape[-1], size[1])
     wide = _add(maps[..., index[:, k]] * weight[:, k] for k in range(4))
     index, weight = cubic_taps(maps.shape[-2], size[0])

@@ -1,4 +1,4 @@
-"""A font that can write a given text, out of what this machine has."""
+"""Finds a font on this machine that can draw a given text."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Beginnings of file names, in the order of preference; between them they cover most scripts on most systems.
+# File name prefixes, in order of preference; together they cover most scripts on most systems.
 FAMILIES = (
     "dejavusans.",
     "notosans-regular",
@@ -28,15 +28,15 @@ FAMILIES = (
     "freesans.",
     "unifont",
 )
-# No character: every font draws its "missing" sign for it.
+# Not a character: every font draws its "missing glyph" sign for it.
 MISSING = "\U0010ffff"
 
 
 def font_for(text: str, size: int) -> Any:
     """The first font that has every character of `text`, else the one that has the most.
 
-    Pillow's own font comes first, so that Latin text looks the same on every machine; it is all there is where no
-    other font is installed. `size` is in pixels.
+    Pillow's own font comes first, so that Latin text looks the same on every machine; it is the only one if no other
+    font is installed. `size` is in pixels.
     """
     characters = set(text)
     best, most = _open(None, size), -1

@@ -10,7 +10,7 @@ from vocabseg.runtime.result.fonts import font_for
 MAX_ENTRIES = 20
 SMALLEST_TEXT = 12  # pixels
 TEXT_SHARE = 0.027  # text height over the square root of the picture's area: 14 pixels on 640 x 427
-# Longer texts are cut before anything is measured; no legend is wide enough for them.
+# Longer names are cut before they are measured; no legend is wide enough for them.
 LONGEST_NAME = 200
 
 Colour = tuple[int, int, int]
@@ -44,9 +44,8 @@ class LegendEntry:
 def legend_panel(height: int, width: int, entries: list[LegendEntry], theme: Theme) -> tuple[np.ndarray, bool]:
     """Draw the legend of a picture of `height` x `width`: uint8 RGB, and whether it belongs below the picture.
 
-    It belongs on the right, where it is as high as the picture, unless the picture is a wide strip; below, it is as
-    wide as the picture. At most MAX_ENTRIES entries, in the order given, are shown, fewer where they do not fit; the
-    last line counts the rest.
+    It belongs on the right, as high as the picture, or below a wide strip, as wide as the picture. At most MAX_ENTRIES
+    entries are shown in the given order, fewer if they do not fit; the last line counts the rest.
     """
     below = width > 2.2 * height
     text = max(SMALLEST_TEXT, round(TEXT_SHARE * (height * width) ** 0.5))

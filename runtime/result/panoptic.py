@@ -9,18 +9,18 @@ import numpy as np
 
 from vocabseg.runtime.masks import Masks
 
-# What resampled masks may take at a time.
+# Memory for resampled masks at a time.
 CHUNK_BYTES = 64 * 2**20
 
 
 class MaskRows(Protocol):
-    """Mask probabilities (N, H, W) float32 that are handed out one by one."""
+    """Mask probabilities (N, H, W) float32 that are yielded one by one."""
 
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
     def rows(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
-        """The masks (H, W) of `indices`, in that order; each is valid until the next one is asked for."""
+        """The masks (H, W) of `indices`, in that order; each is valid until the next one is requested."""
         ...
 
 
@@ -55,14 +55,14 @@ def panoptic_segments(
     Args:
         class_probabilities: (N, K + 1) float; the last column is "no object".
         masks: (N, H, W) mask probabilities in 0..1.
-        things: the classes whose regions stay apart; regions of any other class become one segment.
+        things: the classes whose regions stay separate; regions of any other class become one segment.
         object_mask_threshold: a mask takes part if its best class is not "no object" and above this probability.
-        overlap_threshold: a segment is dropped that keeps less than this share of its mask (probability >= 0.5),
-            the rest having gone to stronger masks.
+        overlap_threshold: a segment is dropped if it keeps less than this share of its mask (probability >= 0.5), the
+            rest having gone to stronger masks.
 
     Returns the segmentation, (H, W) int32 with 0 where there is no segment, and the segments in the order of their ids,
-    which count from 1: {"id", "isthing", "category_id", "score": the highest probability among its masks, "area":
-    pixels}. Raises ValueError when probabilities and masks differ in number.
+    which start at 1: {"id", "isthing", "category_id", "score": the highest probability among its masks, "area":
+    pixels}. Raises ValueError if probabilities and masks differ in number.
     """
     probabilities, size = _matched(class_probabilities, masks)
     no_object = probabilities.shape[1] - 1
@@ -122,7 +122,7 @@ class Instance:
 
     @property
     def mask(self) -> np.ndarray:
-        """(H, W) bool: the mask in full size, made anew each time."""
+        """(H, W) bool: the full-size mask, created on each access."""
         x1, y1, x2, y2 = self.box
         full = np.zeros(self.size, bool)
         full[y1:y2, x1:x2] = self.inside
@@ -140,11 +140,11 @@ def instances(
     Args:
         class_probabilities: (N, K) float, without "no object".
         masks: (N, H, W) mask probabilities in 0..1.
-        things: pairs of other classes are dropped after the choice of the `top_k`; None keeps every class.
+        things: pairs of other classes are dropped after the `top_k` are selected; None keeps every class.
         top_k: how many pairs take part. One mask may be an object of several classes.
 
-    An object's mask is where the probability is above 0.5; objects without such a pixel are left out. Its score is the
-    class probability times the mean mask probability inside. Raises ValueError when probabilities and masks differ in
+    An object's mask is where the probability is above 0.5; objects without such a pixel are omitted. Its score is the
+    class probability times the mean mask probability inside. Raises ValueError if probabilities and masks differ in
     number.
     """
     probabilities, size = _matched(class_probabilities, masks)
@@ -179,14 +179,14 @@ def rle_encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def rle_decode(encoded: dict[str, Any]) -> np.ndarray:
-    """The bool mask (H, W) of what `rle_encode` gives."""
+    """The bool mask (H, W) that `rle_encode` encoded."""
     from pycocotools import mask as coco
 
     return coco.decode({"size": encoded["size"], "counts": encoded["counts"].encode("ascii")}).astype(bool)
 
 
 def coco_box(mask: np.ndarray) -> list[int]:
-    """COCO's [x, y, width, height] in pixels, tight around a bool mask (H, W); zeros when it is empty."""
+    """COCO's [x, y, width, height] in pixels, tight around a bool mask (H, W); zeros if it is empty."""
     x1, y1, x2, y2 = _tight_box(mask) or (0, 0, 0, 0)
     return [x1, y1, x2 - x1, y2 - y1]
 
@@ -204,7 +204,7 @@ def _matched(class_probabilities: np.ndarray, masks: np.ndarray | MaskRows) -> t
     probabilities = np.asarray(class_probabilities, np.float32)
     if len(masks.shape) != 3 or probabilities.ndim != 2 or len(probabilities) != masks.shape[0]:
         raise ValueError(
-            f"class probabilities {probabilities.shape} and masks {tuple(masks.shape)} do not fit: "
+            f"class probabilities {probabilities.shape} and masks {tuple(masks.shape)} do not match: "
             "give (N, classes) and (N, H, W)"
         )
     return probabilities, (masks.shape[1], masks.shape[2])

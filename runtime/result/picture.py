@@ -8,16 +8,16 @@ from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.result.legend import THEMES, LegendEntry, legend_panel
 
 # The first seven are Okabe and Ito's (jfly.uni-koeln.de/color); each further one is the colour of a coarse RGB grid
-# farthest from those before it in OKLab, as seen with normal, protanopic and deuteranopic eyes (Machado et al. 2009).
+# farthest from those before it in OKLab, for normal, protanopic and deuteranopic vision (Machado et al. 2009).
 PALETTE = (
     "0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 961e4b 00ffe1 0000ff 8778ff 00d287 "
     "964b00 c31e96 691ec3 5ae1ff a5f096 e10fd2 f05a69 960087 a54b5a ff78d2 f0c34b 3c5aff"
 )
 ALIKE = 25.0  # CIELAB distance below which two tints over a photo are hard to tell apart
-GOLDEN_TURN = (math.sqrt(5) - 1) / 2  # steps of this much of the colour circle never meet again
-# Pictures smaller than this are enlarged by a whole factor, so that a legend of readable size fits beside them.
+GOLDEN_TURN = (math.sqrt(5) - 1) / 2  # steps of this fraction of the colour circle never repeat
+# Pictures smaller than this are enlarged by an integer factor, so that a legend of readable size fits beside them.
 SMALLEST_WITH_LEGEND = 320
-BAND = 256  # rows painted at a time, so that huge pictures need little more memory than they take themselves
+BAND = 256  # rows painted at a time, so that huge pictures need little extra memory
 
 
 def class_colours(count: int) -> np.ndarray:
@@ -31,8 +31,8 @@ def class_colours(count: int) -> np.ndarray:
 def distinct_colours(colours: np.ndarray, present: list[int]) -> np.ndarray:
     """`colours` (count, 3) uint8 RGB, changed so that no two of the classes `present`, largest first, look alike.
 
-    A class keeps its colour unless a larger one in the same picture has nearly the same, as happens among a hundred
-    classes; it then takes the first colour of the palette that is far from those in use, or else the farthest one.
+    A class keeps its colour unless a larger class in the same picture has a similar one, as happens among a hundred
+    classes; it then gets the first colour of the palette that is far from those in use, or else the farthest one.
     """
     import cv2
 
@@ -67,9 +67,9 @@ def draw_overlay(
     Args:
         labels: (H, W) integers, indices into `classes`; -1 is painted as "no mask", without a tint.
         classes: names, of any length and script.
-        image: (H, W, 3) uint8 RGB; None gives a flat map of colours.
-        legend: whether to add a legend, sorted by area; it is put on the right of the picture, or below a wide strip.
-            Pictures under 320 pixels are then enlarged by a whole factor. Without it the result is (H, W, 3).
+        image: (H, W, 3) uint8 RGB; None draws a flat map of colours.
+        legend: whether to add a legend, sorted by area, to the right of the picture, or below a wide strip. Pictures
+            under 320 pixels are then enlarged by an integer factor. Without it the result is (H, W, 3).
         opacity: of the tint, 0 (borders alone) to 1 (no photo).
         theme: "light" or "dark", the legend's background.
 
@@ -121,8 +121,8 @@ def _paint(
         else:
             photo = np.ascontiguousarray(image[top:bottom])
             grey = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            # Half of the photo's own colour stays, lest a green tint on a red bus read as a third class, and its
-            # shadows are lifted, lest a light class in the dark look like a dark one.
+            # Only half of the photo's own colour stays, so that a green tint on a red bus does not look like a third
+            # class, and its shadows are lifted, so that a light class in the dark does not look like a dark one.
             calm = cv2.addWeighted(photo, 0.45, grey, 0.45, 24)
             painted = cv2.addWeighted(calm, 1 - opacity, tint, opacity, 0)
             painted[edges] = tint[edges]
@@ -132,7 +132,7 @@ def _paint(
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
-    """(h, w) uint8: 1 where the right or the lower neighbour, or the one they are right or lower of, differs."""
+    """(h, w) uint8: 1 where the left, right, upper or lower neighbour differs."""
     edges = np.zeros(labels.shape, np.uint8)
     across = labels[:, 1:] != labels[:, :-1]
     edges[:, 1:] |= across
@@ -144,7 +144,7 @@ def _edges(labels: np.ndarray) -> np.ndarray:
 
 
 def _by_area(labels: np.ndarray, classes: int) -> list[tuple[int, float]]:
-    """(class, share of the picture) of the classes present, the largest first; at the end -1 where there is any."""
+    """(class, share of the picture) of the classes present, largest first; -1 comes last, if present."""
     counts = np.zeros(classes + 1, np.int64)
     for top in range(0, len(labels), BAND):
         counts += np.bincount(labels[top : top + BAND].ravel() + 1, minlength=len(counts))

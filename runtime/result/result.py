@@ -1,4 +1,4 @@
-"""What a user gets back: labels and scores at once, everything else when it is asked for."""
+"""What a user gets back: labels and scores at once, everything else on request."""
 
 import io
 import json
@@ -30,21 +30,21 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Evidence(Protocol):
-    """What a result is made of: M masks, their class probabilities, and the kernels that resample them."""
+    """What a result is computed from: M masks, their class probabilities, and the kernels that resample them."""
 
     @property
     def masks(self) -> Masks: ...
     @property
     def class_probabilities(self) -> np.ndarray: ...  # (M, C) float32
     @property
-    def no_object(self) -> np.ndarray: ...  # (M,) float32, the probability that a query is no object
+    def no_object(self) -> np.ndarray: ...  # (M,) float32, the probability that a query is "no object"
     @property
     def kernels(self) -> ModuleType: ...
 
 
 @dataclass(frozen=True, eq=False)
 class GivenEvidence:
-    """Evidence that is there already."""
+    """Evidence that is already computed."""
 
     masks: Masks
     class_probabilities: np.ndarray
@@ -56,11 +56,11 @@ class Result:
     """One segmented image.
 
     Attributes:
-        labels: (H, W) int32, indices into `classes`; -1 where no mask of one's own lies.
+        labels: (H, W) int32, indices into `classes`; -1 where no user-supplied mask covers the pixel.
         scores: (H, W) float32, the score of the winning class: a sum over masks, at least 0, possibly above 1.
-        classes: the names, in the order they were given.
+        classes: the names, in the given order.
         image: (H, W, 3) uint8 RGB, or None.
-        evidence: what the further outputs are computed from, or None, which leaves only what the labels tell.
+        evidence: what the further outputs are computed from; None limits the result to what the labels provide.
     """
 
     __slots__ = ("classes", "evidence", "image", "labels", "scores")
@@ -84,7 +84,7 @@ class Result:
         return f"Result({height} x {width} pixels, {len(self.classes)} classes)"
 
     def class_scores(self) -> np.ndarray:
-        """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed at each call."""
+        """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
         known = self._known_evidence()
         return known.kernels.class_scores(known.masks, known.class_probabilities)
 
@@ -94,18 +94,18 @@ class Result:
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Segments that do not overlap: things one by one, everything else one segment per class.
+        """Segments that do not overlap: one per object for things, one per class for everything else.
 
         Args:
-            things: names or indices of the classes that are countable; None counts every class.
-            object_mask_threshold: a mask takes part when its best class is above this probability and above that of
+            things: names or indices of the countable classes; None counts every class.
+            object_mask_threshold: a mask takes part if its best class is above this probability and above that of
                 "no object".
-            overlap_threshold: a segment is dropped that keeps less than this share of its mask.
+            overlap_threshold: a segment is dropped if it keeps less than this share of its mask.
 
-        The masks' class probabilities are taken as they are, with the probability of "no object" beside them; they are
-        not made to sum to 1. Returns what `panoptic_segments` does: the segmentation (H, W)
-        int32, 0 where there is none, and a dictionary per segment with its "id", "isthing", "category_id", "score" and
-        "area". Raises VocabularyError for a thing that is no class.
+        The masks' class probabilities and that of "no object" are used as they are, without normalising them to sum to
+        1. Returns what `panoptic_segments` does: the segmentation (H, W) int32, 0 where there is none, and a dictionary
+        per segment with its "id", "isthing", "category_id", "score" and "area". Raises VocabularyError for a thing that
+        is not a class.
         """
         known = self._known_evidence()
         probabilities = np.column_stack([known.class_probabilities, known.no_object])
@@ -116,7 +116,7 @@ class Result:
         """The objects among the `top_k` most probable pairs of mask and class, best first; they may overlap.
 
         `things`, names or indices, keeps only those classes; None keeps all. Each has `.class_index`, `.score`, `.box`
-        (x1, y1, x2, y2) and `.mask` (H, W) bool. Raises VocabularyError for a thing that is no class.
+        (x1, y1, x2, y2) and `.mask` (H, W) bool. Raises VocabularyError for a thing that is not a class.
         """
         countable = None if things is None else self._indices(things)
         return most_probable_instances(self._known_evidence().class_probabilities, self._masks(), countable, top_k)
@@ -124,7 +124,7 @@ class Result:
     def draw(self, legend: bool = True, opacity: float = 0.6, theme: str = "light") -> np.ndarray:
         """The picture with every class in its colour, uint8 RGB; with the legend, larger than the image.
 
-        `opacity` of the colours is 0..1, `theme` of the legend "light" or "dark". Raises OutputError for others.
+        The `opacity` of the colours is 0..1, the legend's `theme` "light" or "dark". Raises OutputError for others.
         """
         from vocabseg.runtime.result.picture import draw_overlay
 
@@ -145,7 +145,7 @@ class Result:
     def to_detections(self) -> "supervision.Detections":
         """A `supervision.Detections` with one detection per class present: mask, box, mean winning score, class index.
 
-        `data["class_name"]` holds the names. Raises VocabsegError where the package supervision is not installed.
+        `data["class_name"]` holds the names. Raises VocabsegError if the package supervision is not installed.
         """
         try:
             from supervision import Detections
@@ -167,9 +167,9 @@ class Result:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture that `draw` gives: .png, .jpg, .jpeg or .webp; a file of the same name is replaced.
+        """Write the picture that `draw` returns: .png, .jpg, .jpeg or .webp; an existing file is replaced.
 
-        Raises OutputError for another suffix and where the file cannot be written.
+        Raises OutputError for another suffix, and if the file cannot be written.
         """
         form, options = _picture_format(path)
         _write_picture(path, self.draw(), form, options)
@@ -177,14 +177,14 @@ class Result:
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a PNG whose pixel values are class indices.
 
-        Up to 256 classes: a palette picture in the colours of `draw`, where 255 means "no label" if there are such
-        pixels (256 classes and such pixels need 16 bits). More classes: 16-bit grey, 65535 meaning "no label". Raises
-        OutputError for a suffix other than .png, for more classes than that, and where the file cannot be written.
+        Up to 256 classes: a palette image in the colours of `draw`, where 255 means "no label" if there are such pixels
+        (256 classes and such pixels need 16 bits). More classes: 16-bit grey, 65535 meaning "no label". Raises
+        OutputError for a suffix other than .png, for more classes than that, and if the file cannot be written.
         """
         from PIL import Image
 
         if Path(path).suffix.lower() != ".png":
-            raise OutputError(f"cannot write labels to {os.fspath(path)!r}: only PNG keeps them exact; name it .png")
+            raise OutputError(f"cannot write labels to {os.fspath(path)!r}: only PNG stores them exactly; name it .png")
         gaps = bool((self.labels < 0).any())
         values = len(self.classes) + gaps
         if values > 2**16:
@@ -201,7 +201,7 @@ class Result:
             _write_picture(path, self.labels.astype(np.uint16), "PNG", {})
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write what `to_json` gives, UTF-8; raises OutputError where the file cannot be written."""
+        """Write what `to_json` returns, as UTF-8; raises OutputError if the file cannot be written."""
         _write_json(path, self.to_json())
 
     def save_panoptic(
@@ -211,7 +211,7 @@ class Result:
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> None:
-        """Write what `panoptic` gives as JSON: the form of `to_json`, each segment with "id" and "isthing" besides."""
+        """Write what `panoptic` returns as JSON, in the form of `to_json` plus "id" and "isthing" for each segment."""
         segmentation, segments = self.panoptic(things, object_mask_threshold, overlap_threshold)
         described = []
         for segment in segments:
@@ -231,7 +231,7 @@ class Result:
 
     def _known_evidence(self) -> Evidence:
         if self.evidence is None:
-            raise VocabsegError("this result holds labels and scores alone; get one from a segmenter for more")
+            raise VocabsegError("this result holds only labels and scores; get one from a segmenter for more")
         return self.evidence
 
     def _masks(self) -> ResampledMasks:
@@ -240,13 +240,13 @@ class Result:
 
     def _indices(self, classes: Collection[str | int]) -> frozenset[int]:
         if isinstance(classes, str):
-            raise VocabularyError(f"things is the text {classes!r}; give a list of class names or indices")
+            raise VocabularyError(f"things is the string {classes!r}; give a list of class names or indices")
         place = {name: index for index, name in enumerate(self.classes)}
         found = set()
         for item in classes:
             index = place.get(item) if isinstance(item, str) else int(item)
             if index is None or not 0 <= index < len(self.classes):
-                raise VocabularyError(f"{item!r} in things is none of the {len(self.classes)} classes; use their names")
+                raise VocabularyError(f"{item!r} in things is not one of {len(self.classes)} classes; use their names")
             found.add(index)
         return frozenset(found)
 
@@ -274,7 +274,7 @@ def _write_picture(path: str | os.PathLike[str], picture: Any, form: str, option
     encoded = io.BytesIO()
     try:
         image.save(encoded, form, **options)
-    except (OSError, ValueError) as error:  # JPEG and WebP have a largest width and height
+    except (OSError, ValueError) as error:  # JPEG and WebP limit width and height
         size = f"{image.width} x {image.height}"
         raise OutputError(f"cannot write a {form} of {size} pixels ({error}); use .png instead") from error
     with atomic_write(path) as file:

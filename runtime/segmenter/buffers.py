@@ -1,4 +1,4 @@
-"""Memory of the pipeline on a GPU: buffers that keep their address, and what images leave for later questions."""
+"""Memory of the pipeline on a GPU: buffers with stable addresses, and arrays of images kept for later queries."""
 
 import threading
 import weakref
@@ -12,16 +12,16 @@ from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Event, Stream
 
-# What finished images may keep on the device; the oldest moves to the host when there is more.
+# Bytes that finished images may keep on the device; beyond that, the oldest moves to the host.
 STORED_BYTES = 512 << 20
-# Work in flight whose memory is held at most, before the host waits for the oldest.
+# Most pieces of work in flight whose memory is held, before the host waits for the oldest.
 MOST_IN_FLIGHT = 64
 
 
 class Buffers:
-    """Named memory that grows when a larger array is asked for, and otherwise stays where it is.
+    """Named blocks of memory that grow when a larger array is requested, and otherwise keep their address.
 
-    `settle` is called before memory is given up: it waits until nothing uses it any more.
+    `settle` is called before a block is freed: it waits until nothing uses the block any more.
     """
 
     def __init__(self, device: Device, settle: Callable[[], None]):
@@ -30,14 +30,14 @@ class Buffers:
         self._pinned: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: Sequence[int], dtype: Any, fill: Stream | None = None) -> DeviceArray:
-        """An array at the start of the block of that name; with `fill`, a new block is set to zero on that stream."""
+        """An array at the start of the block of that name; with `fill`, a new block is zeroed on that stream."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         block = self._blocks.get(name)
         if block is None or block.nbytes < size:
             if block is not None:
                 self._settle()
             self._blocks.pop(name, None)
-            block = None  # given back before the larger one is taken
+            block = None  # freed before the larger one is allocated
             block = self._blocks[name] = self._device.empty((max(size, 1),), np.uint8)
             if fill is not None:
                 fill.fill(block, 0)
@@ -53,14 +53,14 @@ class Buffers:
         return self._pinned[name][:size].view(dtype).reshape(shape)
 
     def clear(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._settle()
         self._blocks.clear()
         self._pinned.clear()
 
 
 class InFlight:
-    """Keeps the memory of work that was started until it is done."""
+    """Keeps the memory of started work alive until it is done."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[Event, tuple[object, ...]]] = deque()
@@ -79,9 +79,9 @@ class InFlight:
 
 
 class StoredArrays:
-    """Arrays of one image on the device, downloaded when the host asks, and moved there as a whole by `spill`.
+    """Arrays of one image on the device, downloaded on request, and all moved to the host by `spill`.
 
-    `ready` is reached when all of them are computed.
+    `ready` is reached when all of them have been computed.
     """
 
     def __init__(self, download: Stream, lock: "threading.RLock", ready: Event, arrays: dict[str, DeviceArray]):
@@ -99,11 +99,11 @@ class StoredArrays:
         return sum(array.nbytes for array in self._device.values())
 
     def held(self) -> tuple[DeviceArray, ...]:
-        """The arrays that are on the device now."""
+        """The arrays that are now on the device."""
         return tuple(self._device.values())
 
     def on_device(self, name: str) -> DeviceArray:
-        """The array on the device, copied there again if it was moved away."""
+        """The array on the device, uploaded again if it was moved to the host."""
         with self._lock:
             if name not in self._device:
                 host = self._host[name]
@@ -131,14 +131,14 @@ class StoredArrays:
 
 
 class Store:
-    """Bounds what stored arrays take on the device, however many of them their user holds on to."""
+    """Limits the device memory of stored arrays, however many of them the user keeps."""
 
     def __init__(self, limit: int = STORED_BYTES):
         self.limit = limit
         self._stored: OrderedDict[int, weakref.ref[StoredArrays]] = OrderedDict()
 
     def add(self, stored: StoredArrays) -> None:
-        """Look after `stored`, and spill the oldest while there is too much."""
+        """Track `stored`, and spill the oldest arrays while the limit is exceeded."""
         self._stored[id(stored)] = weakref.ref(stored)
         self._stored.move_to_end(id(stored))
         alive = self._alive()
@@ -151,13 +151,13 @@ class Store:
             del self._stored[id(each)]
 
     def spill_all(self) -> None:
-        """Move everything to the host, because memory ran out."""
+        """Move everything to the host, after memory ran out."""
         for stored in self._alive():
             stored.spill()
         self._stored.clear()
 
     def _alive(self) -> list[StoredArrays]:
-        """The oldest first; what its user dropped is forgotten."""
+        """The oldest first; forgets what the user has dropped."""
         pairs = [(key, reference()) for key, reference in self._stored.items()]
         for key, stored in pairs:
             if stored is None:

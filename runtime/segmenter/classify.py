@@ -20,12 +20,12 @@ def class_probabilities(
 ) -> Array:
     """The class distribution of every mask that votes.
 
-    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for masks of one's
-    own, which have no query; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text (K, Dr);
-    seen (K,) bool, None for all unseen. Text rows have unit length; embeddings need not.
+    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for user-supplied
+    masks, which have no queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text
+    (K, Dr); seen (K,) bool, None for all unseen. Text rows have unit length; embeddings need not.
 
-    Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, where only CLIP
-    speaks: enabled with weight <= 0, or no queries. Raises ValueError when arrays do not fit together.
+    Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, if only CLIP
+    votes: enabled with weight <= 0, or no queries. Raises ValueError if the arrays do not match.
     """
     valid = np.asarray(valid, bool)
     count, temperature = int(valid.sum()), ensemble.temperature
@@ -50,11 +50,11 @@ def query_distribution(query_embeddings: Array, query_text: Array, temperature: 
 def combine(query: Array, region: Array, valid: Array, seen: Array | None, weight: float) -> Array:
     """Geometric mean of query (N, K) and region (V, K) probabilities; the region rows are the valid masks', in order.
 
-    A seen class weighs the query's side by `weight`, an unseen one CLIP's. A mask that is not valid has no CLIP
-    evidence, which counts as 1. Returns (N, K) float32, not normalised.
+    `weight` is the query's exponent for seen classes, and CLIP's for unseen ones. An invalid mask has no CLIP evidence,
+    which counts as 1. Returns (N, K) float32, not normalised.
     """
     if region.shape != (int(valid.sum()), query.shape[1]):
-        raise ValueError(f"region probabilities {region.shape}: want ({int(valid.sum())}, {query.shape[1]})")
+        raise ValueError(f"region probabilities {region.shape}: expected ({int(valid.sum())}, {query.shape[1]})")
     evidence = np.ones_like(query)
     evidence[valid] = region
     flags = np.zeros(query.shape[1], bool) if seen is None else np.asarray(seen, bool)
@@ -77,7 +77,7 @@ def similarity(embeddings: Array, text: Array, temperature: float) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Over the last axis, in the type of the logits."""
+    """Over the last axis, in the dtype of the logits."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 

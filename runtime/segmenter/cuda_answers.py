@@ -1,4 +1,4 @@
-"""Answers of a GPU: text embeddings kept there, arrays that come to the host when asked for, results on their way."""
+"""Answers of a GPU: cached text embeddings, arrays that are downloaded on request, and pending results."""
 
 import threading
 from collections import OrderedDict
@@ -23,12 +23,12 @@ from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
 from vocabseg.runtime.text.embedder import TextEmbedder
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Text matrices that stay on the device.
+# Vocabularies whose text matrices stay on the device.
 REMEMBERED_VOCABULARIES = 8
 
 
 class TextMatrices:
-    """The text embeddings and seen flags of the vocabularies used last, on the device."""
+    """The text embeddings and seen flags of the most recently used vocabularies, on the device."""
 
     def __init__(self, device: Device, stream: Stream):
         self._device, self._stream = device, stream
@@ -58,14 +58,14 @@ def _text_matrix(text: TextEmbedder, vocabulary: Vocabulary, what: str) -> np.nd
 
 
 class Answers(NamedTuple):
-    """Class probabilities (N, K) float32, whose rows are the voters', and no-object's (N,), on the device."""
+    """Class probabilities (N, K) float32, a row per voter, and "no object" probabilities (N,), on the device."""
 
     probabilities: DeviceArray
     no_object: DeviceArray
 
 
 class DeviceArrays(Mapping[str, np.ndarray]):
-    """What remains of an image on the device, as `Stages.finish` says; whoever asks for an array waits for it."""
+    """What remains of an image on the device (see `Stages.finish`); accessing an array waits for it."""
 
     def __init__(self, image: Any, table: RegionTable, stored: StoredArrays, lock: "threading.RLock"):
         self.table, self.stored = table, stored
@@ -98,17 +98,17 @@ class DeviceArrays(Mapping[str, np.ndarray]):
         return len(list(iter(self)))
 
     def picture_on_device(self) -> dict[str, DeviceArray]:
-        """The image, if it came on the device and is still only there: results show the image they are of."""
+        """The image, if it was given on the device and is still only there: results include their image."""
         return {"image": self._image} if isinstance(self._image, DeviceArray) else {}
 
     def keep_picture(self, image: np.ndarray) -> None:
-        """The image has come to the host."""
+        """Store the image, which is now on the host."""
         self._image = image
 
 
 @dataclass(eq=False)
 class DeviceEvidence:
-    """What a result needs to answer later questions, fetched from the device when it is asked for."""
+    """What a result needs to answer later queries, fetched from the device on request."""
 
     regions: Regions
     stored: StoredArrays  # probabilities (M, K) and no_object (N,)
@@ -130,29 +130,29 @@ class DeviceEvidence:
 
     @property
     def kernels(self) -> ModuleType:
-        """The host's, for questions that are asked later."""
+        """The host's, for later queries."""
         return load_kernels()
 
 
 @dataclass(eq=False)
 class PendingResult:
-    """A result on its way to the host."""
+    """A result that is being copied to the host."""
 
     regions: Regions
     arrays: DeviceArrays
     names: list[str]
     done: Event
-    host: dict[str, np.ndarray]  # labels and scores, and the image if it came on the device
+    host: dict[str, np.ndarray]  # labels and scores, and the image if it was given on the device
     stored: StoredArrays
 
     def result(self) -> Result:
-        """Wait for it."""
+        """Wait for the result."""
         try:
             self.done.synchronize()
         except EngineError as error:
             size = self.regions.output_size
             raise EngineError(f"{error} (while an image of {size} pixels was segmented)") from error
-        host = {name: np.array(array) for name, array in self.host.items()}  # pinned memory goes back to its pool
+        host = {name: np.array(array) for name, array in self.host.items()}  # pinned memory returns to its pool
         labels, scores = host["labels"], host["scores"]
         if "image" in host:
             self.arrays.keep_picture(host["image"])

@@ -1,4 +1,4 @@
-"""Regions on a GPU -> their crops and embeddings, in batches that may hold regions of several images."""
+"""Regions on a GPU -> their crops and embeddings, in batches that may span several images."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from vocabseg.runtime.segmenter.host_stages import cropping
 if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.cuda_stages import CudaStages
 
-# Rows of the crops' buffer, and the largest batch of the image encoder: 128 crops of 224 x 224 in half precision are
-# 39 MB, and more rows make no matrix product faster.
+# Rows of the crop buffer, and the largest batch of the image encoder: 128 crops of 224 x 224 in half precision are
+# 39 MB, and more rows do not speed up the matrix products.
 LARGEST_BATCH = 128
-# Batches are rounded up to a multiple of it, so that few shapes occur and each can be replayed as a CUDA graph.
+# Batches are rounded up to a multiple of this, so that few shapes occur and each can be replayed as a CUDA graph.
 BATCH_STEP = 8
 
 
 class CropEncoder:
-    """Cuts and encodes regions on one stream, in one buffer of crops; `make_room` frees memory where it runs out."""
+    """Cuts and encodes regions on one stream, in one buffer of crops; `make_room` frees memory when it runs out."""
 
     def __init__(self, stages: "CudaStages", region: RegionSpec, stream: Stream, make_room: Callable[[], None]):
         self._stages, self._stream, self._make_room = stages, stream, make_room
@@ -39,18 +39,18 @@ class CropEncoder:
 
     @property
     def largest_batch(self) -> int:
-        """The largest batch of crops at a time: what the engine takes, and half of it each time memory runs out."""
+        """The largest batch of crops: what the engine takes, halved each time memory runs out."""
         if self._largest_batch is None:
             self._largest_batch = min(LARGEST_BATCH, self._stages.encoder.largest_batch or LARGEST_BATCH)
         return self._largest_batch
 
     @property
     def rows(self) -> int:
-        """Rows of the crops' buffer, which bounds what is cut at a time."""
+        """Rows of the crop buffer, the most regions cut at a time."""
         return self._crops().shape[0]
 
     def encode(self, proposals: DeviceProposals) -> None:
-        """All regions of one image; their number arrives while they are being cut."""
+        """Encode all regions of one image; their number arrives while they are being cut."""
         n, table = len(proposals.masks), proposals.regions
         self._wait_for(proposals)
         if n <= self.rows:
@@ -63,7 +63,7 @@ class CropEncoder:
             self.prepare_embeddings(proposals)
 
     def encode_parts(self, parts: Sequence[Part]) -> None:
-        """Rows of several images in one batch: (image, first region, how many, first row)."""
+        """Encode regions of several images in one batch: (image, first region, how many, first row)."""
         for proposals, *_ in parts:
             self._wait_for(proposals)
             self.prepare_embeddings(proposals)
@@ -71,11 +71,11 @@ class CropEncoder:
         self._run(self._cut(sources), parts)
 
     def prepare_embeddings(self, proposals: DeviceProposals) -> None:
-        """Memory for the embeddings of the image's regions, if there is none yet."""
+        """Allocate the embeddings of the image's regions, if not done yet."""
         if proposals.embeddings is None:
             encoder, count = self._stages.encoder, proposals.regions.regions()
             shape = encoder.output_shapes({"crops": self._shape(count)})["image_features"]
-            # As large for every image, so that the pool has what the next one needs.
+            # The same size for every image, so that the next one can reuse the block from the pool.
             full = (max(len(proposals.masks), 1), *shape[1:])
             proposals.embeddings = self._device.empty(full, encoder.graph.output_dtypes["image_features"])[:count]
 
@@ -100,7 +100,7 @@ class CropEncoder:
         )
 
     def _number(self, value: int) -> DeviceArray:
-        """A number that the host knows, where kernels read it."""
+        """A number known to the host, on the device for kernels to read."""
         if self._numbers is None:
             numbers = np.arange(LARGEST_BATCH + 1, dtype=np.int32)
             self._numbers = self._device.empty(numbers.shape, np.int32)
@@ -115,7 +115,7 @@ class CropEncoder:
         return crops
 
     def _crops(self) -> DeviceArray:
-        """The crops' buffer; rows that nobody wrote to are zero, so that no encoder meets what is not a number."""
+        """The crop buffer; unwritten rows are zero, so that the encoder never sees NaN."""
         while self._crop_buffer is None:
             dtype = self._stages.encoder.graph.input_dtypes["crops"]
             try:
@@ -126,7 +126,7 @@ class CropEncoder:
         return self._crop_buffer
 
     def _run(self, crops: DeviceArray, parts: Sequence[Part]) -> None:
-        """Encode the buffer's rows in batches of few sizes, and give every image its own."""
+        """Encode the buffer's rows in batches of few sizes, and copy each image's embeddings to it."""
         rows = max(row + count for _, _, count, row in parts)
         position = 0
         while position < rows:
@@ -156,7 +156,7 @@ class CropEncoder:
             return self._stages.encoder.start({"crops": crops}, allocate)["image_features"]
 
     def _take_half(self, error: EngineError, batch: int) -> None:
-        """Memory ran out with that many crops: free what can be freed, and take half as many from now on."""
+        """Memory ran out with `batch` crops: free what can be freed, and halve the batch from now on."""
         if batch <= 1:
             raise error
         self._make_room()

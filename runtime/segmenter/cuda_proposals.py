@@ -1,4 +1,4 @@
-"""What the stages on a GPU pass on: one image on its way, its buffers, and the list of its regions."""
+"""What the stages on a GPU pass on: an image in progress, its buffers, and the list of its regions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +14,15 @@ from vocabseg.runtime.segmenter.buffers import Buffers
 
 @dataclass(eq=False)
 class Slot:
-    """Buffers of one image between its upload and the cutting of its crops."""
+    """Buffers of one image, from its upload until its crops are cut."""
 
     buffers: Buffers
-    uploaded: Event | None = None  # the pinned image may be overwritten
-    done: Event | None = None  # the buffers may be
+    uploaded: Event | None = None  # once reached, the pinned image may be overwritten
+    done: Event | None = None  # once reached, the buffers may be
 
 
 class Slots:
-    """The slots of one device that no image is using now."""
+    """The free slots of one device."""
 
     def __init__(self, device: Device):
         self._device = device
@@ -32,7 +32,7 @@ class Slots:
         return len(self._free)
 
     def take(self, *streams: Stream) -> Slot:
-        """A slot that these streams may write to; what they put there waits for its previous image."""
+        """A slot that these streams may write to; their work there waits for the slot's previous image."""
         if not self._free:
             slot = Slot(Buffers(self._device, lambda: None if slot.done is None else slot.done.synchronize()))
             return slot
@@ -43,7 +43,7 @@ class Slots:
         return slot
 
     def give_back(self, slot: Slot, done: Event | None) -> None:
-        """The slot's image needs it no more once `done`, or at once."""
+        """Free the slot once `done` is reached, or at once if None."""
         if slot in self._free:
             return
         slot.done = done
@@ -65,7 +65,7 @@ class DeviceImage:
 class RegionTable:
     """The list of an image's regions: boxes (N, 4), areas (N,), order (N,) and their number, (6 N + 1,) int32 in all.
 
-    It is made on the device and on its way to the host when `arrived`.
+    It is computed on the device; `arrived` is reached when it is on the host.
     """
 
     def __init__(self, masks: int, device: DeviceArray):
@@ -77,7 +77,7 @@ class RegionTable:
         self._host: np.ndarray | None = None
 
     def download(self, pinned: np.ndarray, arrived: Event) -> None:
-        """It is being copied to `pinned`."""
+        """The table is being copied to `pinned`."""
         self._pinned, self._arrived = pinned, arrived
 
     def of(self, table: Any) -> tuple[Any, Any, Any, Any]:
@@ -86,7 +86,7 @@ class RegionTable:
         return table[: 4 * n].reshape(n, 4), table[4 * n : 5 * n], table[5 * n : 6 * n], table[6 * n :]
 
     def host(self) -> np.ndarray:
-        """(6 N + 1,) int32; waits for it."""
+        """(6 N + 1,) int32; waits until it has arrived."""
         if self._host is None:
             assert self._arrived is not None
             self._arrived.synchronize()
@@ -94,7 +94,7 @@ class RegionTable:
         return self._host
 
     def regions(self) -> int:
-        """V; waits until the device has told it."""
+        """V; waits until it has arrived."""
         return int(self.host()[-1])
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
@@ -107,9 +107,9 @@ class RegionTable:
 class DeviceProposals:
     """One image whose proposals are being found: N masks, of which V turn out to be regions.
 
-    What describes them is there once that stage was started: bits, the packed masks, or None with matting; crop_boxes
-    (N, 4) int32; table; selected, reached when these are computed. The embeddings (V, D), of any length, come later;
-    those of the first `encoded` regions are on their way.
+    The stage `describe` sets bits, the packed masks, or None with matting; crop_boxes (N, 4) int32; table; and
+    selected, reached when these are computed. The embeddings (V, D), not normalised, follow later; those of the first
+    `encoded` regions have been enqueued.
     """
 
     image: Any  # (H, W, 3) uint8, on the host or the device
@@ -135,7 +135,7 @@ class DeviceProposals:
         return self.table
 
     def arrays(self) -> dict[str, DeviceArray]:
-        """What later questions need, by name."""
+        """What later queries need, by name."""
         found = {
             "mask_logits": self.masks.logits,
             "query_embeddings": self.query_embeddings,
@@ -145,5 +145,5 @@ class DeviceProposals:
         return {name: array for name, array in found.items() if array is not None}
 
 
-# Rows of a batch: whose regions, the first of them, how many, and the row of the first.
+# A part of a batch: the image, its first region, how many regions, and the row of the first.
 Part = tuple[DeviceProposals, int, int, int]

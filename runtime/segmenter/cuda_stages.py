@@ -2,7 +2,7 @@
 of regions, which is read back while the crops are being cut.
 
 Four streams: upload | front: resize, proposals, boxes | back: crops, image encoder, classes, labels | download. Buffers
-that only one stream uses need no more than that; what passes from one to another waits for an event.
+of a single stream need no synchronisation; whatever passes from one stream to another waits for an event.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _step(method: Method) -> Method:
-    """A stage. Where memory runs out, room is made and it is tried once more; if it fails, its slot is free again."""
+    """A stage. If memory runs out, it makes room and tries once more; if it fails, its slot is freed."""
 
     @wraps(method)
     def attempt(self: "CudaStages", item: Any, *rest: Any, **named: Any) -> Any:
@@ -54,8 +54,8 @@ def _step(method: Method) -> Method:
 class CudaStages(Observed):
     """`Stages` on one GPU: the kernels, a bundle's engines, and their streams and buffers.
 
-    Images may be on the device already: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8 RGB,
-    C-contiguous. It must stay as it is until its result is there.
+    Images may already be on the device: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8 RGB,
+    C-contiguous. They must not be modified until the result is available.
     """
 
     def __init__(self, device: Device, bundle: Bundle, choice: Choice):
@@ -72,7 +72,7 @@ class CudaStages(Observed):
         self.crops = CropEncoder(self, bundle.manifest.region, self.back, self.make_room)
 
     def engine(self, graph: str) -> Any:
-        """The engine of one of the bundle's graphs, whose `run` takes arrays of the host."""
+        """The engine of one of the bundle's graphs; its `run` takes host arrays."""
         return self._engines(graph, self.front if graph == "proposal" else self.back)
 
     @property
@@ -89,7 +89,7 @@ class CudaStages(Observed):
             yield
 
     def within_memory(self, work: Callable[[], Any]) -> Any:
-        """Run `work`; where memory runs out, make room and try once more."""
+        """Run `work`; if memory runs out, make room and try once more."""
         try:
             return work()
         except DeviceMemoryError:
@@ -97,7 +97,7 @@ class CudaStages(Observed):
             return work()
 
     def make_room(self) -> None:
-        """Give back all memory that can be had without losing anything."""
+        """Free all memory that can be freed without losing anything."""
         self.in_flight.land()
         self.store.spill_all()
         self.device.free_held()
@@ -111,7 +111,7 @@ class CudaStages(Observed):
             array = DeviceArray.of(image, self.device, self.front)
         if len(array.shape) != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
             shape = " x ".join(map(str, array.shape))
-            raise ImageError(f"an array of shape {shape} and dtype {array.dtype} on the GPU: give (H, W, 3) uint8 RGB")
+            raise ImageError(f"the GPU array has shape {shape} and dtype {array.dtype}: give (H, W, 3) uint8 RGB")
         return array
 
     @_step
@@ -159,7 +159,7 @@ class CudaStages(Observed):
             self.front.upload(on_device, np.ascontiguousarray(resized))
             logits = self._own(masks.logits)
             queries = None if query_embeddings is None else self._own(query_embeddings)
-            self.front.synchronize()  # the host's arrays may change from now on
+            self.front.synchronize()  # the host arrays may change from now on
         except BaseException:
             self.abandon(slot)
             raise
@@ -167,7 +167,7 @@ class CudaStages(Observed):
         return DeviceProposals(image, slot, on_device, own, queries)
 
     def _own(self, source: np.ndarray | DeviceArray) -> DeviceArray:
-        """A copy of the image's own, of an array on the host or of a buffer that the next image overwrites."""
+        """The image's own copy of a host array, or of a buffer that the next image overwrites."""
         array = self.device.empty(source.shape, source.dtype)
         if isinstance(source, DeviceArray):
             self.front.copy(array, source)
@@ -211,8 +211,8 @@ class CudaStages(Observed):
         self.in_flight.hold(arrived, pinned, proposals.image, *proposals.arrays().values())
 
     def abandon(self, slot: Slot) -> None:
-        """Something went wrong half way: the slot is free for another image."""
-        with contextlib.suppress(EngineError):  # what went wrong is on its way to the user
+        """Free the slot of an image that failed."""
+        with contextlib.suppress(EngineError):  # the original error is already being raised
             for stream in (self.upload, self.front, self.back):
                 stream.synchronize()
         self.slots.give_back(slot, None)
@@ -225,7 +225,7 @@ class CudaStages(Observed):
         self.crops.encode(proposals)
 
     def release(self, proposals: DeviceProposals) -> None:
-        """No crops will be cut out of this image any more: its slot is free for another."""
+        """Free the image's slot: no more crops will be cut from it."""
         if proposals.selected is not None:
             self.back.wait(proposals.selected)
         done = self.back.record()

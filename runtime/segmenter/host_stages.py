@@ -1,4 +1,4 @@
-"""The pipeline's stages on the host: NumPy arrays, the host's kernels, and engines that run on a CPU."""
+"""The pipeline's stages on the host: NumPy arrays, host kernels, and CPU engines."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +39,7 @@ class HostImage:
 
 @dataclass(eq=False)
 class HostProposals:
-    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are there once their stages were run."""
+    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are set by their stages."""
 
     image: np.ndarray
     resized: np.ndarray
@@ -55,7 +55,7 @@ class HostProposals:
 
 
 class HostStages(Observed):
-    """`Stages` on the host; without `ensemble` up to the crops only."""
+    """`Stages` on the host; without `ensemble`, only up to the crops."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class HostStages(Observed):
         ensemble: EnsembleSection | None = None,
         width: int = 0,
     ):
-        """`run` runs the networks, of which the image encoder's embeddings have this `width`."""
+        """`run` runs the networks; `width` is that of the image encoder's embeddings."""
         self.spec, self.region, self.ensemble = spec, region, ensemble
         self.kernels = kernels
         self._run = run
@@ -107,7 +107,7 @@ class HostStages(Observed):
         proposals.boxes, proposals.areas = boxes[areas > 0], areas
 
     def encode(self, proposals: HostProposals, progress: Progress = silent) -> None:
-        """Embed all regions, chunk by chunk so that memory stays bounded."""
+        """Embed all regions, in chunks to bound memory."""
         count = len(proposals.boxes)
         chunks: list[np.ndarray] = []
         for crops, part in self.crops(proposals):
@@ -126,7 +126,7 @@ class HostStages(Observed):
     ) -> Iterator[tuple[np.ndarray, slice]]:
         """The encoder's input for V regions (or those numbered `regions`), in chunks.
 
-        Yields crops (v, 3, S, S) float32 and which of the regions they are.
+        Yields crops (v, 3, S, S) float32 and the slice of the regions they belong to.
         """
         numbers = np.arange(len(proposals.boxes)) if regions is None else np.asarray(regions, np.int64)
         boxes = expand_boxes(proposals.boxes[numbers], self.region.expand_ratio, proposals.masks.image_size)
@@ -158,7 +158,7 @@ class HostStages(Observed):
         return {name: array for name, array in found.items() if array is not None}
 
     def classify(self, regions: Regions, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-        """Class probabilities (M, K) float32 of the masks that vote, and no-object's (M,)."""
+        """Class probabilities (M, K) float32 and "no object" probabilities (M,) of the masks that vote."""
         assert self.ensemble is not None
         query = regions.query_embeddings
         query_text = None if query is None else regions.text.query_matrix(vocabulary)
@@ -174,7 +174,7 @@ class HostStages(Observed):
 
     def compose(self, regions: Regions, votes: tuple[np.ndarray, np.ndarray], vocabulary: Vocabulary) -> "HostResult":
         probabilities, no_object = votes
-        # The usual case takes every mask in order: no copy then.
+        # Usually every mask votes, in order: no copy is needed.
         masks = regions.masks if len(probabilities) == len(regions.masks) else regions.masks[regions.voters]
         evidence = GivenEvidence(masks, probabilities, no_object, self.kernels)
         with self.stage("compose"):
@@ -186,7 +186,7 @@ class HostStages(Observed):
 
 @dataclass(frozen=True)
 class HostResult:
-    """A result that is there already."""
+    """A result that is already complete."""
 
     found: Result
 
@@ -195,7 +195,7 @@ class HostResult:
 
 
 def cropping(region: RegionSpec) -> Cropping:
-    """How the kernels cut regions, by a bundle's settings."""
+    """How the kernels cut regions, from a bundle's settings."""
     mean = np.array(region.mean) * 255
     fill = mean if region.mask_fill == "mean" else np.zeros(3)
     return Cropping(region.mask_threshold, region.matting, fill, mean, np.array(region.std) * 255, region.crop_size)

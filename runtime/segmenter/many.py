@@ -1,4 +1,4 @@
-"""Many images: what runs side by side, and how far ahead of whoever takes the results."""
+"""Many images: what runs in parallel, and how far ahead of the consumer of the results."""
 
 import itertools
 import os
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.cuda_proposals import DeviceProposals, Part
     from vocabseg.runtime.segmenter.cuda_stages import CudaStages
 
-# On a GPU: threads that decode, images whose proposals are being found ahead of those being encoded, images whose
-# regions may wait for a batch to be full, and results on their way to the host.
+# On a GPU: decoder threads, images whose proposals are found ahead of the one being encoded, images whose regions may
+# wait for a full batch, and results being copied to the host.
 DECODERS = 4
 PROPOSED_AHEAD = 2
 WAITING = 8
@@ -30,7 +30,7 @@ Pairs = Iterable[tuple[Any, Vocabulary]]
 
 
 def side_by_side(segment: Callable[[tuple[Any, Vocabulary]], Result], pairs: Pairs, threads: int) -> Iterator[Result]:
-    """As many images at a time as there are threads, each on one thread of its own."""
+    """Segment as many images at a time as there are threads, each on a single thread."""
     with ThreadPoolExecutor(threads, "images", limit_threads, (1,)) as pool:
         yield from _in_order(pool, segment, pairs, threads)
 
@@ -38,14 +38,14 @@ def side_by_side(segment: Callable[[tuple[Any, Vocabulary]], Result], pairs: Pai
 def one_ahead(
     propose: Callable[[Any], Found], finish: Callable[[Found, Vocabulary], Result], pairs: Pairs
 ) -> Iterator[Result]:
-    """While one image's regions are encoded by `finish`, `propose` reads the next one and finds its proposals."""
+    """While `finish` encodes one image's regions, `propose` reads the next image and finds its proposals."""
     with ThreadPoolExecutor(1, "proposals") as pool:
         for proposals, vocabulary in _in_order(pool, lambda pair: (propose(pair[0]), pair[1]), pairs, 1):
             yield finish(proposals, vocabulary)
 
 
 def _in_order(pool: Executor, work: Callable[[Item], Found], items: Iterable[Item], count: int) -> Iterator[Found]:
-    """`work` of every item, in order, `count` items ahead of whoever takes them; what `items` raises comes last."""
+    """`work` of every item, in order, `count` items ahead of the consumer; an error of `items` is raised last."""
     coming: deque[Future[Found]] = deque()
     source, failure = iter(items), None
     try:
@@ -66,20 +66,20 @@ def _in_order(pool: Executor, work: Callable[[Item], Found], items: Iterable[Ite
 
 
 class Line:
-    """Images on their way through a GPU between decoding and results; regions of several are encoded in one batch."""
+    """Images in progress on a GPU, from decoding to results; regions of several images are encoded in one batch."""
 
     def __init__(self, stages: "CudaStages", regions_of: "Callable[[DeviceProposals], Regions]"):
         self._stages, self._regions_of = stages, regions_of
         self._encodes = stages.bundle.manifest.ensemble.enabled
         self._vocabularies: deque[Vocabulary] = deque()  # of the images that are not classified yet
-        self._proposed: deque[DeviceProposals] = deque()  # proposals on their way
+        self._proposed: deque[DeviceProposals] = deque()  # proposals being computed
         self._waiting: deque[DeviceProposals] = deque()  # regions not all encoded
         self._parts: list[Part] = []  # the batch that is being filled
         self._filled = 0
         self._pending: deque[PendingResult] = deque()
 
     def segment(self, pairs: Pairs) -> Iterator[Result]:
-        """The results in order; what is wrong with an image is raised when its turn comes."""
+        """The results in order; an image's error is raised when its turn comes."""
         workers = min(DECODERS, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers, "decode") as pool:
             try:
@@ -101,7 +101,7 @@ class Line:
                 self._leave()
 
     def _put(self, image: Any, vocabulary: Vocabulary) -> None:
-        """Start an image, and move on those before it."""
+        """Start an image, and advance those before it."""
         stages = self._stages
         with stages.turn():
             self._vocabularies.append(vocabulary)
@@ -112,12 +112,12 @@ class Line:
                 self._pack(self._proposed.popleft())
 
     def _results(self, most: int) -> Iterator[Result]:
-        """Results that are there, and further ones while more than `most` are on their way."""
+        """Completed results, and further ones while more than `most` are pending."""
         while self._pending and (len(self._pending) > most or self._pending[0].done.query()):
             yield self._pending.popleft().result()
 
     def _rest(self) -> Iterator[Result]:
-        """All that is left, in order."""
+        """All remaining results, in order."""
         with self._stages.turn():
             while self._proposed:
                 self._pack(self._proposed.popleft())
@@ -125,7 +125,7 @@ class Line:
         yield from self._results(-1)
 
     def _leave(self) -> None:
-        """Give back what the images that nobody wants any more hold."""
+        """Release what abandoned images hold."""
         with self._stages.turn():
             for proposals in itertools.chain(self._proposed, self._waiting):
                 self._stages.release(proposals)
@@ -133,7 +133,7 @@ class Line:
         self._waiting.clear()
 
     def _pack(self, proposals: "DeviceProposals") -> None:
-        """Put an image's regions into the batch; encode whenever it is full, or too many images wait for it."""
+        """Add an image's regions to the batch; encode whenever it is full or too many images wait for it."""
         self._waiting.append(proposals)
         if self._encodes:
             first, count = 0, proposals.regions.regions()
@@ -155,7 +155,7 @@ class Line:
         self._classify()
 
     def _classify(self) -> None:
-        """Classify the images in front whose regions are all encoded."""
+        """Classify the images at the front whose regions are all encoded."""
         while self._waiting:
             proposals = self._waiting[0]
             if self._encodes and proposals.encoded < proposals.regions.regions():

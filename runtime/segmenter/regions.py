@@ -1,4 +1,4 @@
-"""Regions: what the networks found in one image, ready to be asked with any vocabulary."""
+"""Regions: what the networks found in one image, ready to be classified with any vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,19 +12,19 @@ from vocabseg.runtime.segmenter.stages import Pending, Stages
 from vocabseg.runtime.text.embedder import TextEmbedder
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Where masks of one's own leave a pixel uncovered, every class scores sigmoid(-40) or so; such a pixel has no label.
+# At a pixel that no user-supplied mask covers, every class scores about sigmoid(-40); such a pixel has no label.
 UNCOVERED = 1e-6
 
 
 class Regions:
     """The regions of one image. N masks, of which V are not empty after thresholding.
 
-    Arrays of a GPU come to the host when they are first asked for; `classify` works where they are.
+    Arrays on a GPU are copied to the host on first access; `classify` works where they are.
 
     Attributes:
         image_size: (h, w) of the image as the networks saw it; `boxes` are in its pixels.
         padded_size: (Hp, Wp), the proposal network's input size.
-        output_size: (H, W) of the image as it was given.
+        output_size: (H, W) of the original image.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Regions:
         ensemble: EnsembleSection,
         text: TextEmbedder,
     ):
-        """`sizes` tells the sizes alone; `arrays` are what `Stages.finish` leaves, which `stages` understands."""
+        """Only the sizes of `sizes` are used; `arrays` is what `stages.finish` returned."""
         self.padded_size, self.image_size, self.output_size = sizes.padded_size, sizes.image_size, sizes.output_size
         self.arrays, self.ensemble, self.text = arrays, ensemble, text
         self._stages = stages
@@ -46,7 +46,7 @@ class Regions:
 
     @property
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, the image as it was given."""
+        """(H, W, 3) uint8 RGB, the original image."""
         return self.arrays["image"]
 
     @cached_property
@@ -56,7 +56,7 @@ class Regions:
 
     @cached_property
     def query_embeddings(self) -> np.ndarray | None:
-        """(N, Dq) float32, not normalised; None for masks of one's own."""
+        """(N, Dq) float32, not normalised; None for user-supplied masks."""
         return self._float32("query_embeddings")
 
     @property
@@ -66,22 +66,22 @@ class Regions:
 
     @property
     def areas(self) -> np.ndarray:
-        """(N,) int32, pixels over the threshold."""
+        """(N,) int32, pixels above the threshold."""
         return self.arrays["areas"]
 
     @cached_property
     def valid(self) -> np.ndarray:
-        """(N,) bool, whether a mask has any pixel over the threshold."""
+        """(N,) bool, whether a mask has any pixel above the threshold."""
         return self.areas > 0
 
     @cached_property
     def embeddings(self) -> np.ndarray | None:
-        """(V, Dr) float32 of unit length; None where the bundle's ensemble is off and no crop was encoded."""
+        """(V, Dr) float32 of unit length; None if the bundle's ensemble is off and no crop was encoded."""
         return self._float32("embeddings")
 
     @property
     def image_boxes(self) -> np.ndarray:
-        """(V, 4) float32: the boxes in pixels of the image as it was given."""
+        """(V, 4) float32: the boxes in pixels of the original image."""
         scale_y, scale_x = (given / seen for given, seen in zip(self.output_size, self.image_size, strict=True))
         return self.boxes.astype(np.float32) * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
 
@@ -102,7 +102,7 @@ class Regions:
         return np.flatnonzero(self.valid) if self.region_only else np.arange(len(self.valid))
 
     def classify(self, vocabulary: Vocabulary | Sequence[str] | str) -> Result:
-        """Give every pixel its class out of `vocabulary`; no network runs but the text encoder, for names it never saw.
+        """Label every pixel with a class of `vocabulary`; only the text encoder runs, for names it has not seen yet.
 
         Raises VocabularyError for names that cannot be used.
         """
@@ -115,7 +115,7 @@ class Regions:
             return self._stages.compose(self, votes, vocabulary)
 
     def probabilities(self, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Class probabilities (M, C) float32 of the masks that vote, their indices (M,), and no-object's (M,)."""
+        """Class probabilities (M, C) float32 of the masks that vote, their indices (M,), and "no object" (M,)."""
         evidence = self.classify(vocabulary).evidence
         assert evidence is not None
         return evidence.class_probabilities, self.voters, evidence.no_object

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 Names = Vocabulary | Sequence[str] | str
 
-# Logit that stands for certainty in masks of one's own: sigmoid(40) rounds to 1 in float32.
+# Logit that stands for certainty in user-supplied masks: sigmoid(40) rounds to 1 in float32.
 CERTAIN = 40.0
 
 
 class Segmenter:
-    """A bundle made ready to run on this machine; made by `vocabseg.load`. Threads may share one.
+    """A bundle ready to run on this machine; created by `vocabseg.load`. Thread-safe.
 
-    On a GPU, images may be there already: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8 RGB,
-    C-contiguous, which must stay as it is until its result is there.
+    With a GPU, images may already be there: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8
+    RGB, C-contiguous. They must not be modified until the result is available.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Segmenter:
         precision: str | None = None,
         kernels: str | None = None,
     ):
-        """As `load`, for a bundle that is open; `kernels` "reference" takes the host's slow ones."""
+        """As `load`, for an open bundle; `kernels` "reference" selects the slow ones on the host."""
         self.bundle = bundle
         self.choice = choose(engine, device, precision, bundle.manifest.graph_bytes, bundle)
         manifest = bundle.manifest
-        self.kernels = load_kernels(kernels)  # of the host: on a GPU, for questions to results
+        self.kernels = load_kernels(kernels)  # of the host: on a GPU, for later queries of results
         (width,) = manifest.graphs["image_encoder"].outputs[0].shape[-1:]
         self._host = HostStages(manifest.input, manifest.region, self._run, self.kernels, manifest.ensemble, int(width))
         self.stages: Stages = self._host
@@ -69,14 +69,14 @@ class Segmenter:
         self.text = TextEmbedder(bundle, self.engine)
 
     def engine(self, graph: str) -> KeyedRunnable:
-        """The engine of one of the bundle's graphs; it opens when first run, and its `run` takes arrays of the host."""
+        """The engine of one of the bundle's graphs, opened on its first run; `run` takes host arrays."""
         return self._engines(graph)  # type: ignore[no-any-return]
 
     def _run(self, graph: str, inputs: Any) -> Any:
         return self.engine(graph).run(inputs)
 
     def vocabulary(self, vocabulary: Names | None = None) -> Vocabulary:
-        """The vocabulary given, or else the bundle's own; raises VocabularyError where there is neither."""
+        """The given vocabulary, or else the bundle's own; raises VocabularyError if there is neither."""
         if vocabulary is not None:
             return Vocabulary.of(vocabulary)
         own = self.bundle.manifest.vocabulary
@@ -87,8 +87,8 @@ class Segmenter:
     def __call__(self, image: Any, vocabulary: Names | None = None, progress: Progress | None = None) -> Result:
         """Segment one image (a path, PIL image or uint8 RGB array) into the classes of `vocabulary`.
 
-        Raises ImageError or VocabularyError for input that cannot be used. Names are embedded before the image is
-        looked at, so that bad names fail at once.
+        Raises ImageError or VocabularyError for unusable input. Names are embedded before the image is read, so that
+        bad names fail at once.
         """
         vocabulary = self.vocabulary(vocabulary)
         self.embed_names(vocabulary, progress)
@@ -98,14 +98,14 @@ class Segmenter:
         """Run the text encoder for names it has not seen yet; raises VocabularyError for names that are too long."""
         report = None if progress is None else lambda done, total: progress("encoding names", done, total)
         prompts = self.bundle.manifest.prompts
-        for prompt in (prompts.query, prompts.region):  # the second time is free where they are equal
+        for prompt in (prompts.query, prompts.region):  # the second one is free if they are equal
             self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.
 
-        `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError when it cannot be used. On a
-        GPU it returns before the device is done; whoever asks for an array waits for it.
+        `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError if it cannot be used. On a GPU
+        it returns before the device is done; accessing an array waits for it.
         """
         return self._describe(self.stages, self._find_proposals(image, progress or silent), progress or silent)
 
@@ -130,10 +130,10 @@ class Segmenter:
         return Regions(proposals.masks, arrays, stages, self.bundle.manifest.ensemble, self.text)
 
     def regions(self, image: Any, masks: np.ndarray, progress: Progress | None = None) -> Regions:
-        """Regions from masks of one's own, (N, H, W) bool or float probabilities in 0..1, of the image's size.
+        """Regions from user-supplied masks, (N, H, W) bool or float probabilities in 0..1, of the image's size.
 
-        They are classified by the image encoder alone, since no query stands behind them; pixels that no mask covers
-        get the label -1. Raises ImageError when image and masks do not fit together.
+        As they have no queries, the image encoder alone classifies them; pixels that no mask covers get the label -1.
+        Raises ImageError if image and masks do not match.
         """
         pixels = load_image(image)
         size = (pixels.shape[0], pixels.shape[1])
@@ -148,32 +148,32 @@ class Segmenter:
         padded: Size,
         progress: Progress | None = None,
     ) -> Regions:
-        """Regions from proposals that are already there, on the host.
+        """Regions from existing proposals on the host.
 
         image (H, W, 3) and resized (h, w, 3) uint8 RGB, mask_logits (N, hm, wm) float32 over `padded` (Hp, Wp),
         query_embeddings (N, Dq) float32, or None for masks without queries.
         """
         sizes = [(array.shape[0], array.shape[1]) for array in (resized, image)]
-        stages = self.stages if len(mask_logits) else self._host  # no kernel of a GPU runs on nothing
+        stages = self.stages if len(mask_logits) else self._host  # GPU kernels need at least one mask
         with stages.turn():
             proposals = stages.given(image, resized, Masks(mask_logits, padded, *sizes), query_embeddings)
         return self._describe(stages, proposals, progress or silent)
 
     def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
-        """Segment images one after the other; each result equals that of a call with the image alone.
+        """Segment images in order; each result equals that of a call with the image alone.
 
         While the regions of one image are encoded, the next one is read and its proposals are found; a small model
-        works on as many images as there are threads, and a GPU encodes regions of several images together. What is
-        wrong with an image is raised when its turn comes.
+        works on as many images as there are threads, and a GPU encodes regions of several images together. An image's
+        error is raised when its turn comes.
         """
         vocabulary = self.vocabulary(vocabulary)
         self.embed_names(vocabulary)
         yield from self.segment_pairs((image, vocabulary) for image in images)
 
     def segment_pairs(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Result]:
-        """`segment_many` with a vocabulary for each image: what a server does with the requests it has at hand.
+        """`segment_many` with a vocabulary for each image, such as a server's waiting requests.
 
-        Proposals and the embeddings of regions do not depend on the vocabulary, so nothing is lost by mixing them.
+        Proposals and region embeddings do not depend on the vocabulary, so mixing vocabularies costs nothing.
         """
         threads = thread_count()
         if self.choice.on_gpu:
@@ -186,9 +186,9 @@ class Segmenter:
         )
 
     def _is_small(self) -> bool:
-        """Whether images are best segmented side by side, on a thread each: nothing waits, and the sum is the same.
+        """Whether images are best segmented in parallel, one thread each: no thread waits, at the same total cost.
 
-        A large model would need the memory of many images at a time, and its products fill several cores as they are.
+        A large model would need memory for many images at a time, and its matrix products already fill several cores.
         """
         return self.choice.name == "onnxruntime" and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
 
@@ -202,13 +202,13 @@ def load(
     """Open a bundle and make it ready to run.
 
     Args:
-        bundle: the bundle's folder, as `vocabseg export` wrote it; None takes the built-in demo model.
-        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" is the first GPU, where there is one that can be used.
-        engine: "openvino" or "onnxruntime", on a GPU "tensorrt" or "onnxruntime"; None takes the fastest installed.
+        bundle: the bundle's folder, as written by `vocabseg export`; None selects the built-in demo model.
+        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" is the first usable GPU, if there is one.
+        engine: "openvino" or "onnxruntime", on a GPU "tensorrt" or "onnxruntime"; None selects the fastest installed.
         precision: "float32", "bfloat16" with OpenVINO, or "float16" with ONNX Runtime, which on a CPU serves to check
-            what FP16 graphs compute on a GPU and is no faster than float32; None takes the engine's default.
+            what FP16 graphs compute on a GPU and is no faster than float32; None selects the engine's default.
 
-    Raises BundleError when the bundle cannot be used and EngineError when the engine cannot.
+    Raises BundleError if the bundle cannot be used, and EngineError if the engine cannot.
     """
     return Segmenter(open_bundle(bundle), device, engine, precision)
 

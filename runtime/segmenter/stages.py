@@ -1,6 +1,6 @@
-"""What the two implementations of the pipeline have in common: the protocol `Stages`, and who may look on.
+"""What the two implementations of the pipeline have in common: the protocol `Stages`, and how it is observed.
 
-An image takes these steps, each of which leaves its arrays where the device has them:
+An image goes through these steps, each of which leaves its arrays on the device that runs it:
 
     prepare   image -> resized, normalised and padded network input
     propose   network input -> mask logits and query embeddings of N proposals
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Mark(Protocol):
-    """A moment of the work: reached at once on the host, and on a GPU when its stream gets there."""
+    """A point in the work: reached at once on the host, and on a GPU when its stream has run up to it."""
 
     def synchronize(self) -> None: ...
     def elapsed_since(self, other: Any) -> float:
@@ -36,55 +36,55 @@ class Mark(Protocol):
 
 
 class Observer(Protocol):
-    """Somebody who wants to know when stages begin and end, and what they gave."""
+    """Is notified when stages begin and end, and of the arrays they produce."""
 
     def stage(self, name: str, begin: Mark, end: Mark) -> None: ...
     def note(self, name: str, arrays: Mapping[str, Any]) -> None: ...
 
 
 class Proposals(Protocol):
-    """One image on its way through the stages; what it holds is the stages' own."""
+    """One image in progress; its contents are private to the stages."""
 
     @property
     def masks(self) -> Masks: ...
     @property
     def has_queries(self) -> bool:
-        """False for masks of one's own."""
+        """False for user-supplied masks."""
         ...
 
 
 class Pending(Protocol):
-    """A result on its way to the host."""
+    """A result that is being copied to the host."""
 
     def result(self) -> "Result": ...
 
 
 class Stages(Protocol):
-    """The pipeline's steps on one device; `observer` looks on, if there is one."""
+    """The pipeline's steps on one device; `observer`, if set, is notified of them."""
 
     observer: Observer | None
 
     def turn(self) -> AbstractContextManager[Any]:
-        """Held by whoever starts work: threads that share a GPU take turns."""
+        """Must be held while starting work: threads that share a GPU take turns."""
         ...
 
     def load(self, image: Any) -> Any:
-        """The pixels (H, W, 3) uint8 RGB of anything that holds an image; raises ImageError."""
+        """The pixels (H, W, 3) uint8 RGB of any supported source; raises ImageError."""
         ...
 
     def prepare(self, image: Any) -> Any: ...
     def propose(self, prepared: Any) -> Proposals: ...
     def given(self, image: Any, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None) -> Proposals:
-        """Instead of the first two steps: proposals that are there already, on the host."""
+        """Replaces the first two steps with existing proposals on the host."""
         ...
 
     def describe(self, proposals: Any) -> None: ...
     def encode(self, proposals: Any, progress: Progress) -> None: ...
     def finish(self, proposals: Any) -> "Mapping[str, np.ndarray]":
-        """What remains of an image for its Regions, by name: arrays that come to the host when they are asked for.
+        """What remains of an image for its Regions, by name: arrays that are copied to the host on access.
 
-        mask_logits, query_embeddings (unless the masks are one's own), boxes (V, 4), areas (N,), and embeddings (V, D)
-        of unit length where crops were encoded.
+        mask_logits, query_embeddings (except for user-supplied masks), boxes (V, 4), areas (N,), and embeddings (V, D)
+        of unit length if crops were encoded.
         """
         ...
 
@@ -106,7 +106,7 @@ class Moment:
 
 
 class Observed:
-    """Tells an observer of stages; a base of both implementations."""
+    """Notifies an observer of stages; a base class of both implementations."""
 
     observer: Observer | None = None
 
@@ -115,7 +115,7 @@ class Observed:
 
     @contextmanager
     def stage(self, name: str, stream: Any = None) -> Iterator[None]:
-        """What is started inside is one stage."""
+        """Work started inside the block is one stage."""
         if self.observer is None:
             yield
             return
@@ -124,6 +124,6 @@ class Observed:
         self.observer.stage(name, begin, self.mark(stream))
 
     def note(self, name: str, **arrays: Any) -> None:
-        """Show arrays that a stage gives."""
+        """Report arrays that a stage produced."""
         if self.observer is not None:
             self.observer.note(name, arrays)

@@ -83,7 +83,7 @@ def test_a_shard_holds_each_image_once_and_tells_the_broken_ones(photos: Path) -
     assert counts.pixels == {0: 4 * 24, 1: 4 * 24}
     assert [row["id"] for row in rows(job, "images.parquet")] == [f"{n}.png" for n in (0, 1, 2, 4, 5, 6, 8, 9)]
     errors = {row["id"]: (row["kind"], row["reason"]) for row in rows(job, "errors.parquet")}
-    assert errors["3.png"] == ("image", f"{str(photos / '3.png')!r} is empty (0 bytes); get a whole copy of it")
+    assert errors["3.png"] == ("image", f"{str(photos / '3.png')!r} is empty (0 bytes); get an intact copy")
     assert errors["7.png"][0] == "image"
     assert len(errors) == 2
     masks = rows(job, "masks.parquet")

@@ -134,11 +134,11 @@ WHOLE = elf(container(entry(CUBIN, 80)))
     ("library", "reason"),
     [
         (b"#!/bin/sh\n", "not a 64-bit little-endian ELF file"),
-        (WHOLE[:-200], "its table of sections is cut off"),
+        (WHOLE[:-200], "its section table is truncated"),
         (elf(b"", ".data"), "no section .nv_fatbin or __nv_relfatbin with a container"),
-        (elf(b"abcdefgh" * 4), "no container that is known at 0x40: magic 0x64636261, version 26213"),
+        (elf(b"abcdefgh" * 4), "unknown container at 0x40: magic 0x64636261, version 26213"),
         (elf(container(entry(CUBIN, 80))[:-8]), "the container at 0x40 ends beyond its section"),
-        (elf(container(entry(CUBIN, 80)[:20])), "the entry at 0x50 is cut off"),
+        (elf(container(entry(CUBIN, 80)[:20])), "the entry at 0x50 is truncated"),
         (elf(container(entry(CUBIN, 80)[:-8])), "the entry at 0x50 ends beyond its container"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the CUDA kernels' face takes: its types, the checks of arrays, and the structs made of them.
+"""Arguments of the CUDA kernels' face: its types, the checks of arrays, and the structs made from them.
 
 Every failure is a ValueError of one line.
 """
@@ -27,7 +27,7 @@ class CropSource:
     Attributes:
         resized: (h, w, 3) uint8 RGB.
         masks: their logits float32 or float16, and image size (h, w).
-        bits: (N, h, ceil(w / 32)) uint32 that region_boxes made of the logits, or None; matting needs none.
+        bits: (N, h, ceil(w / 32)) uint32 that region_boxes made from the logits, or None; matting needs none.
         crop_boxes, order, count: (N, 4), (N,), (1,) int32 of select_regions.
         first: the crop of the first region; the others follow.
     """
@@ -53,14 +53,14 @@ class Ensemble(Protocol):
 
 
 class Side(NamedTuple):
-    """What is compared: embeddings (n, D) float32 or float16, of any length, and text (K, D) float32 of unit length."""
+    """What is compared: embeddings (n, D) float32 or float16 of any norm, and text (K, D) float32 of unit length."""
 
     embeddings: "DeviceArray"
     text: "DeviceArray"
 
 
 def array(name: str, value: Any, dtypes: Any, shape: Sequence[int | str]) -> tuple[int, ...]:
-    """The shape of a device array, if it and the type fit; a word in `shape` stands for any length."""
+    """The shape of a device array, if it and the dtype match; a name in `shape` stands for any length."""
     wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
     if not hasattr(value, "pointer"):
         raise ValueError(f"{name} must be a DeviceArray of shape {wanted}, not {type(value).__name__}")
@@ -89,7 +89,7 @@ def mask_shape(masks: Masks) -> tuple[int, np.ndarray]:
 def crop_source(source: CropSource) -> np.ndarray:
     h, w, _ = array("resized", source.resized, np.uint8, ("h", "w", 3))
     if source.masks.image_size != (h, w):
-        raise ValueError(f"resized is {h} x {w}, the masks' image size {source.masks.image_size}")
+        raise ValueError(f"resized is {h} x {w}, but the masks' image size is {source.masks.image_size}")
     n, shape = mask_shape(source.masks)
     if h * w > cuda_launch.MOST_PIXELS:
         raise ValueError(f"resized is {h} x {w}: at most {cuda_launch.MOST_PIXELS} pixels are supported")

@@ -1,14 +1,15 @@
 // region_boxes: boxes, areas and packed bits of thresholded masks; and select_regions, which lists those not empty.
 //
-// A block makes 32 rows of one mask at image size, up to 64 words of 32 pixels wide. A warp takes a word's 32 columns and
-// walks down the rows: a mask row is widened once for the (usually four) rows that lie between it and the next; a row is
-// then a mixture of two registers, a comparison and a ballot. Where no lane's two values reach the threshold, neither does
-// a mixture, and the rows between are passed over. Words gather in shared memory and leave in whole rows.
+// A block computes 32 rows of one mask at image size, up to 64 words of 32 pixels wide. A warp takes a word's 32
+// columns and walks down the rows: a mask row is widened once for the (usually four) rows between it and the next; a
+// row is then an interpolation of two registers, a comparison and a ballot. If no lane's two values reach the
+// threshold, no interpolation does either, and the rows in between are skipped. Words are collected in shared memory
+// and written as whole rows.
 //
-// 100 masks 160 x 216 over 640 x 864, float32: 13.8 MB read and 6.9 MB of bits written: 4.3 us at 4.8 TB/s. 32 pixels of a
-// row that is not passed over take some 12 instructions of a warp, and every fourth row 25 more: 1.7 M x 18 = 31 M, or 30 us
-// at 1.05 T/s (132 x 4 warps at 1.98 GHz): the floor of masks that are high everywhere. Of masks that are low in most places
-// it is some 12 us.
+// 100 masks 160 x 216 over 640 x 864, float32: 13.8 MB read and 6.9 MB of bits written: 4.3 us at 4.8 TB/s. 32 pixels
+// of a row that is not skipped take about 12 instructions of a warp, and every fourth row 25 more: 1.7 M x 18 = 31 M,
+// or 30 us at 1.05 T/s (132 x 4 warps at 1.98 GHz): the floor for masks that are high everywhere. For masks that are
+// low in most places it is about 12 us.
 #pragma once
 
 #include "platform.cuh"
@@ -17,12 +18,12 @@ namespace vocabseg {
 
 constexpr int kBandRows = kWarp, kGroupWords = 64, kBoxWarps = 8;
 
-// Masks cover the padded image, of which the image is the upper left part.
+// Masks cover the padded image; the image is its top left part.
 struct MaskShape {
     int mask_h, mask_w, padded_h, padded_w, h, w;
 };
 
-// What the pixels found so far reach to: each the higher the more, 0 for nothing found.
+// The extent of the pixels found so far: every value grows with it, and is 0 if none were found.
 struct Reach {
     int from_right = 0, from_bottom = 0, right = 0, bottom = 0, area = 0;
 
@@ -52,36 +53,36 @@ __device__ __forceinline__ float widened(const Logit* mask, int mask_w, int row,
     return linear_mix(get(at + column.low), get(at + column.high), column.low_weight, column.high_weight);
 }
 
-// No mixture exceeds the higher of what it mixes, but for the rounding.
+// No interpolated value exceeds the higher of its inputs, except by rounding.
 __device__ __forceinline__ bool may_exceed(float above, float below, float limit) {
     const float higher = fmaxf(above, below);
     return higher + 2e-6f * fabsf(higher) >= limit;
 }
 
-// The rows of a band, and for each the first of those behind it that lies between other mask rows.
+// The rows of a band, and for each the next row that lies between other mask rows.
 struct BandRows {
     SharedTap taps[kBandRows];
     int past[kBandRows];
 };
 
-// By the first warp of the block.
+// Called by the first warp of the block.
 __device__ __forceinline__ void prepare_band(const MaskShape& shape, int top, int count, int lane, BandRows& rows) {
     const LinearTap own = linear_tap(shape.mask_h, shape.padded_h, min(top + lane, shape.h - 1));
     rows.taps[lane].tap = own;
     const int below = __shfl_down_sync(kAllLanes, own.low, 1), below_high = __shfl_down_sync(kAllLanes, own.high, 1);
     const bool last = lane + 1 >= count || below != own.low || below_high != own.high;
-    const uint32_t ends = __ballot_sync(kAllLanes, last) >> lane;  // this lane's run ends with the first of them
+    const uint32_t ends = __ballot_sync(kAllLanes, last) >> lane;  // this lane's run ends at the first of them
     rows.past[lane] = lane + __ffs(static_cast<int>(ends));
 }
 
-// Bits of the 32 columns from `left` on, a row of the band for each lane.
+// Bits of the 32 columns from `left` on; each lane returns one row of the band.
 template <class Logit>
 __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape& shape, const BandRows& rows, int count,
                                               int left, int lane, float limit) {
     const int x = left + lane;
     const LinearTap column = linear_tap(shape.mask_w, shape.padded_w, min(x, shape.w - 1));
     const bool inside_image = x < shape.w;
-    // Most words of most masks are far outside: where no logit that the band mixes reaches the limit, no mixture does.
+    // Most words of most masks are far outside: if none of the band's logits reaches the limit, no interpolation does.
     const int first = rows.taps[0].tap.low, last = rows.taps[count - 1].tap.high;
     const Logit *left_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.low;
     const Logit *right_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.high;
@@ -115,7 +116,7 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
 }
 
 struct BoxMemory {
-    uint32_t words[kBandRows][kGroupWords + 1];  // one more, so that lanes write to different banks
+    uint32_t words[kBandRows][kGroupWords + 1];  // one extra, so that lanes write to different banks
     BandRows rows;
     int found[kBoxWarps][5];
 };
@@ -168,7 +169,7 @@ __device__ __forceinline__ void region_boxes(const Logit* mask_logits, const Mas
 
 }  // namespace vocabseg
 
-// Before region_boxes_*: nothing is found yet.
+// Before region_boxes_*: nothing has been found yet.
 extern "C" __global__ void region_boxes_start(int masks, int* boxes, int* areas) {
     const int k = blockIdx.x * blockDim.x + threadIdx.x;
     if (k < 4 * masks) boxes[k] = 0;
@@ -197,7 +198,7 @@ extern "C" __global__ void region_boxes_finish(int masks, int height, int width,
     boxes[4 * k + 1] = height - boxes[4 * k + 1];
 }
 
-// One block of 256: the masks that are not empty, in order, their expanded boxes, and how many they are.
+// One block of 256 threads: the masks that are not empty, in order, their expanded boxes, and their number.
 extern "C" __global__ void __launch_bounds__(256)
     select_regions(int masks, const int* boxes, const int* areas, float ratio, int height, int width, int* order,
                    int* crop_boxes, int* count) {

@@ -1,12 +1,12 @@
 // classify: similarity of embeddings and texts, softmax, and the ensemble of both sides, all in float32.
 //
-// 1. similarity: a block makes 8 embeddings x 64 texts of one side; both are read 32 numbers at a time into shared memory.
-//    A thread keeps 4 sums, and its embedding's squares, for the length is divided by afterwards.
-// 2. classify: a block for each mask turns its two rows of logits into probabilities. Powers are taken of logarithms.
+// 1. similarity: a block computes 8 embeddings x 64 texts of one side; both are read 32 numbers at a time into shared
+//    memory. A thread keeps 4 sums and the sum of squares of its embedding, whose norm is divided out at the end.
+// 2. classify: one block per mask turns its two rows of logits into probabilities. Powers are computed from logarithms.
 //
-// 100 masks, 171 classes, 512 + 512 numbers: 1.1 MB read, 0.1 MB of logits written and read: below 1 us at 4.8 TB/s. 17.5 M
-// multiply-adds with 9 / 4 instructions each: 1.2 us at 33.5 T/s, if the 78 blocks filled the GPU. The floor is that of two
-// launches, some 4 us.
+// 100 masks, 171 classes, 512 + 512 numbers: 1.1 MB read, 0.1 MB of logits written and read: below 1 us at 4.8 TB/s.
+// 17.5 M multiply-adds with 9 / 4 instructions each: 1.2 us at 33.5 T/s, if the 78 blocks filled the GPU. The floor is
+// that of two launches, about 4 us.
 #pragma once
 
 #include "platform.cuh"
@@ -17,7 +17,7 @@ constexpr int kSideRows = 8, kSideTexts = 64, kSideDepth = 32, kSideThreads = 12
 
 // Embeddings against texts of unit length.
 struct Side {
-    const void* embeddings;  // (rows, depth) float or half, of any length
+    const void* embeddings;  // (rows, depth) float or half, of any norm
     const float* texts;      // (texts, depth)
     float* logits;           // (rows, texts)
     int rows, texts_count, depth, half;
@@ -28,7 +28,7 @@ struct Sides {
 };
 
 struct SideMemory {
-    // Rows of an odd number of 16 bytes, so that neighbours lie in different banks.
+    // Rows are an odd multiple of 16 bytes, so that neighbours lie in different banks.
     alignas(16) float embeddings[kSideRows][kSideDepth + 4];
     alignas(16) float texts[kSideTexts][kSideDepth + 4];
 };
@@ -89,7 +89,7 @@ struct RowMemory {
     int slot;
 };
 
-// Over the block's threads, the same for all of them; `sum` or else the highest.
+// Reduction over the block's threads, with the same result in all of them: the sum, or else the maximum.
 __device__ __forceinline__ float over_block(float value, bool sum, RowMemory& memory) {
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
         const float other = __shfl_xor_sync(kAllLanes, value, lanes);
@@ -121,7 +121,7 @@ struct Ensemble {
     const float* query;          // (masks, classes + 1) logits, or null
     const float* region;         // (regions, classes) logits, or null
     const unsigned char* seen;   // (classes,), or null for none
-    const int *order, *count;    // the mask of each region, or null where rows are regions
+    const int *order, *count;    // the mask of each region, or null if rows are regions
     int rows, classes;
     float weight;
 };
@@ -131,12 +131,12 @@ struct Ensemble {
 extern "C" __global__ void __launch_bounds__(vocabseg::kSideThreads)
     similarity(vocabseg::Sides sides, float temperature) {
     __shared__ vocabseg::SideMemory memory;
-    // By value: indexing the parameters would put both into local memory.
+    // Copied by value: indexing the parameters would put both into local memory.
     const vocabseg::Side side = blockIdx.z == 0 ? sides.of[0] : sides.of[1];
     vocabseg::similarity(side, temperature, memory);
 }
 
-// A block for each row. Without a query side, rows are regions, of which those beyond the count are left as they are.
+// One block per row. Without a query side, rows are regions; those beyond the count are not written.
 extern "C" __global__ void __launch_bounds__(vocabseg::kRowThreads)
     classify(vocabseg::Ensemble given, float* probabilities, float* no_object) {
     __shared__ vocabseg::RowMemory memory;

@@ -1,21 +1,21 @@
-// compose: mask probabilities at the output's pixels (masks.cuh), weighed by the classes' and the best class taken.
+// compose: mask probabilities at the output's pixels (masks.cuh), weighted by class probabilities; the best class wins.
 //
-// The weighted sum is a matrix product, of 64 pixels of a tile by N masks with N masks by C classes, on tensor cores. Halves
-// alone would change labels, so both factors are split into two: high and low. A warp holds the high halves of 32 pixels in
-// registers and multiplies them by the high halves of 16 classes at a time. The result is within 2^-10 of the sum; only if
-// it comes that near to the best sum of a pixel so far, the two products with low halves follow, and give float32's
-// precision. What is given up is low x low, 2^-22 of a sum. Sums, best scores and labels stay in registers; memory does not
-// depend on the number of classes but for the split table of class probabilities, 4 N C bytes. Of equal sums the first
-// class wins: classes whose probabilities are equal have equal sums, bit for bit.
+// The weighted sum is a matrix product on tensor cores: (64 pixels of a tile x N masks) by (N masks x C classes). Half
+// precision alone would change labels, so both factors are split into a high and a low half. A warp holds the high
+// halves of 32 pixels in registers and multiplies them by the high halves of 16 classes at a time. The result is within
+// 2^-10 of the sum; only if it comes that close to a pixel's best sum so far are the two products with low halves
+// added, for float32 precision. The neglected term is low x low, 2^-22 of a sum. Sums, best scores and labels stay in
+// registers; memory does not depend on the number of classes, except for the split table of class probabilities, 4 N C
+// bytes. On ties the first class wins: classes with equal probabilities have equal sums, bit for bit.
 //
-// More masks than registers hold (112) are taken in turns, with all three products, and their probabilities are made again
-// for every 32 classes.
+// More masks than fit in registers (112) are processed in chunks, with all three products, and their probabilities are
+// recomputed for every 32 classes.
 //
-// 100 masks 160 x 216, 171 classes, 640 x 853 -> 480 x 640, float32: 13.8 MB read and 2.5 MB written: 3.4 us at 4.8 TB/s.
-// Products: 307,200 x 112 x 176 x 2 = 12.1 GFLOP, 12 us at 990 TFLOP/s, three times that if no class is ruled out; mma.sync
-// reaches some 60 % of that rate. Mask probabilities: 30.7 M, some 45 instructions each, 1.4 G: 41 us at 33.5 T/s (132 x 128
-// lanes at 1.98 GHz), and 1.7 MUFU operations x 2.25: 28 us at 4.2 T/s. The floor is some 45 us: the instructions of the
-// first half, with products of other blocks beside them.
+// 100 masks 160 x 216, 171 classes, 640 x 853 -> 480 x 640, float32: 13.8 MB read and 2.5 MB written: 3.4 us at 4.8
+// TB/s. Products: 307,200 x 112 x 176 x 2 = 12.1 GFLOP, 12 us at 990 TFLOP/s, three times that if no class is ruled
+// out; mma.sync reaches about 60 % of that rate. Mask probabilities: 30.7 M, about 45 instructions each, 1.4 G: 41 us
+// at 33.5 T/s (132 x 128 lanes at 1.98 GHz), and 1.7 MUFU operations x 2.25: 28 us at 4.2 T/s. The floor is about 45
+// us: the instructions of the first half, overlapped with the products of other blocks.
 #pragma once
 
 #include "masks.cuh"
@@ -23,12 +23,13 @@
 namespace vocabseg {
 
 constexpr int kComposeThreads = 128;
-constexpr int kSteps = 7, kStepMasks = 16, kChunkMasks = kSteps * kStepMasks;  // of masks in registers
+constexpr int kSteps = 7, kStepMasks = 16, kChunkMasks = kSteps * kStepMasks;  // masks in registers
 constexpr int kGroupTiles = 2, kGroupClasses = 8 * kGroupTiles;                // classes that a warp takes at a time
 constexpr int kSides = 2;                                                      // warps that share pixels, not classes
 
-// Class probabilities as B fragments: of a group of classes and a step of masks, lane by lane, two tiles of 8 classes side
-// by side, so that a lane reads 16 bytes. All high halves, then all low ones. Classes and masks beyond the last are 0.
+// Class probabilities as B fragments: for a group of classes and a step of masks, lane by lane, two tiles of 8 classes
+// side by side, so that a lane reads 16 bytes. All high halves come first, then all low ones. Padding classes and masks
+// are 0.
 struct ClassTable {
     const uint4* fragments;
     int groups, steps;
@@ -74,11 +75,11 @@ struct ComposeMemory {
     int label[kSides][kTilePixels];
 };
 
-// The 32 pixels of a warp: sums with 16 classes, and the best so far. Rows of the fragments are pixels g, g + 8, g + 16 and
-// g + 24 of lane 4 g + t.
+// The 32 pixels of a warp: sums for 16 classes, and the best so far. Rows of the fragments are pixels g, g + 8, g + 16
+// and g + 24 for lane 4 g + t.
 struct Contest {
     float sums[2][kGroupTiles][4];
-    float best[4], to_beat[4];  // of this lane's classes, and of all four lanes' that share the pixel
+    float best[4], to_beat[4];  // of this lane's classes, and of those of all four lanes that share the pixel
     int label[4];
 
     __device__ __forceinline__ void begin() {
@@ -104,8 +105,8 @@ struct Contest {
             }
         }
     }
-    // Whether any sum, made of high halves only, may be a pixel's best: they are at most 2^-10 too low, and what is lost
-    // in denormals (1, where a score of 1 is 2^26). The same for all lanes.
+    // Whether any sum, of high halves only, may be a pixel's best: it is too low by at most 2^-10 plus the loss in
+    // denormals (1, where a score of 1 is 2^26). The same for all lanes.
     __device__ __forceinline__ bool close() const {
         bool any = false;
 #pragma unroll
@@ -117,7 +118,7 @@ struct Contest {
         }
         return __any_sync(kAllLanes, any) != 0;
     }
-    // Takes the sums of the group's classes, of which the first is `first`.
+    // Compares the sums of the group's classes, the first of which is `first`.
     __device__ __forceinline__ void compare(int first, int classes) {
         const int own = first + 2 * (threadIdx.x % 4);
 #pragma unroll
@@ -135,7 +136,7 @@ struct Contest {
             to_beat[r] = highest;
         }
     }
-    // The best of the four lanes that share a pixel, the first class of equals.
+    // The best of the four lanes that share a pixel; the first class on ties.
     __device__ __forceinline__ void finish(float* out_best, int* out_label) {
         const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -156,7 +157,7 @@ struct Contest {
     }
 };
 
-// A fragment of a warp's pixels for one step: words (kTilePixels, stride / 2) of two masks each.
+// Fragments of a warp's pixels for one step, from words (kTilePixels, stride / 2) of two masks each.
 __device__ __forceinline__ void load_pixels(const uint32_t* words, int stride, int step, uint32_t (&out)[2][4]) {
     const int lane = threadIdx.x % kWarp;
     const uint32_t* at = words + (lane / 4) * (stride / 2) + step * (kStepMasks / 2) + lane % 4;
@@ -251,7 +252,7 @@ __device__ __forceinline__ void compose(const Logit* mask_logits, const ClassTab
 
 }  // namespace vocabseg
 
-// Before compose_*: splits the class probabilities (masks, classes), a thread for each 16 bytes of high halves.
+// Before compose_*: splits the class probabilities (masks, classes), one thread per 16 bytes of high halves.
 extern "C" __global__ void compose_classes(const float* probabilities, const int* count, int masks, int classes, int groups,
                                            int steps, uint4* fragments) {
     vocabseg::write_class_table(probabilities, count, masks, classes, {fragments, groups, steps}, fragments);

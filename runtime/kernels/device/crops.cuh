@@ -1,16 +1,17 @@
-// crop_regions: cut, fill, normalise and bicubic, the regions of many images in one launch.
+// crop_regions: cut, fill, normalise and bicubic resize, for the regions of many images in one launch.
 //
-// A thread makes two neighbouring columns of 16 rows of a crop. It walks down the rows of the image, mixes four pixels of
-// each across (16 bytes and 4 bits of the mask, if any of these is set), and keeps the four latest rows in registers, of
-// which every row of the crop is a mixture: 12 multiply-adds across for a row of the image and 12 down for a row of the
-// crop, where 16 taps at once would take 48. What is mixed are differences to the fill colour, so a pixel outside of the
-// mask counts nothing. Weights are pixel_math.h's; multiply-adds are fused and normalising comes last, so the values differ
-// from the host's by rounding, some 1e-6. Which pixels are inside does not differ.
+// A thread computes two neighbouring columns of 16 rows of a crop. It walks down the rows of the image, combines four
+// pixels of each horizontally (16 bytes, and 4 bits of the mask, if any of them is set), and keeps the latest four rows
+// in registers, from which it combines every row of the crop: 12 horizontal multiply-adds per row of the image and 12
+// vertical ones per row of the crop, where 16 taps at once would take 48. It sums differences to the fill colour, so
+// pixels outside the mask contribute nothing. Weights are those of pixel_math.h; multiply-adds are fused and
+// normalisation comes last, so values differ from the host's by rounding, about 1e-6. Which pixels are inside does not
+// differ.
 //
-// 100 regions of 224 x 224, float16: 30.1 MB written, 1.7 MB of image and up to 6.9 MB of bits read: 8.1 us at 4.8 TB/s. A
-// row of the image takes some 65 instructions a column, a row of the crop 30: for boxes of 224 x 224 that is 0.56 G lane
-// instructions, or 17 us at 33.5 T/s (132 x 128 lanes at 1.98 GHz); for boxes of a whole 640 x 864 image 1.2 G, 36 us. The
-// floor is the instructions'.
+// 100 regions of 224 x 224, float16: 30.1 MB written, 1.7 MB of image and up to 6.9 MB of bits read: 8.1 us at 4.8
+// TB/s. A row of the image takes about 65 instructions per column, a row of the crop 30: for boxes of 224 x 224 that is
+// 0.56 G lane instructions, or 17 us at 33.5 T/s (132 x 128 lanes at 1.98 GHz); for boxes of a whole 640 x 864 image
+// 1.2 G, 36 us. The instructions set the floor.
 #pragma once
 
 #include "boxes.cuh"
@@ -18,18 +19,18 @@
 namespace vocabseg {
 
 constexpr int kCropImages = 16;  // in one launch
-constexpr int kCropRows = 16;    // of a crop, made by one thread
-constexpr int kCropRuns = 8;     // most runs of so many rows in a block
+constexpr int kCropRows = 16;    // of a crop, computed by one thread
+constexpr int kCropRuns = 8;     // most runs of that many rows in a block
 
 struct CropSource {
     const uint8_t* image;  // (h, w, 3), of less than 2^32 bytes
-    const void* logits;    // (masks, mask_h, mask_w) float or half; not read where there are bits
+    const void* logits;    // (masks, mask_h, mask_w) float or half; not read if there are bits
     const uint32_t* bits;  // (masks, h, words of 32 columns) or null
     const int* boxes;      // (capacity, 4)
     const int* order;      // (capacity,): the mask of each region
-    const int* count;      // of regions
+    const int* count;      // number of regions
     MaskShape shape;
-    int half;   // whether logits are
+    int half;   // whether logits are half
     int first;  // crop of the first region
     int capacity;
 };
@@ -41,10 +42,10 @@ struct CropSources {
 struct CropSettings {
     float fill[3], background[3], gain[3];  // background: the normalised fill colour; gain: 1 / deviation
     float limit;                            // logit above which a pixel is inside
-    int matting, size, crops;               // crops: how many there is room for
+    int matting, size, crops;               // crops: the capacity
 };
 
-// Four neighbouring pixels of a row of the image that hold all that a column of the crop reads, and their weights.
+// Four neighbouring pixels of an image row, which are all that a column of the crop reads, and their weights.
 struct CropColumn {
     int first;
     float weight[4];
@@ -57,7 +58,7 @@ __device__ __forceinline__ CropColumn crop_column(int left, int width, int image
 #pragma unroll
     for (int k = 0; k < 4; ++k) column.weight[k] = 0.0f;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {  // at the border several taps read one pixel
+    for (int k = 0; k < 4; ++k) {  // at the border several taps read the same pixel
         const int place = left + tap.index[k] - column.first;
 #pragma unroll
         for (int p = 0; p < 4; ++p) column.weight[p] += place == p ? tap.weight[k] : 0.0f;
@@ -65,7 +66,7 @@ __device__ __forceinline__ CropColumn crop_column(int left, int width, int image
     return column;
 }
 
-// Byte `place` (0 to 3) of a word: set into the mantissa of 2^23.
+// Byte `place` (0 to 3) of a word, converted through the mantissa of 2^23.
 template <int place> __device__ __forceinline__ float byte_of(uint32_t word) {
     return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | place)) - 8388608.0f;
 }
@@ -120,7 +121,7 @@ struct LogitCoverage {
     }
 };
 
-// A row of the image mixed across, as the difference to the fill colour.
+// A row of the image combined horizontally, as the difference to the fill colour.
 template <class Coverage>
 __device__ __forceinline__ void mix_across(const CropSource& source, const CropSettings& settings,
                                            const Coverage& coverage, int row, const CropColumn& column,
@@ -162,8 +163,8 @@ __device__ __forceinline__ void put_two(__half* target, float first, float secon
     *reinterpret_cast<uint32_t*>(target) = low | high << 16;
 }
 
-// blockIdx: x the bands, y the region, z the image; a band has blockDim.x pairs of columns and blockDim.y runs of rows,
-// of which `across` stand side by side.
+// blockIdx: x the band, y the region, z the image; a band has blockDim.x pairs of columns and blockDim.y runs of rows;
+// `across` bands lie side by side.
 template <class Out, bool kBits>
 __device__ __forceinline__ void crop_regions(const CropSource& source, const CropSettings& settings, int across, Out* crops,
                                              CubicWeights (*taps)[kCropRows]) {

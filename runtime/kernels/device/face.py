@@ -1,11 +1,11 @@
-"""The kernels on an NVIDIA GPU: arrays that lie on the device already, in and out, and nothing but launches between.
+"""The kernels on an NVIDIA GPU: device arrays in and out, and nothing but launches in between.
 
-Every method returns at once; its work is on `stream`, and the arrays it was given must live until that is done. A
-method allocates only what it keeps: tables for each pair of sizes, and a workspace for each stream. A graph that was
-captured uses the workspace of its stream, so the largest sizes must have been run on that stream before.
+Every method returns at once; its work is enqueued on `stream`, and its arrays must live until that is done. A method
+allocates only what it keeps: tables for each pair of sizes, and a workspace for each stream. A captured graph uses the
+workspace of its stream, so the largest sizes must have run on that stream before.
 
-Results are the host's bit for bit for resize_normalize and region_boxes; crops, classes and scores differ by rounding
-(*.cuh say by how much and why). Bad arguments are ValueErrors of one line.
+resize_normalize and region_boxes equal the host's bit for bit; crops, classes and scores differ by rounding (the *.cuh
+say by how much and why). Bad arguments raise ValueErrors of one line.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class CudaKernels:
-    """The kernels of one device; `fatbin` are those of the installation unless given. Raises EngineError."""
+    """The kernels of one device; `fatbin` defaults to that of the installation. Raises EngineError."""
 
     def __init__(self, device: "Device", fatbin: bytes | None = None):
         self.device = device
@@ -86,7 +86,7 @@ class CudaKernels:
     ) -> None:
         """Boxes (N, 4) int32 [x1, y1, x2, y2) and areas (N,) int32 of the thresholded masks; 0 where empty.
 
-        bits (N, h, ceil(w / 32)) uint32, if given, become the masks themselves, column x in bit x % 32 of word x // 32.
+        bits (N, h, ceil(w / 32)) uint32, if given, receive the masks, column x in bit x % 32 of word x // 32.
         """
         n, shape = mask_shape(masks)
         array("boxes", boxes, np.int32, (n, 4))
@@ -114,9 +114,9 @@ class CudaKernels:
         count: "DeviceArray",
         stream: "Stream",
     ) -> None:
-        """Which masks are not empty, order (N,) int32, their boxes crop_boxes (N, 4) int32, and their count (1,) int32.
+        """The masks that are not empty, order (N,) int32, their boxes crop_boxes (N, 4) int32, and count (1,) int32.
 
-        The boxes are expanded as by geometry.expand_boxes. What lies beyond the count is left as it is.
+        The boxes are expanded as by geometry.expand_boxes. Entries beyond the count are not written.
         """
         n, _ = array("boxes", boxes, np.int32, ("masks", 4))
         for name, value, shape in (
@@ -131,10 +131,10 @@ class CudaKernels:
     def crop_regions(
         self, sources: Sequence[CropSource], cropping: Cropping, crops: "DeviceArray", stream: "Stream"
     ) -> None:
-        """Cuts, fills, normalises and resizes the regions of many images into crops (B, 3, S, S) float32 or float16.
+        """Cut, fill, normalise and resize the regions of many images into crops (B, 3, S, S) float32 or float16.
 
-        Image k's regions go to crops[first_k : first_k + count_k], those beyond B nowhere; other crops are left as they
-        are. With matting the mask probability weighs image against fill.
+        Image k's regions go to crops[first_k : first_k + count_k], those beyond B are dropped; other crops are not
+        written. With matting, image and fill are blended by the mask probability.
         """
         cropping = checks.cropping(cropping)
         fill, mean, std, size = cropping.fill, cropping.mean, cropping.std, cropping.size
@@ -171,13 +171,13 @@ class CudaKernels:
         no_object: "DeviceArray | None",
         stream: "Stream",
     ) -> None:
-        """segmenter/classify.py's class_probabilities, in float32, on what the networks gave.
+        """class_probabilities of segmenter/classify.py, in float32, on the networks' outputs.
 
-        query: N embeddings and K + 1 texts, of which the last means no object; None for masks of one's own. region: V
-        embeddings and K texts. seen (K,) bool or uint8, None for all unseen; order (N,) and count (1,) int32: region v
-        is mask order[v], v < count. probabilities (N, K) float32; where only CLIP speaks (no queries, or enabled with a
-        weight of 0) its rows are the regions', and those beyond the count are left as they are. no_object (N,) float32,
-        if given: the probability that the query means none of the classes, 0 without queries.
+        query: N embeddings and K + 1 texts, of which the last means "no object"; None for user-supplied masks. region:
+        V embeddings and K texts. seen (K,) bool or uint8, None for all unseen; order (N,) and count (1,) int32: region
+        v is mask order[v], v < count. probabilities (N, K) float32; if only CLIP votes (no queries, or enabled with a
+        weight of 0), its rows are the regions', and those beyond the count are not written. no_object (N,) float32, if
+        given: the probability that the query means none of the classes, 0 without queries.
         """
         rows, classes = array("probabilities", probabilities, np.float32, ("rows", "classes"))
         by_region = query is None or (ensemble.enabled and ensemble.weight <= 0)
@@ -195,7 +195,7 @@ class CudaKernels:
             if count is not None:
                 array("count", count, np.int32, (1,))
             elif not by_region:
-                raise ValueError("count is missing: give how many regions order holds")
+                raise ValueError("count is missing: give the number of regions in order")
         if seen is not None:
             array("seen", seen, (np.bool_, np.uint8), (classes,))
         if no_object is not None:
@@ -232,10 +232,10 @@ class CudaKernels:
         scores: "DeviceArray",
         stream: "Stream",
     ) -> None:
-        """The class with the highest score at every pixel, the first of equals: labels (H, W) int32, scores float32.
+        """The class with the highest score at every pixel, the first one on ties: labels (H, W) int32, scores float32.
 
-        masks float32 or float16; probabilities (rows, K) float32 from 0 to 1 (15 at most). Row v weighs mask order[v],
-        v < count, or without order and count mask v. Both are 0 where there is no mask.
+        masks float32 or float16; probabilities (rows, K) float32 from 0 to 1 (at most 15). Row v weights mask order[v],
+        v < count, or without order and count mask v. Labels and scores are 0 where there is no mask.
         """
         n, shape_of_masks = mask_shape(masks)
         rows, classes = array("probabilities", probabilities, np.float32, (n if order is None else "rows", "classes"))
@@ -264,6 +264,6 @@ class CudaKernels:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._module.function(name)
-        # Structs go by value; as a scalar they know their alignment.
+        # Structs are passed by value; as scalars they know their alignment.
         values = [a[()] if isinstance(a, np.ndarray) else a for a in arguments]
         function(blocks.grid, blocks.block, values, stream, blocks.shared_bytes)

@@ -1,4 +1,4 @@
-// The kernels for NVIDIA GPUs, one family in each header. Names ending in _f32 or _f16 differ by a data type.
+// The kernels for NVIDIA GPUs, one family per header. Names ending in _f32 or _f16 differ in a data type.
 #include "boxes.cuh"
 #include "classify.cuh"
 #include "compose.cuh"

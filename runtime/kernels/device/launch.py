@@ -1,6 +1,6 @@
 """How the CUDA kernels are launched: grids, shared memory, and the structs that they take by value.
 
-Constants and structs are those of the *.cuh headers; a test compares the structs' sizes.
+Constants and structs mirror those of the *.cuh headers; a test compares the structs' sizes.
 """
 
 import math
@@ -17,7 +17,7 @@ BAND_ROWS, GROUP_WORDS, BOX_WARPS = 32, 64, 8
 CROP_ROWS, CROP_RUNS, CROP_THREADS, CROP_IMAGES = 16, 8, 256, 16
 SIDE_ROWS, SIDE_TEXTS, SIDE_THREADS, ROW_THREADS = 8, 64, 128, 256
 TILE, COMPOSE_THREADS, STEP_MASKS, STEPS, GROUP_CLASSES = 8, 128, 16, 7, 16
-MOST_MASKS = 65535  # blocks that a grid may have in its second and third dimension
+MOST_MASKS = 65535  # most blocks of a grid in its second and third dimension
 MOST_PIXELS = 2**32 // 3  # of an image that crops are cut from: its bytes are counted in 32 bits
 
 
@@ -51,7 +51,7 @@ COMPOSE_SHAPE = _struct(("mask", MASK_SHAPE), ("output_size", "i4", 2), ("masks"
 
 
 class Launch(NamedTuple):
-    """Blocks, threads of each, and their dynamic shared memory in bytes."""
+    """Blocks, threads per block, and dynamic shared memory per block in bytes."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
@@ -91,7 +91,7 @@ def region_boxes(masks: int, image: Size) -> Launch:
 
 
 def crop_regions(size: int, regions: int, images: int) -> tuple[Launch, int]:
-    """Blocks of pairs of columns and runs of 16 rows; and how many blocks stand side by side."""
+    """Blocks of pairs of columns and runs of 16 rows; and how many blocks lie side by side."""
     pairs = _ceil(size, 2)
     across = _ceil(pairs, CROP_THREADS // 2)
     wide = _ceil(pairs, across)
@@ -107,7 +107,7 @@ def similarity(query_rows: int, region_rows: int, texts: int) -> Launch:
 
 
 class ComposePlan(NamedTuple):
-    """How compose is launched: its table of class probabilities, and whether masks are taken in turns."""
+    """How compose is launched: its table of class probabilities, and whether masks are processed in chunks."""
 
     launch: Launch
     prepare: Launch
@@ -117,7 +117,7 @@ class ComposePlan(NamedTuple):
 
     @property
     def table_bytes(self) -> int:
-        """16 bytes a lane, for high and low halves."""
+        """16 bytes per lane, for high and low halves."""
         return self.groups * self.steps * (GROUP_CLASSES // 16) * WARP * 16 * 2
 
 

@@ -1,9 +1,10 @@
 // The first half of compose: mask probabilities of a tile of the output, as halves for the tensor cores.
 //
-// A tile of 8 x 8 pixels reads at most 16 rows and 16 columns of the image, whatever the sizes. 16 lanes take these columns
-// for two masks and walk down the rows: a mask row is read when it is first needed, a row of the image is a mixture of two
-// mask rows, two sigmoids share a reciprocal, and two rows of the image give a row of the tile. The lanes then trade what
-// the tile's 8 columns mix. At 640 x 853 -> 480 x 640 that is 2.25 sigmoids for each pixel and mask, instead of 4.
+// A tile of 8 x 8 pixels reads at most 16 rows and 16 columns of the image, whatever the sizes. 16 lanes take these
+// columns for two masks and walk down the rows: a mask row is read when first needed, a row of the image is
+// interpolated from two mask rows, two sigmoids share a reciprocal, and two rows of the image yield a row of the tile.
+// The lanes then exchange the values that the tile's 8 columns need. At 640 x 853 -> 480 x 640 this takes 2.25 sigmoids
+// per pixel and mask, instead of 4.
 #pragma once
 
 #include "boxes.cuh"
@@ -15,13 +16,13 @@ constexpr int kTileSide = 8, kTilePixels = kTileSide * kTileSide, kTouched = 2 *
 // Powers of two that keep small probabilities out of the halves' denormals: masks up to 1, classes up to 15.
 constexpr float kMaskScale = 16384.0f, kClassScale = 4096.0f;
 
-// Where a pixel of the tile lies between the rows (or columns) of the image that the tile touches.
+// The position of a pixel of the tile among the rows (or columns) of the image that the tile touches.
 struct TilePlace {
     int low, high;  // among those touched
     float fraction;
 };
 
-// An axis of a tile: from the mask over the image to the output.
+// An axis of a tile: from the mask through the image to the output.
 struct TileAxis {
     int mask_size, padded_size, image_size, output_size;
     int first;  // pixel of the output
@@ -29,7 +30,7 @@ struct TileAxis {
     __device__ __forceinline__ LinearTap tap(int k) const {
         return linear_tap(image_size, output_size, min(first + k, output_size - 1));
     }
-    // Whether the touched ones are neighbours; else every pixel has two of its own.
+    // Whether the touched rows (or columns) are contiguous; else every pixel has two of its own.
     __device__ __forceinline__ bool dense() const { return tap(kTileSide - 1).high - tap(0).low < kTouched; }
 
     __device__ __forceinline__ TilePlace place(int k) const {
@@ -38,7 +39,7 @@ struct TileAxis {
         const int begin = tap(0).low;
         return {own.low - begin, own.high - begin, own.high_weight};
     }
-    // Where the touched row (or column) number k of the image lies in the mask.
+    // The position in the mask of the touched row (or column) number k of the image.
     __device__ __forceinline__ LinearTap touched(int k) const {
         const LinearTap own = tap(k / 2);
         const int sparse = k % 2 == 0 ? own.low : own.high;
@@ -57,20 +58,20 @@ __device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& tab
     table.place[threadIdx.x].tap = {place.low, place.high, 1.0f - place.fraction, place.fraction};
 }
 
-// Keeps the compiler from taking a pointer apart into a base and an offset that it adds up again at every use.
+// Keeps the compiler from splitting a pointer into a base and an offset that it adds again at every use.
 template <class T> __device__ __forceinline__ void keep_pointer(const T*& pointer) {
 #if defined(__CUDACC__)
     asm("" : "+l"(pointer));
 #endif
 }
 
-// Two masks at one column of the image, walked down.
+// Walks down one column of the image in two masks.
 template <class Logit> struct ColumnWalk {
-    const Logit *low[2], *high[2];  // the masks at the two of their columns that the column of the image lies between
+    const Logit *low[2], *high[2];  // the masks, at the two columns that enclose the column of the image
     float high_weight;
     int mask_w, mask_h;
     int above_row = -1, below_row = -1, ahead_row = -1;
-    float above[2], below[2], ahead[2][2];  // ahead: the next row of the mask, read while others are worked on
+    float above[2], below[2], ahead[2][2];  // ahead: the next row of the mask, prefetched
 
     __device__ __forceinline__ void read_ahead(int row) {
         const int at = row * mask_w;  // a mask has less than 2^31 elements
@@ -81,7 +82,7 @@ template <class Logit> struct ColumnWalk {
         }
         ahead_row = row;
     }
-    // In powers of two, negated, as the sigmoid takes it.
+    // Scaled for base 2 and negated, as the sigmoid takes it.
     __device__ __forceinline__ void take(int row, float (&out)[2]) {
         if (row != ahead_row) read_ahead(row);
 #pragma unroll
@@ -106,7 +107,8 @@ template <class Logit> struct ColumnWalk {
         float denominator[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            // Up to 2^62, so that a product of two stays finite; not before the rows are mixed: that would move outlines.
+            // Clamped to 2^62, so that the product of two stays finite; not before interpolating: that would move
+            // outlines.
             denominator[k] = 1.0f + fast_exp2(fminf(fmaf(row.high_weight, below[k] - above[k], above[k]), 62.0f));
         }
         const float reciprocal = kMaskScale * fast_reciprocal(denominator[0] * denominator[1]);
@@ -115,15 +117,15 @@ template <class Logit> struct ColumnWalk {
     }
 };
 
-// Probabilities of the masks `first` to `first + chunk` (numbers in `order`, if there is one; those beyond `count` repeat
-// the last, and must be weighed by 0) at the tile's pixels, to high and low (kTilePixels, stride) halves.
+// Probabilities of the masks `first` to `first + chunk` (indices into `order`, if given; those beyond `count` repeat
+// the last one and must be weighted by 0) at the tile's pixels, written to high and low (kTilePixels, stride) halves.
 template <class Logit>
 __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int* order, int count, const TileAxis& rows_axis,
                                              const TileAxis& columns_axis, const TileRows& rows, int first, int chunk,
                                              int stride, unsigned short* high, unsigned short* low) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    const int pair = lane / 16;                              // which two of four masks the lane walks,
-    const int x = lane % kTileSide, which = lane / 8 % 2;    // and the column and which of the two it finishes
+    const int pair = lane / 16;                              // the two of four masks that the lane walks,
+    const int x = lane % kTileSide, which = lane / 8 % 2;    // and the column, and the one of the two, that it finishes
     const TilePlace across = columns_axis.place(x);
     const LinearTap column = columns_axis.touched(lane % kTouched);
     const int64_t area = static_cast<int64_t>(rows_axis.mask_size) * columns_axis.mask_size;
@@ -132,7 +134,7 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
         const int own = 4 * four + 2 * pair;
         unsigned short* out_high = high + x * stride + own + which;
         unsigned short* out_low = low + x * stride + own + which;
-        if (first + 4 * four >= count) {  // no mask at all: the last step of 16 is not full
+        if (first + 4 * four >= count) {  // no masks left: the last step of 16 is not full
             for (int y = 0; y < kTileSide; ++y, out_high += kTileSide * stride, out_low += kTileSide * stride) {
                 *out_high = 0;
                 *out_low = 0;
@@ -156,7 +158,7 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
         float previous[2], current[2] = {0.0f, 0.0f};
         int y = 0;
         LinearTap down = read_tap(rows.place[0]);
-        for (int r = 0; r < touched; ++r) {  // everything about rows is the same for all lanes
+        for (int r = 0; r < touched; ++r) {  // rows are the same for all lanes
             previous[0] = current[0];
             previous[1] = current[1];
             walk.probabilities(read_tap(rows.touched[r]), current);

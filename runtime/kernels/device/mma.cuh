@@ -1,8 +1,8 @@
 // Half-precision matrix products on tensor cores, and the split of a float into two halves.
 //
-// Fragments as the PTX manual draws them for mma.sync.m16n8k16, lane 4 g + t: A word 0: row g, columns 2 t and 2 t + 1; word
-// 1: row g + 8; words 2 and 3: the same 8 columns further. B word 0: column g, rows 2 t and 2 t + 1; word 1: 8 rows further.
-// C words 0 and 1: row g, columns 2 t and 2 t + 1; words 2 and 3: row g + 8.
+// Fragments as in the PTX manual for mma.sync.m16n8k16, lane 4 g + t: A word 0: row g, columns 2 t and 2 t + 1; word 1:
+// row g + 8; words 2 and 3: the same 8 columns further. B word 0: column g, rows 2 t and 2 t + 1; word 1: 8 rows
+// further. C words 0 and 1: row g, columns 2 t and 2 t + 1; words 2 and 3: row g + 8.
 #pragma once
 
 #include "platform.cuh"
@@ -13,7 +13,7 @@ namespace vocabseg {
 #define VOCABSEG_SHORT_MMA  // Turing multiplies 8 columns at a time
 #endif
 
-// c += a b, of 16 x 16, 16 x 8 and 16 x 8 elements.
+// c += a b; a is 16 x 16, b 16 x 8 and c 16 x 8.
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if !defined(__CUDACC__)
 #if defined(VOCABSEG_SHORT_MMA)
@@ -38,7 +38,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 #endif
 }
 
-// high + low is the value to some 22 bits, as long as it lies between 2^-14 and 2^15 or so; smaller ones keep an absolute
+// high + low equals the value to about 22 bits if it lies between about 2^-14 and 2^15; smaller values keep an absolute
 // precision of 2^-25.
 struct HalfPair {
     unsigned short high, low;
@@ -49,7 +49,7 @@ __device__ __forceinline__ HalfPair split(float value) {
     return {__half_as_ushort(high), __half_as_ushort(__float2half_rn(value - __half2float(high)))};
 }
 
-// 2^x and 1 / x of the hardware, to 2 ulp and 1 ulp (PTX manual, ex2.approx and rcp.approx).
+// The hardware's 2^x and 1 / x, to 2 ulp and 1 ulp (PTX manual, ex2.approx and rcp.approx).
 __device__ __forceinline__ float fast_exp2(float x) {
 #if defined(__CUDACC__)
     float y;

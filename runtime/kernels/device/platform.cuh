@@ -1,4 +1,5 @@
-// What the kernels take from their platform: CUDA, or the emulation that tests compile them with (tests/cuda_emulation).
+// What the kernels need from their platform: CUDA, or the emulation that tests compile them with
+// (tests/cuda_emulation).
 #pragma once
 
 #if defined(__CUDACC__)
@@ -34,7 +35,7 @@ __device__ __forceinline__ LinearTap read_tap(const SharedTap& from) {
     return {words.x, words.y, __int_as_float(words.z), __int_as_float(words.w)};
 }
 
-// Outputs are written, and inputs read, as float or half.
+// Outputs are written and inputs read as float or half.
 __device__ __forceinline__ void put(float* target, float value) { *target = value; }
 __device__ __forceinline__ void put(__half* target, float value) { *target = __float2half_rn(value); }
 __device__ __forceinline__ float get(const float* source) { return __ldg(source); }

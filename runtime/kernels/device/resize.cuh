@@ -1,11 +1,11 @@
 // resize_normalize: Pillow's bilinear resize, bit for bit, and the same normalised and padded, in one pass.
 //
-// A block makes 32 x 8 pixels of the padded network input. It resizes the rows of the image that these need to its 32
-// columns, rounded to 8 bits as Pillow does, 32 rows at a time in shared memory, and sums them up in fixed point.
+// A block computes 32 x 8 pixels of the padded network input. It resizes the image rows that these need to its 32
+// columns, rounded to 8 bits as in Pillow, 32 rows at a time in shared memory, and sums them in fixed point.
 //
-// 480 x 640 -> 640 x 853, float16: 0.9 MB read, 1.6 MB and 3.3 MB written, 5.9 MB: 1.2 us at 4.8 TB/s. A pixel takes 3 x 3
-// integer multiply-adds across, for 10 rows of the image where 8 are made, and 9 down: 12 M, below 1 us. The floor is
-// that of a launch.
+// 480 x 640 -> 640 x 853, float16: 0.9 MB read, 1.6 MB and 3.3 MB written, 5.9 MB: 1.2 us at 4.8 TB/s. A pixel takes 3
+// x 3 integer multiply-adds horizontally, for 10 rows of the image per 8 of the output, and 9 vertically: 12 M, below 1
+// us. The floor is that of a launch.
 #pragma once
 
 #include "platform.cuh"
@@ -15,7 +15,7 @@ namespace vocabseg {
 constexpr int kResizeWidth = 32, kResizeHeight = 8, kResizeRows = 32;
 
 struct ResizeTable {
-    const int2* spans;       // first source pixel and number of them, for every output pixel
+    const int2* spans;       // first source pixel and number of source pixels, for every output pixel
     const int32_t* weights;  // (output pixels, capacity)
     int capacity;
 };
@@ -88,7 +88,7 @@ __device__ __forceinline__ void resize_normalize(const uint8_t* image, const Res
 
 }  // namespace vocabseg
 
-// Writes the table of one axis, a thread for each output pixel.
+// Writes the table of one axis, one thread per output pixel.
 extern "C" __global__ void resize_table(int in_size, int out_size, int capacity, int2* spans, int32_t* weights) {
     const int o = blockIdx.x * blockDim.x + threadIdx.x;
     if (o >= out_size) return;

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vocabseg.runtime.cuda.device import Device
     from vocabseg.runtime.cuda.streams import Event, Stream
 
-# Tables of this many pairs of sizes are kept: 10 KB each for an image of usual size.
+# Tables are kept for this many pairs of sizes: 10 KB each for a typical image.
 TABLES = 256
 
 
@@ -24,7 +24,7 @@ class _Table(NamedTuple):
     spans: "DeviceArray"
     weights: "DeviceArray"
     ready: "Event"
-    streams: set[int]  # that come after it, by handle
+    streams: set[int]  # handles of the streams that wait for it
 
 
 class ResizeTables:
@@ -37,7 +37,7 @@ class ResizeTables:
         self._lock = threading.Lock()
 
     def get(self, in_size: int, out_size: int, stream: "Stream") -> Any:
-        """The RESIZE_TABLE that maps in_size pixels to out_size, ready for what follows on `stream`."""
+        """The RESIZE_TABLE that maps in_size pixels to out_size, ready for subsequent work on `stream`."""
         with self._lock:
             table = self._tables.get((in_size, out_size))
             if table is None:
@@ -64,7 +64,7 @@ class ResizeTables:
 
 
 class Workspaces:
-    """Scratch memory of kernels, one block for each stream."""
+    """Scratch memory of kernels, one block per stream."""
 
     def __init__(self, device: "Device"):
         self._device = device
@@ -77,6 +77,6 @@ class Workspaces:
             memory = self._blocks.get(stream.handle)
             if memory is None or memory.nbytes < size:
                 if memory is not None:
-                    stream.synchronize()  # what runs there still uses the smaller one
+                    stream.synchronize()  # work there still uses the smaller one
                 memory = self._blocks[stream.handle] = self._device.empty((max(2 * size, 2**18),), np.uint8)
             return memory

@@ -1,4 +1,4 @@
-"""The extension that native.cpp makes; face.py checks the arguments and allocates the results."""
+"""The extension built from native.cpp; face.py checks the arguments and allocates the results."""
 
 from typing import Any
 

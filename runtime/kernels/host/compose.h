@@ -1,12 +1,12 @@
-// compose, class_scores and resample_masks on the host, a tile of the output at a time.
+// compose, class_scores and resample_masks on the host, one tile of the output at a time.
 //
-// Mask probabilities (N of them) are made for a tile of 64 x 16 pixels, which is 400 KB for 100 masks: every probability
-// at image size is computed once (16 operations for the exponential, a division, 3 for each of four mixtures) and none is
-// kept. Scores are 2 N C operations a pixel for C classes. compose avoids most of those: one product with the highest
-// probability of every mask in a block of 64 pixels bounds the scores of all classes there, and only classes whose bound
-// reaches the lowest of the best scores found so far are computed for the pixels. This is exact, ties and rounding
-// included (see ClassTable::bounded). Memory does not depend on the number of classes, apart from a copy of the class
-// probabilities and 64 bytes a class for each thread.
+// The probabilities of N masks are computed for a tile of 64 x 16 pixels, 400 KB for 100 masks: every probability at
+// image size is computed once (16 operations for the exponential, a division, 3 for each of four interpolations) and
+// none is kept. Scores take 2 N C operations per pixel for C classes. compose avoids most of them: one product with the
+// highest probability of every mask in a block of 64 pixels bounds the scores of all classes there, and only classes
+// whose bound reaches the lowest of the best scores found so far are computed per pixel. This is exact, including ties
+// and rounding (see ClassTable::bounded). Memory does not depend on the number of classes, apart from a copy of the
+// class probabilities and 64 bytes per class and thread.
 #pragma once
 
 #include <cmath>
@@ -29,7 +29,7 @@ struct OutputMasks {
           image(image_size), output(output_size) {}
 };
 
-// One worker's tile: probabilities (kTileBlocks, masks, kBlockPixels) and their highest (masks, kTileBlocks). Pixels
+// One worker's tile: probabilities (kTileBlocks, masks, kBlockPixels) and their maxima (masks, kTileBlocks). Pixels
 // beyond the output's border repeat those at the border.
 class Tile {
 public:
@@ -59,8 +59,8 @@ private:
     std::vector<float> values_, maxima_, scratch_;
 };
 
-// Calls use(tile, b, y, x, rows, columns) for every block of the output, of which `rows` x `columns` pixels from (y, x) on
-// lie within the output, and before that begin(tile) for the tile of these blocks. make_use() gives each thread its own.
+// Calls use.begin(tile) for every tile and then use.block(tile, b, y, x, rows, columns) for each of its blocks, of
+// which `rows` x `columns` pixels from (y, x) on lie within the output. make_use() makes a `use` for each thread.
 template <class MakeUse>
 void for_each_block(const OutputMasks& masks, int threads, MakeUse make_use) {
     const Size output = masks.output;
@@ -79,13 +79,13 @@ void for_each_block(const OutputMasks& masks, int threads, MakeUse make_use) {
     });
 }
 
-// Copies the pixels of a block that lie within the output to a plane of the output.
+// Copies those pixels of a block that lie within the output to a plane of the output.
 template <class T>
 void place_block(const T* block, int rows, int columns, size_t width, T* target) {
     for (int y = 0; y < rows; ++y) std::copy_n(block + y * kBlockWidth, columns, target + y * width);
 }
 
-// Class probabilities (masks, classes), turned over to (classes, masks), with rows of zeros up to a multiple of
+// Class probabilities (masks, classes), transposed to (classes, masks), with rows of zeros up to a multiple of
 // kClassPadding.
 class ClassTable {
 public:
@@ -103,8 +103,8 @@ public:
     int classes() const { return classes_; }
     int padded() const { return (classes_ + kClassPadding - 1) / kClassPadding * kClassPadding; }
     const float* row(int label) const { return rows_.data() + static_cast<size_t>(label) * masks_; }
-    // Whether higher mask probabilities give no lower scores. Rounding keeps the order of what is rounded, so this holds
-    // for the computed sums too, as long as both are computed in the same order.
+    // Whether higher mask probabilities never lower a score. Rounding is monotonic, so this holds for the computed
+    // sums, too, as long as both are computed in the same order.
     bool bounded() const { return bounded_; }
 
 private:
@@ -149,8 +149,8 @@ private:
         int32_t label;
     };
 
-    // The class with the highest bound first; then, of those that may still win, the ones with high bounds, which raise
-    // the lowest best score, before the many others.
+    // The class with the highest bound comes first; then, among those that may still win, the ones with high bounds,
+    // which raise the lowest best score, before the many others.
     void compare_likely(int b) {
         constexpr size_t kEarly = 4 * kClassGroup;
         const float* bounds = bounds_.data() + b;
@@ -201,7 +201,7 @@ private:
     int grouped_ = 0;
 };
 
-// -> labels (output.h, output.w), scores the same: the first of the classes with the highest score, and that score.
+// -> labels and scores (output.h, output.w): the first class with the highest score, and that score.
 inline void compose(const OutputMasks& masks, const ClassTable& classes, int threads, int32_t* labels, float* scores) {
     for_each_block(masks, threads, [&] { return Contest(masks, classes, labels, scores); });
 }

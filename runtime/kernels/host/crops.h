@@ -1,9 +1,9 @@
 // crop_regions on the host: cut, fill, normalise and bicubic in one pass over the rows of a region.
 //
-// A pixel is four floats (red, green, blue, idle). The image is brought into that form once (16 bytes a pixel, for hard
-// masks normalised as well); for each region a row is read (16 bytes a pixel inside the mask), masked, and resampled
-// horizontally while it is in the first-level cache: 7 vector operations for an output pixel of each row, then 7 more for
-// each pixel of the crop, which is written once (12 bytes).
+// A pixel is four floats (red, green, blue, unused). The image is converted to that form once (16 bytes per pixel; for
+// hard masks it is also normalised); for each region a row is read (16 bytes per pixel inside the mask), masked, and
+// resampled horizontally while it is in the L1 cache: 7 vector operations per output pixel of each row, then 7 more per
+// pixel of the crop, which is written once (12 bytes).
 #pragma once
 
 #include <vector>
@@ -20,7 +20,7 @@ struct CropSettings {
     int size;
 };
 
-// The image's pixels as the rows of regions take them, and the same of the fill colour.
+// The image's pixels in the form that the rows of regions use, and the fill colour in the same form.
 class PixelTable {
 public:
     PixelTable(const uint8_t* image, Size size, const CropSettings& settings, int threads)
@@ -31,7 +31,7 @@ public:
             mean[c] = settings.mean[c];
             deviation[c] = settings.deviation[c];
             background[c] = normalise(fill[c], mean[c], deviation[c]);
-            // With matting, fill and pixel are mixed before they are normalised.
+            // With matting, fill and pixel are blended before they are normalised.
             for (int v = 0; settings.matting && v < 256; ++v) table.value[c][v] = static_cast<float>(v);
         }
         parallel_for(size.h, threads, [&] {
@@ -54,8 +54,8 @@ private:
     std::vector<float> pixels_;
 };
 
-// Makes rows of one region's crop: a row of the image is masked, normalised and resampled horizontally once, and kept
-// while it is among the four that the next row of the crop mixes.
+// Computes rows of one region's crop: a row of the image is masked, normalised and resampled horizontally once, and
+// kept while it is among the four that the next row of the crop combines.
 class CropRows {
 public:
     CropRows(const PixelTable& pixels, int image_width, const MaskGrid& grid, const CropSettings& settings)
@@ -123,7 +123,7 @@ inline void crop_regions(const uint8_t* image, Size image_size, const float* mas
     if (regions == 0) return;
     const MaskGrid grid(mask, padded, image_size);
     const PixelTable pixels(image, image_size, settings, threads);
-    constexpr int kBands = 4;  // so that a single region still occupies a few threads
+    constexpr int kBands = 4;  // so that even a single region occupies several threads
     const size_t crop_size = static_cast<size_t>(settings.size) * settings.size * 3;
     parallel_for(regions * kBands, threads, [&] {
         return [&, rows = CropRows(pixels, image_size.w, grid, settings)](int task) mutable {

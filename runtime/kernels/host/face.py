@@ -1,9 +1,9 @@
-"""The kernels on the CPU: the functions of reference.py over an extension that runs pixel_math.h in threads.
+"""The kernels on the CPU: the functions of reference.py on top of an extension that runs pixel_math.h in threads.
 
 Results do not depend on the number of threads, which is the argument `threads`, else the environment variable
 VOCABSEG_THREADS, else the number of CPUs that the process may use. Nor do they depend on the processor: the inner loops
-are compiled for several instruction sets, "variants", which give the same bits. The best one that the processor has is
-used, or the one that the environment variable VOCABSEG_ISA names when this module is first imported.
+are compiled for several instruction sets, "variants", which compute the same bits. The best supported one is used, or
+the one that the environment variable VOCABSEG_ISA names when this module is first imported.
 """
 
 import os
@@ -21,7 +21,7 @@ from vocabseg.runtime.threads import thread_count
 
 
 def variants() -> list[str]:
-    """The variants that this processor can run, the oldest instruction set first.
+    """The variants that this processor can run, oldest instruction set first.
 
     On x86-64 they are the levels "v2" (SSE4.2), "v3" (AVX2) and "v4" (AVX-512); elsewhere there is one, "baseline".
     """
@@ -107,7 +107,7 @@ def class_scores(masks: Masks, class_probabilities: Array, *, threads: int | Non
 
 
 def resample_masks(masks: Masks, *, threads: int | None = None) -> Array:
-    """Mask probabilities (M, H, W) float32, the very values that compose weighs; see reference.resample_masks."""
+    """Mask probabilities (M, H, W) float32, exactly those that compose weights; see reference.resample_masks."""
     masks = checks.masks(masks)
     probabilities = np.empty((len(masks), *masks.output_size), np.float32)
     sizes = masks.padded_size, masks.image_size

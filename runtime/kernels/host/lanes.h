@@ -1,4 +1,4 @@
-// Vectors as wide as the instruction set that this unit is compiled for; a plain float where the compiler has none.
+// Vectors as wide as the instruction set that this unit is compiled for; a plain float if the compiler has none.
 //
 // Everything is static: units compiled for different instruction sets must not share a function.
 #pragma once
@@ -19,7 +19,7 @@ constexpr int kLanes = 4;
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes)));
 #if !defined(__clang__)
-#define VOCABSEG_SHUFFLES 1  // __builtin_shuffle with indices that are known at run time only
+#define VOCABSEG_SHUFFLES 1  // __builtin_shuffle with indices known only at run time
 #endif
 #else
 constexpr int kLanes = 1;
@@ -27,7 +27,7 @@ typedef float Lanes;
 typedef int32_t IntLanes;
 #endif
 
-// Four floats: a pixel's red, green and blue, and one that is idle.
+// Four floats: a pixel's red, green and blue, and an unused one.
 #if defined(__GNUC__)
 typedef float Pixel __attribute__((vector_size(16)));
 #else

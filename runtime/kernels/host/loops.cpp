@@ -1,7 +1,7 @@
-// The loops of host/loops.h for one instruction set, whose name CMakeLists.txt gives as VOCABSEG_VARIANT.
+// The loops of loops.h for one instruction set, whose name CMakeLists.txt passes as VOCABSEG_VARIANT.
 //
-// Nothing of the C++ library is instantiated here: of such functions the linker keeps one copy for all units, and that
-// could be the one with instructions that an older processor lacks.
+// No templates of the C++ library are instantiated here: the linker keeps one copy of such functions for all units, and
+// that could be the one with instructions that an older processor lacks.
 #include "loops.h"
 
 #include "loops_compose.h"

@@ -5,8 +5,8 @@
 
 namespace vocabseg {
 
-// Rows of the tile are mixed of two image rows, those of two mask rows; the two in use have different parity, so each
-// is made once.
+// Rows of the tile are interpolated from two image rows, and those from two mask rows; the two in use have different
+// parity, so each is computed once.
 static void sample_tile(const float* mask, const TilePlace& place, float* scratch, float* blocks, size_t block_stride,
                         float* maxima) {
     const int first = place.columns.low[0], count = place.columns.high[kTileWidth - 1] - first + 1;
@@ -44,7 +44,7 @@ static void sample_tile(const float* mask, const TilePlace& place, float* scratc
     for (int b = 0; b < kTileBlocks; ++b) maxima[b] = highest(blocks + b * block_stride, kBlockPixels);
 }
 
-// sums[c][v] over masks of weights[c][m] * pixels[m * stride + lanes v]
+// sums[c][v] = sum over masks m of weights[c][m] * pixels[m * stride + lanes of v]
 template <int Classes, int Vectors>
 static inline void weighted_sums(const float* pixels, int stride, int masks, const float* const* weights,
                                  Lanes (&sums)[Classes][Vectors]) {

@@ -1,4 +1,4 @@
-// Loops of crop_regions over pixels of four floats: red, green, blue and one that is idle, so that a pixel is a vector.
+// Loops of crop_regions over pixels of four floats: red, green, blue and an unused one, so that a pixel is a vector.
 #pragma once
 
 #include "loops_masks.h"
@@ -9,7 +9,7 @@ static void cut_row(const float* mask, float limit, const float* pixels, const f
                     float* __restrict out) {
     int x = 0;
 #if defined(VOCABSEG_SHUFFLES)
-    // The mask's value of each pixel is spread over the pixel's four lanes.
+    // Each pixel's mask value is broadcast to the pixel's four lanes.
     constexpr int kPixels = kLanes / 4;
     Lanes outside;
     IntLanes spread;

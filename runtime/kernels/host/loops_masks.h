@@ -8,7 +8,7 @@ namespace vocabseg {
 
 static inline int whole_lanes(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// A vector's taps lie close together: two loads and two shuffles read them, instead of two loads for each output.
+// A vector's taps lie close together: two loads and two shuffles read them, instead of two loads per output.
 static void mix_columns(const float* source, int readable, int origin, const LinearTaps& taps, int first, int count,
                         float* __restrict out) {
     for (int x = 0; x < count; x += kLanes) {

@@ -1,8 +1,8 @@
 // Rows of upsampled masks, and the boxes and areas of the thresholded ones.
 //
-// region_boxes reads every logit once (4 N h w / 16 bytes of an image of h x w) and holds two rows. Only where a logit
-// may exceed the threshold does it upsample: for a pixel there 3 operations for the mixture of rows, 2 for count and box,
-// and 3/4 for the mixture of columns.
+// region_boxes reads every logit once (4 N h w / 16 bytes for an image of h x w) and holds two rows. It upsamples only
+// where a logit may exceed the threshold: per pixel 3 operations to interpolate rows, 2 for count and box, and 3/4 to
+// interpolate columns.
 #pragma once
 
 #include <algorithm>
@@ -36,8 +36,8 @@ public:
     LinearTaps taps(int first = 0) const {
         return {low_.data() + first, high_.data() + first, low_weight_.data() + first, high_weight_.data() + first};
     }
-    // The first pixel that reads source pixel `index` or a later one, and the one past the last that reads it or an
-    // earlier one.
+    // The first pixel that reads source pixel `index` or a later one, and one past the last that reads it or an earlier
+    // one.
     int first_reader(int index) const { return find(high_, index); }
     int past_reader(int index) const { return find(low_, index + 1); }
 
@@ -52,7 +52,7 @@ private:
     std::vector<float> low_weight_, high_weight_;
 };
 
-// Where each row and column of the image lies in the mask, which covers the padded image.
+// The position of each row and column of the image in the mask, which covers the padded image.
 struct MaskGrid {
     Size mask;
     LinearTable rows, columns;
@@ -60,8 +60,8 @@ struct MaskGrid {
         : mask(mask_size), rows(mask.h, padded.h, image.h), columns(mask.w, padded.w, image.w) {}
 };
 
-// Widened rows of one mask between two columns of the image. A mask row is widened once and kept while the rows of the
-// image between it and its neighbours are read; the two in use have different parity.
+// Rows of one mask, widened to the image, between two columns of the image. A mask row is widened once and kept while
+// the image rows between it and its neighbours are read; the two in use have different parity.
 class MaskRows {
 public:
     MaskRows(const Loops& loops, const MaskGrid& grid, const float* logits, int first_column, int columns,
@@ -71,7 +71,7 @@ public:
 
     static size_t scratch_size(int columns) { return (static_cast<size_t>(columns) + kPadding) * 2; }
 
-    // Of 0 <= mask_row < mask.h; the next call but one may overwrite it.
+    // 0 <= mask_row < mask.h; the result is valid until the next call but one.
     const float* widened(int mask_row) {
         const int slot = mask_row & 1;
         if (kept_[slot] != mask_row) {
@@ -91,12 +91,12 @@ private:
     int kept_[2] = {-1, -1};
 };
 
-// The part of a mask in which upsampled logits may exceed `limit`: rows and columns [first, past) of the image.
+// The part of a mask where upsampled logits may exceed `limit`: rows and columns [first, past) of the image.
 struct MaskReach {
     int top = 0, bottom = 0, left = 0, right = 0;
 
     MaskReach(const Loops& loops, const MaskGrid& grid, const float* logits, float limit) {
-        // No mixture exceeds the highest of what it mixes, but for the rounding of two mixtures.
+        // No interpolated value exceeds the highest of its inputs, except by the rounding of two interpolations.
         const auto may_exceed = [limit](float logit) { return logit + 2e-6f * fabsf(logit) >= limit; };
         const int w = grid.mask.w;
         int first_row = grid.mask.h, last_row = -1, first_column = w, last_column = -1;

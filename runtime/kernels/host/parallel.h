@@ -11,8 +11,8 @@
 namespace vocabseg {
 
 // Calls worker(task) for every task in [0, tasks). Each thread gets its own worker from make_worker(), which holds its
-// scratch memory. Which thread runs a task is left to chance, so a task must write only what is its own. The first
-// exception is thrown again here after all threads have stopped.
+// scratch memory. Which thread runs a task is unspecified, so a task must write only its own output. The first
+// exception is rethrown here after all threads have stopped.
 template <class MakeWorker>
 void parallel_for(int tasks, int threads, MakeWorker make_worker) {
     std::atomic<int> next{0};
@@ -35,7 +35,7 @@ void parallel_for(int tasks, int threads, MakeWorker make_worker) {
         try {
             others.emplace_back(run);
         } catch (const std::system_error&) {
-            break;  // no more threads to be had: those running do all the work
+            break;  // no more threads available: those running do all the work
         }
     }
     run();

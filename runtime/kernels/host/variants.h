@@ -13,8 +13,8 @@ namespace vocabseg {
 #if defined(VOCABSEG_X86_VARIANTS)
 extern const Loops loops_v2, loops_v3, loops_v4;  // x86-64-v2: SSE4.2; v3: AVX2; v4: AVX-512
 
-// The oldest first. What is asked of the processor is what tells the levels apart; it includes the operating system's
-// consent to save the wider registers.
+// The oldest first. These features distinguish the levels; the checks include that the operating system saves the wider
+// registers.
 inline std::vector<const Loops*> variants() {
     std::vector<const Loops*> found{&loops_v2};
     if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma"))) {

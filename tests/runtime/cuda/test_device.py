@@ -200,7 +200,7 @@ def test_foreign_arrays_are_taken_without_a_copy(device):
     assert DeviceArray.of(Foreign(own, strides=(10, 2)), device).shape == (4, 5)
     with pytest.raises(EngineError, match="not C-contiguous"):
         DeviceArray.of(Foreign(own, strides=(2, 8)), device)
-    with pytest.raises(EngineError, match="no array on a GPU"):
+    with pytest.raises(EngineError, match="not an array on a GPU"):
         DeviceArray.of(np.zeros(3), device) if not hasattr(np.zeros(3), "__dlpack__") else DeviceArray.of(3, device)
 
 
@@ -275,7 +275,7 @@ def test_arrays_elsewhere_are_refused(device):
         def __dlpack_device__(self):
             return dlpack.CUDA, 1
 
-    with pytest.raises(EngineError, match="on cuda:1, the model on cuda:0"):
+    with pytest.raises(EngineError, match="on cuda:1, but the model on cuda:0"):
         DeviceArray.of(Elsewhere(device.empty((1,), np.uint8)), device)
 
 

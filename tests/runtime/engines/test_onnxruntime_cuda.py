@@ -116,9 +116,9 @@ def test_a_graph_is_captured_for_shapes_and_addresses_that_come_again(graph, mon
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda given: given[0].pop("x"), "the graph has the inputs x; given were none"),
-        (lambda given: given[1].pop("y"), "the graph has the outputs y, twice; given were twice"),
-        (lambda given: given[0].update(x=HostArray(np.zeros((1, 3), np.float32))), "float16, and float32 was given"),
+        (lambda given: given[0].pop("x"), "the graph has the inputs x, but was given none"),
+        (lambda given: given[1].pop("y"), "the graph has the outputs y, twice, but was given twice"),
+        (lambda given: given[0].update(x=HostArray(np.zeros((1, 3), np.float32))), "float16, but float32 was given"),
         (lambda given: given[0].update(x=HostArray(np.zeros((1, 7), np.float16))), "cannot run on x (1, 7)"),
     ],
 )

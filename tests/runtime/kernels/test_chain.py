@@ -327,7 +327,7 @@ BAD: list[tuple[str, Callable[[Bench], None]]] = [
         lambda b: b.kernels.crop_regions([], cropping(8), b.new((1, 3, 8, 9), np.float32), b.stream),
     ),
     (
-        r"resized is 8 x 9, the masks' image size \(8, 8\)",
+        r"resized is 8 x 9, but the masks' image size is \(8, 8\)",
         lambda b: b.kernels.crop_regions(
             [CropSource(
                 b.new((8, 9, 3), np.uint8), small(b.new((1, 2, 2), np.float32)), None, b.new((1, 4), np.int32),

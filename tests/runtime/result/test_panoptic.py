@@ -157,7 +157,7 @@ def test_panoptic_properties(count, classes, seed, object_threshold, overlap):
 
 
 def test_mismatched_input_is_refused():
-    with pytest.raises(ValueError, match=r"\(2, 3\) and masks \(3, 4, 4\) do not fit"):
+    with pytest.raises(ValueError, match=r"\(2, 3\) and masks \(3, 4, 4\) do not match"):
         panoptic_segments(np.zeros((2, 3)), np.zeros((3, 4, 4)), [])
 
 

@@ -79,7 +79,7 @@ def test_instances_by_name():
 @pytest.mark.parametrize(
     ("things", "message"),
     [
-        (["dog"], "'dog' in things is none of the 3 classes"),
+        (["dog"], "'dog' in things is not one of 3 classes"),
         ([3], "3 in things"),
         ([-1], "-1 in things"),
         ("cat", "give a list"),
@@ -95,7 +95,7 @@ def test_unknown_things(things, message):
 def test_without_evidence_only_what_the_labels_tell():
     result = labelled([[0, 1]])
     for question in (result.class_scores, result.panoptic, result.instances):
-        with pytest.raises(VocabsegError, match="labels and scores alone"):
+        with pytest.raises(VocabsegError, match="only labels and scores"):
             question()
     assert len(result.to_json()["segments"]) == 2
 

@@ -94,20 +94,20 @@ def test_of_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
 
 def test_errors_name_the_value() -> None:
     assert "empty" in message([])
-    assert "number 1 and 3" in message(["tree", "sky", " tree"])
+    assert "numbers 1 and 3" in message(["tree", "sky", " tree"])
     assert "class name 2" in message(["tree", " "])
     assert "class name 2 is 7" in message(["tree", 7])
     assert "'tree'" in message("tree")
     assert "int" in message(7)
     assert "'dog'" in message(["cat"], {"dog"})
-    assert "3 flags of seen classes for 2 names" in message(["a", "b"], [True, False, True])
+    assert "3 seen flags for 2 names" in message(["a", "b"], [True, False, True])
     assert "0.5" in message(["a"], [0.5])
     assert "'a photo'" in message(["a"], None, ["a photo"])
     assert "{} and {}" in message(["a"], None, ["{} and {}"])
     assert "{0}" in message(["a"], None, ["a {0}"])
     assert "}{" in message(["a"], None, ["a }{"])
     assert "empty" in message(["a"], None, [])
-    assert "single text" in message(["a"], None, "a {}")
+    assert "single string" in message(["a"], None, "a {}")
     assert "x" * 57 + "..." in message(["x" * 5000] * 2)
 
 
