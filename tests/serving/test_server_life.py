@@ -1,5 +1,6 @@
 """What a server does when it is stopped, killed, started again, or cannot start."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from tests.serving.servers import SCENE, run, running, serving_folder
 from vocabseg.client import Client
+from vocabseg.runtime.errors import ServerError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.serving.server import process_table
 from vocabseg.serving.server import triton_server as server_module
@@ -29,13 +31,16 @@ def test_sigterm_answers_what_was_taken_and_a_new_server_remembers_the_names(
         client = Client(server.http, retries=0)
         client(SCENE, NAMES)
         assert server.metric('names_total.*source="encoded"') == len(NAMES) + 2  # and those of the warm-up
-        before = server.metric("vocabseg_images_total")
         calls = [pool.submit(client, SCENE, NAMES) for _ in range(12)]
-        while server.metric("vocabseg_images_total") == before:
+        while (taken := server.metric("nv_inference_pending_request_count")) == 0:
             time.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
+        answered = 0
         for call in calls:
-            assert np.array_equal(call.result(60).scores, expected.scores)
+            with contextlib.suppress(ServerError):  # a request that came too late is refused
+                assert np.array_equal(call.result(60).scores, expected.scores)
+                answered += 1
+        assert answered >= taken
         assert server.process.wait(60) == 0
         assert not client.ready()
     with running(cache_dir=tmp_path) as server:
