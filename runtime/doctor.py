@@ -13,7 +13,7 @@ from vocabseg.runtime.engines import choose as engines
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.threads import thread_count
 
-# Package -> what it is for and how it is had.
+# Package -> what it is for, and how to install it.
 PACKAGES = {
     "numpy": "arrays",
     "opencv-python-headless": "pictures",
@@ -62,7 +62,8 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
         partial(_package, "pycuda", "not installed (the GPU's memory and streams: pip install 'vocabseg[gpu]')"),
     )
     yield "CUDA graphs", _cuda_graphs
-    yield "engine tensorrt on the GPU", _tensorrt
+    yield "engine tensorrt on the GPU", partial(_tensorrt, "tensorrt", "`vocabseg build` makes a bundle's plans")
+    yield "engine tensorrt-rtx on the GPU", partial(_tensorrt, "tensorrt-rtx", "it builds plans without a GPU")
     yield "engine onnxruntime on the GPU", _onnxruntime_gpu
     yield "engine used here", _choice
 
@@ -119,11 +120,11 @@ def _cuda_graphs() -> str:
     return f"through cuda-bindings {_package('cuda-bindings', 'not used, which is slower: pip install cuda-bindings')}"
 
 
-def _tensorrt() -> str:
-    from vocabseg.runtime.engines.tensorrt.package import package_info
+def _tensorrt(engine: str, remark: str) -> str:
+    from vocabseg.runtime.engines.tensorrt.package import load_package
 
-    package = package_info()
-    return f"TensorRT {package.version} ({package.kind}); `vocabseg build` makes a bundle's plans"
+    info = load_package(engine).info
+    return f"{info.title} {info.version} ({info.kind}); {remark}"
 
 
 def _onnxruntime_gpu() -> str:

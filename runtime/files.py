@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: files and folders appear complete or not at all. The folder of caches."""
 
 import contextlib
 import os
@@ -11,11 +11,23 @@ from typing import BinaryIO
 
 from vocabseg.runtime.errors import OutputError
 
+CACHE_VARIABLE = "VOCABSEG_CACHE_DIR"
+
+
+def cache_folder() -> Path | None:
+    """Where caches are kept: VOCABSEG_CACHE_DIR, else the user's cache folder; None if the variable is empty."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen is None:
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("vocabseg"))
+    return Path(chosen) if chosen else None
+
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return `path` with links resolved if a file could be written there, so that long work can fail before it starts.
+    """Return `path` with links resolved if a file can be written there, so that long jobs fail before they start.
 
-    Raises OutputError when the folder is missing or not writable, or the name is taken by something that is no file.
+    Raises OutputError if the folder is missing or not writable, or the name belongs to anything but a regular file.
     """
     failed = f"cannot write {os.fspath(path)!r}"
     try:
@@ -24,7 +36,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
             raise OutputError(f"{failed}: the folder {str(target.parent)!r} does not exist; create it first")
         if not target.parent.is_dir():
             raise OutputError(f"{failed}: {str(target.parent)!r} is not a folder; choose another place")
-        # replacing a device such as /dev/null by a file would be fatal to the machine
+        # replacing a device such as /dev/null with a file would break the machine
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
             raise OutputError(f"{failed}: that is a folder or a device; give a file name")
         if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -36,10 +48,10 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the name `path` only once the block has ended well; until then an older file stays.
+    """Open a binary file that replaces `path` only if the block succeeds; until then an existing file is untouched.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed; when the block raises,
-    the temporary file is removed. Raises OutputError for any failure of the file system.
+    The bytes go to a temporary file in the same folder, which is flushed to disk and renamed, or removed if the block
+    raises. Raises OutputError for any file system error.
     """
     target = check_writable(path)
     temporary = target.parent / f".vocabseg-{secrets.token_hex(8)}.part"
@@ -58,10 +70,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def whole_folder(target: Path, what: str, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name when the block ends well, and vanishes otherwise.
+    """Yield a temporary folder next to `target`, renamed to `target` if the block succeeds and removed otherwise.
 
-    A folder that has the name by then is replaced, unless `check`, called just before, raises. `what` names the folder
-    in errors. Raises OutputError for any failure of the file system.
+    An existing folder of that name is replaced, unless `check`, called just before, raises. `what` names the folder in
+    errors. Raises OutputError for any file system error.
     """
     mark = secrets.token_hex(8)
     temporary, old = (target.parent / f".vocabseg-{mark}.{kind}" for kind in ("part", "old"))

@@ -78,7 +78,7 @@ def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = N
     """
     from platformdirs import user_cache_path
 
-    from vocabseg.runtime.text.cache import cache_folder
+    from vocabseg.runtime.files import cache_folder
 
     folder = (cache_folder() or user_cache_path("vocabseg")) / f"world-{WORLD_VERSION}-{seed}-{count}"
     if (folder / "classes.json").is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vocabseg.calibration.failures import CalibrationError
+from vocabseg.export.graph.layers import is_constant, layer_of
 from vocabseg.export.graph.onnx_file import mapped_weight
 
 # Products of two activations (attention) stay float: both sides would need an activation's scale, and they are a small
@@ -66,15 +67,10 @@ def linear_nodes(model: Any) -> list[LinearNode]:
         weight = node.inputs[1]
         if not is_constant(weight) or weight.const_value.size < SMALLEST or weight.const_value.dtype.name != "FLOAT":
             continue
-        layer = _layer(node)
+        layer = layer_of(node) or str(node.name)
         size = int(weight.const_value.size)
         found.append(LinearNode(node.name, layer, block_of(layer), node.inputs[0].name, _output_axis(node), size))
     return found
-
-
-def is_constant(value: Any) -> bool:
-    """Whether a value is an initializer whose content is known."""
-    return value is not None and value.is_initializer() and value.const_value is not None
 
 
 def block_of(layer: str) -> str:
@@ -124,17 +120,3 @@ def _output_axis(node: Any) -> int:
         return 0
     transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
     return 0 if transposed else node.inputs[1].const_value.shape.rank() - 1
-
-
-def _layer(node: Any) -> str:
-    """The exporter keeps a module's name in its parameters; a linear layer's weight is transposed and loses it."""
-    names = [value.name for value in node.inputs[1:] if is_constant(value)]
-    for output in node.outputs:
-        for user in (use.node for use in output.uses()):
-            if user.op_type == "Add":
-                names += [value.name for value in user.inputs if is_constant(value)]
-    for name in names:
-        stem = re.sub(r"(\.weight|\.bias|_bias|\.weight_bias)$", "", name)
-        if not re.fullmatch(r"val_\d+", stem):
-            return stem
-    return str(node.name)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.calibration.graphs.linear_nodes import LinearNode, is_constant
+from vocabseg.calibration.graphs.linear_nodes import LinearNode
 from vocabseg.calibration.graphs.scales import Scheme
 from vocabseg.calibration.observe.statistics import Statistics
 from vocabseg.export.graph.editor import Editor
+from vocabseg.export.graph.layers import is_constant
 
 
 def smooth(

@@ -37,18 +37,18 @@ def infer_types(model: Any) -> None:
             value.type = onnx_ir.TensorType(dtype)
 
 
-def takes_half(node: Any, index: int, version: int) -> bool:
-    """Whether an input of a node can be FP16; "scales" of Resize, for one, are always float32."""
+def takes_half(node: Any, index: int, version: int, low: str = "float16") -> bool:
+    """Whether an input of a node can be of the type `low`; "scales" of Resize, for one, are always float32."""
     if node.domain == MICROSOFT:
         return index not in MICROSOFT_FLOAT32.get(node.op_type, ())
-    return "tensor(float16)" in _allowed(node, _formal(_schema(node, version).inputs, index).type_str, version)
+    return f"tensor({low})" in _allowed(node, _formal(_schema(node, version).inputs, index).type_str, version)
 
 
-def gives_half(node: Any, index: int, version: int) -> bool:
-    """Whether an output of a node can be FP16; "Mean" of LayerNormalization, for one, is always float32."""
+def gives_half(node: Any, index: int, version: int, low: str = "float16") -> bool:
+    """Whether an output of a node can be of the type `low`; "Mean" of LayerNormalization is always float32."""
     if node.domain == MICROSOFT:
         return True
-    return "tensor(float16)" in _allowed(node, _formal(_schema(node, version).outputs, index).type_str, version)
+    return f"tensor({low})" in _allowed(node, _formal(_schema(node, version).outputs, index).type_str, version)
 
 
 def set_output_type(node: Any, dtype: Any) -> None:

@@ -1,5 +1,6 @@
-"""A float32 ONNX graph -> the same in FP16, with the precision in the graph itself, as TensorRT 11 and ONNX Runtime
-expect it: weights, inputs and outputs in FP16, islands in float32 behind casts where a recipe asks for them.
+"""A float32 ONNX graph -> the same in FP16 or bfloat16, with the precision in the graph itself, as TensorRT 11 and ONNX
+Runtime expect it: weights, inputs and outputs in FP16, islands in float32 behind casts where a recipe asks for them.
+Inputs and outputs of bfloat16 graphs stay in float32, since NumPy has no such type.
 
 Own code, because no library does that on these graphs. onnxconverter-common 1.16 also converts the scales of Resize and
 keeps the float32 target of a Cast (the checker refuses both), turns the infinities of a mask into -10000 and raises
@@ -7,11 +8,13 @@ tiny weights to 1e-7; onnxruntime.transformers.float16 writes nodes out of order
 (modelopt) writes valid graphs, but decides on islands itself, gives no reason, and installs with 6 GB of packages.
 """
 
-from collections.abc import Iterator, Mapping
+import glob
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from vocabseg.export.graph.editor import MICROSOFT, Editor
@@ -19,12 +22,16 @@ from vocabseg.export.graph.fuse_onnxruntime import fuse
 from vocabseg.export.graph.onnx_file import ExportError, graph_digest, load_graph, save_graph
 from vocabseg.export.graph.values import gives_half, infer_types, set_output_type, takes_half
 from vocabseg.export.half.islands import ANY_INPUT, SMALLEST_NORMAL, Islands, find_islands, is_float_value
-from vocabseg.export.half.recipe import Recipe, default_recipe
+from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe, default_recipe
 from vocabseg.export.half.rounding import write_rounded
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import MANIFEST, GraphRecord, read_manifest
+from vocabseg.runtime.bundle.plans import BUILT_FROM, plan_variant
 from vocabseg.runtime.bundle.variants import new_variants
 from vocabseg.runtime.progress import Progress, silent
+
+# The first opset in which convolutions and pooling take bfloat16; nothing else of their definitions changed.
+BFLOAT16_OPSET = 22
 
 
 def add_half_graphs(bundle: Bundle, recipe: Recipe | None = None, progress: Progress = silent) -> Bundle:
@@ -52,13 +59,65 @@ def add_half_graphs(bundle: Bundle, recipe: Recipe | None = None, progress: Prog
     return Bundle(bundle.folder, read_manifest(bundle.path(MANIFEST)), bundle.tensors)
 
 
-def stale_half(bundle: Bundle, graphs: Mapping[str, GraphRecord]) -> list[str]:
-    """The graphs whose FP16 variant is missing, or was made from another float32 graph than the bundle's."""
-    variants = bundle.manifest.graphs_in("float16")
+def add_plan_graphs(
+    bundle: Bundle, precision: str, recipe: Recipe | None = None, progress: Progress = silent
+) -> Bundle:
+    """Add the graphs that plans of "bfloat16", "int8" or "fp8" are built from; returns the bundle with them.
+
+    In bfloat16, with the range of float32, nothing overflows; its eight bits of precision lose more than FP16. Graphs
+    of INT8 and FP8 are those of the calibration with all that they leave in float32 in FP16, except what the bundle's
+    FP16 graphs keep in float32 (or `recipe`). Raises as `add_half_graphs`, and BundleError for graphs that are missing.
+    """
+    variant = plan_variant(precision)
+    with new_variants(bundle.folder) as variants:
+        for done, name in enumerate(bundle.manifest.graphs):
+            progress(f"{name} in {precision}", done, len(bundle.manifest.graphs))
+            source = _source(bundle, name, precision)
+            if recipe is not None:
+                used = msgspec.structs.replace(recipe, graphs={name: recipe.graph(name, bundle.graph(name).digest())})
+            elif precision == "bfloat16":
+                used = default_recipe("bfloat16")
+            else:
+                used = _recipe_of(bundle, name)
+            if precision in BUILT_FROM:  # the recipe was made for the float32 graph
+                part = msgspec.structs.replace(used.graph(name), made_for=None)
+                used = msgspec.structs.replace(used, graphs={name: part})
+            target = variants.place(variant) / f"{name}.onnx"
+            made = write_half(bundle.path(source.file), target, used, name, digest=source.digest())
+            if precision in BUILT_FROM:
+                provenance = source.provenance | made.provenance
+                made = msgspec.structs.replace(made, dtype=source.dtype, provenance=provenance)
+            variants.add(variant, name, made)
+        progress("done", len(bundle.manifest.graphs), len(bundle.manifest.graphs))
+    return Bundle(bundle.folder, read_manifest(bundle.path(MANIFEST)), bundle.tensors)
+
+
+def _source(bundle: Bundle, graph: str, precision: str) -> GraphRecord:
+    """The graph that one for plans of `precision` is made from: the calibrated one, else float32's."""
+    return bundle.graph(graph, precision if precision in BUILT_FROM else "float32")
+
+
+def _recipe_of(bundle: Bundle, graph: str) -> Recipe:
+    """What the bundle's FP16 graph keeps in float32; the default recipe where it has none."""
+    half = bundle.manifest.graphs_in("float16").get(graph)
+    if half is None:
+        return default_recipe()
+    kept = half.provenance.get("float32", [])
+    keep = [Keep(node=glob.escape(node), reason=entry["reason"]) for entry in kept for node in entry["nodes"]]
+    whole = {"inputs": half.inputs, "outputs": half.outputs}
+    names = {key: [tensor.name for tensor in tensors if tensor.dtype == "float32"] for key, tensors in whole.items()}
+    part = GraphRecipe(float32_inputs=names["inputs"], float32_outputs=names["outputs"], keep=keep)
+    return Recipe(graphs={graph: part})
+
+
+def stale_graphs(bundle: Bundle, graphs: Iterable[str], precision: str = "float16") -> list[str]:
+    """Those of `graphs` whose form for `precision` is missing, or was made from another graph than the bundle's."""
+    variants = bundle.manifest.graphs_in(plan_variant(precision))
     return [
         name
-        for name, record in graphs.items()
-        if name not in variants or variants[name].provenance.get("made_from") != record.digest()
+        for name in graphs
+        if name not in variants
+        or variants[name].provenance.get("made_from") != _source(bundle, name, precision).digest()
     ]
 
 
@@ -70,15 +129,19 @@ def write_half(
     onnxruntime: bool = False,
     digest: str | None = None,
 ) -> GraphRecord:
-    """Write the float32 graph at `source` in FP16 to `target`; `graph` is its name in the recipe (default: the file's).
+    """Write the float32 graph at `source` in the recipe's precision to `target`.
+
+    `graph` is its name in the recipe (default: the file's). bfloat16 needs opset 22, to which older graphs are raised.
 
     With `onnxruntime`, parts are fused into ONNX Runtime's own operations, unless the recipe keeps one of their nodes.
     The record's provenance says what stays in float32 and why, and how many weights lose precision: "zero" of them
     vanish, "subnormal" ones have fewer than eleven bits. `digest` is the source's, if it is known. Raises ExportError
     if the graph cannot be rewritten or the result is not valid, and ConfigurationError for another graph's recipe.
     """
-    source, target = Path(source), Path(target)
+    source, target, precision = Path(source), Path(target), recipe.precision
     model, digest = load_graph(source), digest or graph_digest(source)
+    if precision == "bfloat16":
+        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], BFLOAT16_OPSET)
     infer_types(model)
     if any(value.dtype.name == "FLOAT16" for value in model.graph.inputs):
         raise ExportError(f"{source.name} is in FP16 already: give the float32 graph")
@@ -87,15 +150,18 @@ def write_half(
         unknown = sorted(set(wanted) - {value.name for value in values})
         if unknown:
             raise ExportError(f"{source.name} has no {unknown[0]!r}, which the recipe keeps in float32")
-    islands = find_islands(model, part, source.name)
+    islands = find_islands(model, part, source.name, precision=precision)
     fused = {}
     if onnxruntime:
         counts = fuse(model, {node.name for node in islands.kept})
         infer_types(model)
         islands = find_islands(model, part, source.name, strict=False)
         fused = {"fused": counts}
-    rewriting = _Rewriting(model, islands)
-    rewriting.run(set(part.float32_inputs), set(part.float32_outputs))
+    rewriting = _Rewriting(model, islands, precision)
+    if precision == "bfloat16":
+        rewriting.run(*({value.name for value in values} for values in (model.graph.inputs, model.graph.outputs)))
+    else:
+        rewriting.run(set(part.float32_inputs), set(part.float32_outputs))
     rewriting.editor.forget_types()
     reasons: dict[str, list[str]] = {}
     for node, reason in islands.kept.items():
@@ -103,22 +169,23 @@ def write_half(
     provenance = {
         "made_from": digest,
         "float32": [{"reason": reason, "nodes": nodes} for reason, nodes in reasons.items()],
-        "nodes": {"float16": len(islands.low), "float32": len(islands.kept), "casts": rewriting.casts},
+        "nodes": {precision: len(islands.low), "float32": len(islands.kept), "casts": rewriting.casts},
         "weights": rewriting.weights,
         **fused,
         "versions": {package: version(package) for package in ("onnx", "onnx-ir")},
     }
     domains = (MICROSOFT,) if onnxruntime else ()
-    return save_graph(model, target, rewriting.opset, domains, dtype="float16", provenance=provenance)
+    return save_graph(model, target, rewriting.opset, domains, dtype=precision, provenance=provenance)
 
 
 class _Rewriting:
     """Changes types node by node, and puts a cast wherever a value is read in another type than it has."""
 
-    def __init__(self, model: Any, islands: Islands):
+    def __init__(self, model: Any, islands: Islands, precision: str):
         import onnx_ir
 
-        self.half, self.full = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
+        self.precision = precision
+        self.half, self.full = onnx_ir.DataType[precision.upper()], onnx_ir.DataType.FLOAT
         self.editor, self.graph, self.islands = Editor(model), model.graph, islands
         self.opset = self.graph.opset_imports[""]
         self.casts = 0
@@ -133,7 +200,7 @@ class _Rewriting:
                 value.dtype = self.half
         for node in self.islands.low:
             for index, value in enumerate(node.outputs):
-                if is_float_value(value) and gives_half(node, index, self.opset):
+                if is_float_value(value) and gives_half(node, index, self.opset, self.precision):
                     value.dtype = self.half
                     set_output_type(node, self.half)
         for node, index, dtype in inputs:
@@ -150,7 +217,8 @@ class _Rewriting:
             low = node in self.islands.low
             for index, value in enumerate(node.inputs):
                 if value is not None and is_float_value(value) and (node.op_type not in ANY_INPUT or value.const_value):
-                    yield node, index, self.half if low and takes_half(node, index, self.opset) else self.full
+                    half = low and takes_half(node, index, self.opset, self.precision)
+                    yield node, index, self.half if half else self.full
 
     def _as(self, value: Any, dtype: Any) -> Any:
         """The value in the type asked for: itself, a converted weight, or the one cast that all its readers share."""
@@ -164,15 +232,16 @@ class _Rewriting:
     def _convert(self, value: Any) -> Any:
         content = value.const_value.numpy()
         with np.errstate(under="ignore", over="ignore"):
-            converted = content.astype(np.float16)
+            converted = content.astype(self.half.numpy())
         magnitude = np.abs(content)
         self.weights["total"] += content.size
         self.weights["zero"] += int(np.count_nonzero((converted == 0) & (magnitude > 0)))
-        self.weights["subnormal"] += int(np.count_nonzero((converted != 0) & (magnitude < SMALLEST_NORMAL)))
+        if self.precision == "float16":
+            self.weights["subnormal"] += int(np.count_nonzero((converted != 0) & (magnitude < SMALLEST_NORMAL)))
         if all(node in self.islands.low for node, _ in value.uses()) and not value.is_graph_output():
             return self.editor.constant(converted, value.name, instead_of=value)
-        return self.editor.constant(converted, f"{value.name}_float16")
+        return self.editor.constant(converted, f"{value.name}_{self.precision}")
 
     def _cast(self, value: Any, dtype: Any) -> Any:
         self.casts += 1
-        return self.editor.cast(value, dtype, f"{value.name}_{'float16' if dtype == self.half else 'float32'}")
+        return self.editor.cast(value, dtype, f"{value.name}_{self.precision if dtype == self.half else 'float32'}")

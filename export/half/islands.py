@@ -1,4 +1,4 @@
-"""Which nodes of a graph run in FP16 and which stay in float32: by a recipe, and by the operations' own definitions
+"""Which nodes of a graph run in 16 bits and which stay in float32: by a recipe, and by the operations' own definitions
 (onnx.defs), so that no operation needs a special case here.
 """
 
@@ -23,18 +23,20 @@ ANY_INPUT = ("Shape", "Size", "Cast")
 
 @dataclass
 class Islands:
-    """`low`: nodes that run in FP16. `kept`: float nodes that stay in float32, with the reason of each."""
+    """`low`: nodes that run in 16 bits. `kept`: float nodes that stay in float32, with the reason of each."""
 
     low: set[Any] = field(default_factory=set)
     kept: dict[Any, str] = field(default_factory=dict)
 
 
-def find_islands(model: Any, recipe: GraphRecipe, what: str, strict: bool = True) -> Islands:
+def find_islands(
+    model: Any, recipe: GraphRecipe, what: str, strict: bool = True, precision: str = "float16"
+) -> Islands:
     """Sort the nodes of an onnx_ir model with types by the recipe; raises ExportError for what cannot be rewritten.
 
     `what` is the graph's name in errors; unless `strict`, nodes that the recipe names may be missing. Beside what the
-    recipe names, a node stays in float32 if its operation has no FP16 form, if a weight is too large for FP16, or if a
-    constant of its formula would vanish.
+    recipe names, a node stays in float32 if its operation has no form in `precision`, and for FP16 if a weight is too
+    large for it, or if a constant of its formula would vanish; bfloat16 has the range of float32.
     """
     islands = Islands()
     for entry in recipe.keep:
@@ -49,7 +51,7 @@ def find_islands(model: Any, recipe: GraphRecipe, what: str, strict: bool = True
             raise ExportError(f"{what} has branches or loops ({node.op_type}): only plain graphs are rewritten")
         if node in islands.kept or not is_float(node):
             continue
-        reason = _must_stay(node, model)
+        reason = _must_stay(node, model, precision)
         if reason is None:
             islands.low.add(node)
         else:
@@ -83,18 +85,18 @@ def _with_sources(nodes: list[Any]) -> Iterator[Any]:
             waiting += [value.producer() for value in node.inputs if value is not None and value.producer() is not None]
 
 
-def _must_stay(node: Any, model: Any) -> str | None:
+def _must_stay(node: Any, model: Any, low: str) -> str | None:
     version = model.graph.opset_imports[""]
     floats = [index for index, value in enumerate(node.inputs) if value is not None and is_float_value(value)]
     outputs = [index for index, value in enumerate(node.outputs) if is_float_value(value)]
-    halves = [takes_half(node, index, version) for index in floats]
-    if outputs and not (any(halves) or any(gives_half(node, index, version) for index in outputs)):
-        return f"{node.op_type} has no FP16 form"
+    halves = [takes_half(node, index, version, low) for index in floats]
+    if outputs and not (any(halves) or any(gives_half(node, index, version, low) for index in outputs)):
+        return f"{node.op_type} has no {'FP16' if low == 'float16' else low} form"
     if outputs and not floats and node.op_type not in ("Cast", "ConstantOfShape"):
         return f"{node.op_type} makes float32 numbers"
     for index, half in zip(floats, halves, strict=True):
         constant = node.inputs[index].const_value
-        if half and constant is not None:
+        if half and constant is not None and low == "float16":
             reason = _does_not_fit(node.inputs[index].name, constant.numpy())
             if reason is not None:
                 return reason

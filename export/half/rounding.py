@@ -1,4 +1,4 @@
-"""An FP16 graph -> a float32 graph that rounds every result to FP16: what the FP16 graph gives, on a CPU.
+"""An FP16 graph -> a float32 graph that rounds every result to FP16: what the FP16 graph gives, on a CPU. bfloat16 too.
 
 ONNX Runtime has no FP16 arithmetic on x86. It runs an FP16 graph in float32 and leaves out the rounding between nodes
 (it removes the casts that it added itself: a product of 240,000 divided by four is 60,000 there, and infinite on a
@@ -28,9 +28,9 @@ EXACT = (
 
 
 def write_rounded(source: str | Path, target: str | Path, digest: str | None = None) -> GraphRecord:
-    """Write the rounding form of the FP16 graph at `source` to `target`, in the same folder: they share their weights.
+    """Write the rounding form of the 16-bit graph at `source` to `target`, in the same folder: they share weights.
 
-    Inputs and outputs have the types of the FP16 graph. `digest` is the source's, if it is known. Raises ExportError if
+    Inputs and outputs have the types of that graph. `digest` is the source's, if it is known. Raises ExportError if
     that is not possible.
     """
     import onnx_ir
@@ -41,7 +41,10 @@ def write_rounded(source: str | Path, target: str | Path, digest: str | None = N
     model = load_graph(source, map_weights=False)
     infer_types(model)
     editor, graph = Editor(model), model.graph
-    half, full = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
+    full = onnx_ir.DataType.FLOAT
+    types = {value.dtype for node in graph for value in node.outputs}
+    half = onnx_ir.DataType.BFLOAT16 if onnx_ir.DataType.BFLOAT16 in types else onnx_ir.DataType.FLOAT16
+    precision = half.name.lower()
     nodes = list(graph)
     for value in (*graph.inputs, *graph.initializers.values()):
         uses = list(value.uses())
@@ -54,7 +57,7 @@ def write_rounded(source: str | Path, target: str | Path, digest: str | None = N
             uses, name, is_output = list(value.uses()), value.name, value.is_graph_output()
             if node.op_type in EXACT and not is_output:
                 continue
-            rounded = editor.cast(value, half, f"{name}_float16")
+            rounded = editor.cast(value, half, f"{name}_{precision}")
             if is_output:
                 editor.give_out(value, rounded)
             if uses:
@@ -68,6 +71,6 @@ def write_rounded(source: str | Path, target: str | Path, digest: str | None = N
         data.name if data.is_file() else None,
         model,
         graph.opset_imports[""],
-        dtype="float16",
+        dtype=precision,
         provenance={"made_from": digest or graph_digest(source), "rounded": True},
     )

@@ -11,13 +11,22 @@ from pathlib import Path
 import msgspec
 
 from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
+from vocabseg.export.tensorrt.explain import Explanation
+from vocabseg.export.tensorrt.target import PlanTarget
 from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.bundle.plans import ENGINES, FORMAT, RECORD, EngineRecord, Plan, PlanRecord, Profile, read_plans
-from vocabseg.runtime.cuda.device import Device
-from vocabseg.runtime.engines.tensorrt.package import require_builder
-from vocabseg.runtime.files import whole_folder
+from vocabseg.runtime.bundle.plans import (
+    ENGINES,
+    FORMAT,
+    RECORD,
+    EngineRecord,
+    Plan,
+    PlanRecord,
+    Profile,
+    plan_variant,
+    read_plans,
+)
+from vocabseg.runtime.files import cache_folder, whole_folder
 from vocabseg.runtime.progress import Progress, silent
-from vocabseg.runtime.text.cache import cache_folder
 
 
 def build_engine(
@@ -26,20 +35,18 @@ def build_engine(
     precision: str,
     profiles: list[Profile],
     options: BuildOptions,
-    device: Device,
+    target: PlanTarget,
     progress: Progress = silent,
-) -> Plan:
-    """Build the plan of one graph and put it into `engines/<device key>/` of the bundle; returns it.
+) -> tuple[Plan, Explanation]:
+    """Build the plan of a graph and put it into `engines/<target's key>/` of the bundle; returns it and what is in it.
 
     Plans of other graphs and precisions stay there, unless their graph has changed. Until the plan is complete, and if
     the build fails or is stopped, the folder is what it was. Raises EngineError and OutputError.
     """
-    record = bundle.graph(graph, precision)
-    package = require_builder()
+    record = bundle.graph(graph, plan_variant(precision))
     started = time.monotonic()
-    built = build_plan(
-        bundle.folder / record.file, profiles, options, device, timing_cache(device, package.version), progress
-    )
+    built = build_plan(bundle.folder / record.file, profiles, options, target, timing_cache(target), progress)
+    device, info = target.device, target.package.info
     plan = PlanRecord(
         graph=graph,
         precision=precision,
@@ -47,10 +54,12 @@ def build_engine(
         file=f"{graph}-{precision}.plan",
         bytes=len(built.data),
         sha256=hashlib.sha256(built.data).hexdigest(),
-        gpu=device.name,
-        compute_capability=device.compute_capability,
-        driver=str(device.driver_version),
-        tensorrt=package.version,
+        gpu="" if device is None else device.name,
+        compute_capability=(0, 0) if device is None else device.compute_capability,
+        driver="" if device is None else str(device.driver_version),
+        engine=info.engine,
+        generations=target.capabilities,
+        tensorrt=info.version,
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         profiles=profiles,
@@ -63,11 +72,11 @@ def build_engine(
         vocabseg=_own_version(),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    return install_plan(bundle, device.key, plan, built.data)
+    return install_plan(bundle, target.key, plan, built.data), built.explanation
 
 
 def install_plan(bundle: Bundle, key: str, record: PlanRecord, data: bytes) -> Plan:
-    """Put a plan with its record into a bundle's folder of engines for the device `key`; raises OutputError."""
+    """Put a plan with its record into a bundle's folder of engines for the target `key`; raises OutputError."""
     folder = bundle.folder / ENGINES / key
     folder.parent.mkdir(exist_ok=True)
     with whole_folder(folder, "the engines") as temporary:
@@ -84,17 +93,23 @@ def install_plan(bundle: Bundle, key: str, record: PlanRecord, data: bytes) -> P
     return Plan(folder, record)
 
 
-def timing_cache(device: Device, tensorrt: str) -> Path | None:
-    """Where measurements of single layers are kept for a GPU and TensorRT, for all bundles; None without a cache."""
+def timing_cache(target: PlanTarget) -> Path | None:
+    """Where measurements of single layers are kept for a GPU and TensorRT, for all bundles.
+
+    None without a cache folder, and for TensorRT for RTX, whose builder measures nothing.
+    """
     folder = cache_folder()
-    return None if folder is None else folder / "tensorrt" / f"{device.key}-{tensorrt}.timings"
+    if folder is None or target.device is None:
+        return None
+    return folder / "tensorrt" / f"{target.key}-{target.package.info.version}.timings"
 
 
 def _stays(bundle: Bundle, plan: Plan, added: PlanRecord) -> bool:
     record = plan.record
     if (record.graph, record.precision) == (added.graph, added.precision) or not plan.path.is_file():
         return False
-    current = bundle.manifest.graphs_in(record.precision).get(record.graph)
+    graphs = bundle.manifest.graphs_in(plan_variant(record.precision))
+    current = graphs.get(record.graph)
     return current is not None and current.digest() == record.graph_digest
 
 

@@ -1,9 +1,9 @@
 """How far TensorRT's builder is: its nested phases as one figure, and a way to stop it."""
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vocabseg.runtime.engines.tensorrt.package import trt
+from vocabseg.runtime.engines.tensorrt.package import Bindings
 from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -66,12 +66,13 @@ class Monitor:
         return min((self._done[name] + min(inside, 1.0)) / self._steps[name], 1.0)
 
 
-def progress_monitor(monitor: Monitor) -> "tensorrt.IProgressMonitor":
+def progress_monitor(trt: Bindings, monitor: Monitor) -> "tensorrt.IProgressMonitor":
     """The monitor in the form that TensorRT takes; it must live as long as the builder."""
+    base: Any = trt.IProgressMonitor
 
-    class ProgressMonitor(trt.IProgressMonitor):
+    class ProgressMonitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            base.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             monitor.phase_start(phase_name, parent_phase, num_steps)

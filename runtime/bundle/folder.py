@@ -61,6 +61,8 @@ class Bundle:
 # The command that makes the graphs of a precision; all others come from calibration.
 _CALIBRATE = "calibrate {folder} --precision {precision}"
 _COMMANDS = dict.fromkeys(("float16", "float16-rounded", "float16-onnxruntime"), "build {folder} --precision fp16")
+_COMMANDS["bfloat16"] = "build {folder} --precision bf16"
+_COMMANDS |= {f"{kind}-float16": f"build {{folder}} --precision {kind}" for kind in ("int8", "fp8")}
 
 
 def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:

@@ -24,13 +24,31 @@ LEAN_LIBRARY = "VOCABSEG_TENSORRT_LEAN"
 
 Compatibility = Literal["none", "same-compute-capability", "ampere-plus"]
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# Variants that plans are built from, where they are not called like the precision: beside eight bits they have FP16, in
+# which attention stays fused; beside float32 it would not.
+BUILT_FROM = {"int8": "int8-float16", "fp8": "fp8-float16"}
+
+
+def plan_variant(precision: str) -> str:
+    """The variant of a bundle's graphs that plans of a precision are built from."""
+    return BUILT_FROM.get(precision, precision)
+
+
+# What builds and runs plans. TensorRT builds on the GPU that will run the plan; TensorRT for RTX builds for generations
+# of GPUs, on any machine, and compiles the plan's kernels where it is opened.
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 
 
 class PackageInfo(NamedTuple):
-    """What runs plans here: the kind of TensorRT's package and its version, such as ("full", "11.4.0.106")."""
+    """What runs plans here, such as ("tensorrt", "full", "11.4.0.106"): engine, kind of package, version."""
 
+    engine: str
     kind: str
     version: str
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.engine]
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +64,11 @@ Profile = dict[str, Range]
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan: out of which graph it was built, on what, with what, and its file in the folder of the record."""
+    """One plan: the graph it was built from, on what, with what, and its file in the folder of the record.
+
+    `tensorrt` is the version of the package `engine`. A plan of TensorRT for RTX runs on `generations` (compute
+    capabilities); where it was built says nothing, so `gpu`, `compute_capability` and `driver` are empty.
+    """
 
     graph: str
     precision: str
@@ -57,6 +79,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     compute_capability: tuple[int, int]
     driver: str
+    engine: str = "tensorrt"
+    generations: list[tuple[int, int]] = []
     tensorrt: str
     version_compatible: bool
     hardware_compatibility: Compatibility
@@ -115,19 +139,20 @@ def read_plans(folder: Path) -> list[Plan]:
 
 
 def find_plan(bundle: Bundle, graph: str, precision: str, device: Any, package: PackageInfo) -> Plan:
-    """The plan of a graph that fits `device` and the TensorRT installed; those in the device's own folder come first.
+    """The plan of a graph that fits `device` and the `package` installed; those in the device's own folder come first.
 
     Raises EngineError that says what differs in the nearest one, and the command that builds one.
     """
-    command = build_command(bundle, precision)
+    command = build_command(bundle, precision, engine=package.engine)
     engines = bundle.folder / ENGINES
     folders = sorted(path for path in engines.iterdir() if path.is_dir()) if engines.is_dir() else []
     folders.sort(key=lambda path: path.name != device.key)
     plans = [plan for folder in folders for plan in read_plans(folder)]
-    wanted = [plan for plan in plans if plan.record.graph == graph and plan.record.precision == precision]
+    key = (package.engine, graph, precision)
+    wanted = [plan for plan in plans if (plan.record.engine, plan.record.graph, plan.record.precision) == key]
     if not wanted:
-        raise EngineError(f"{bundle.folder} has no TensorRT plan of {graph} in {precision}: run `{command}`")
-    digest = bundle.graph(graph, precision).digest()
+        raise EngineError(f"{bundle.folder} has no {package.title} plan of {graph} in {precision}: run `{command}`")
+    digest = bundle.graph(graph, plan_variant(precision)).digest()
     reasons = [differences(plan.record, digest, device, package) for plan in wanted]
     for plan, reason in zip(wanted, reasons, strict=True):
         if not reason:
@@ -140,14 +165,19 @@ def differences(record: PlanRecord, graph_digest: str, device: Any, package: Pac
     """What keeps a plan from running here, one short text each; empty where nothing does.
 
     Rules of NVIDIA's page "Engine Compatibility" (TensorRT 11.1): without compatibility flags a plan runs on the GPU
-    model and the TensorRT that built it.
+    model and the TensorRT that built it. A plan of TensorRT for RTX runs on the generations it was built for, with the
+    version that built it.
     """
     found = []
     if record.graph_digest != graph_digest:
         found.append(f"the {record.precision} graph of {record.graph} has changed since it was built")
-    here, there = device.compute_capability, record.compute_capability
-    if record.hardware_compatibility == "none":
-        if (record.gpu, there) != (device.name, here):
+    here, there = tuple(device.compute_capability), record.compute_capability
+    if record.engine == "tensorrt-rtx":
+        if here not in record.generations:
+            known = ", ".join(map(_dots, record.generations))
+            found.append(f"it is for compute capability {known}, {device.name} has {_dots(here)}")
+    elif record.hardware_compatibility == "none":
+        if (record.gpu, tuple(there)) != (device.name, here):
             found.append(f"it was built on {record.gpu} ({_dots(there)}), this is {device.name} ({_dots(here)})")
     elif record.hardware_compatibility == "same-compute-capability":
         if there != here:
@@ -162,7 +192,7 @@ def _version_differences(record: PlanRecord, package: PackageInfo) -> list[str]:
         if package.kind != "full":
             return [f"TensorRT's {package.kind} runtime needs a plan that was built with --version-compatible"]
         if record.tensorrt != package.version:
-            return [f"it was built with TensorRT {record.tensorrt}, installed is {package.version}"]
+            return [f"it was built with {package.title} {record.tensorrt}, installed is {package.version}"]
         return []
     if version_numbers(package.version) < version_numbers(record.tensorrt):
         return [f"it was built with TensorRT {record.tensorrt}, which is newer than {package.version} here"]
@@ -204,10 +234,11 @@ def load_plan(plan: Plan, command: str) -> bytes:
     return data
 
 
-def build_command(bundle: Bundle, precision: str, options: Sequence[str] = ()) -> str:
+def build_command(bundle: Bundle, precision: str, options: Sequence[str] = (), engine: str = "tensorrt") -> str:
     """The command that builds the plans of a bundle in a precision."""
-    parts = ["vocabseg build", str(bundle.folder), "--precision", SHORT.get(precision, precision), *options]
-    return " ".join(parts)
+    chosen = [] if engine == "tensorrt" else ["--engine", engine]
+    words = ["vocabseg build", str(bundle.folder), "--precision", SHORT.get(precision, precision), *chosen, *options]
+    return " ".join(words)
 
 
 def profile_options(graph: str, profiles: Sequence[Profile], inputs: Sequence[TensorRecord]) -> list[str]:

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,9 +61,9 @@ def choose(
     """Pick the engine for this machine: the one asked for, else the fastest that is ready.
 
     "auto" takes the first GPU if there is one; if it cannot be used, a warning says why, once. On a GPU TensorRT comes
-    first, where the bundle has plans, then ONNX Runtime; on a CPU OpenVINO, then ONNX Runtime, and for small models
-    (`model_bytes`, the size of a bundle's graphs) the other way round. Without `precision` a GPU runs FP16 where the
-    bundle has it, and OpenVINO bfloat16 where the CPU has AMX.
+    first, then TensorRT for RTX, where the bundle has plans, then ONNX Runtime; on a CPU OpenVINO, then ONNX Runtime,
+    and for small models (`model_bytes`, the size of a bundle's graphs) the other way round. Without `precision` a GPU
+    runs FP16 where the bundle has it, and OpenVINO bfloat16 where the CPU has AMX.
 
     Raises EngineError for an unknown or missing engine, an unknown device, or a precision that no engine has there, and
     BundleError where the bundle lacks the graphs.
@@ -171,14 +171,14 @@ def _check_installed(name: str) -> None:
         raise EngineError(f"the engine {name} is not installed: pip install {name}")
 
 
-def _check_tensorrt(wish: Wish, precision: str, device: "Device | None") -> None:
+def _check_tensorrt(engine: str, wish: Wish, precision: str, device: "Device | None") -> None:
     from vocabseg.runtime.bundle.plans import find_plan
-    from vocabseg.runtime.engines.tensorrt.package import package_info
+    from vocabseg.runtime.engines.tensorrt.package import load_package
 
-    package = package_info()
+    package = load_package(engine)
     if wish.bundle is not None:
         for graph in VISION:
-            find_plan(wish.bundle, graph, precision, device, package)
+            find_plan(wish.bundle, graph, precision, device, package.info)
 
 
 def _check_onnxruntime_gpu(wish: Wish, precision: str, device: "Device | None") -> None:
@@ -196,8 +196,15 @@ ON_GPU = (
         "tensorrt",
         ("float16", "bfloat16", "float32", "int8", "fp8"),
         lambda: ("float16", "bfloat16", "float32"),
-        _check_tensorrt,
+        partial(_check_tensorrt, "tensorrt"),
         "the bundle has plans for this GPU, and TensorRT runs them fastest",
+    ),
+    Offer(
+        "tensorrt-rtx",
+        ("float16", "bfloat16", "float32", "int8", "fp8"),
+        lambda: ("float16", "bfloat16", "float32"),
+        partial(_check_tensorrt, "tensorrt-rtx"),
+        "the bundle has plans for this GPU's generation, and TensorRT cannot run it here ({failure})",
     ),
     Offer(
         "onnxruntime",

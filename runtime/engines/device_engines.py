@@ -1,4 +1,4 @@
-"""A bundle's graphs on a GPU, and the face by which code on the host runs one."""
+"""A bundle's graphs on a GPU, and the interface through which host code runs them."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import TensorRecord, resolve_shape
+from vocabseg.runtime.bundle.plans import TITLES, find_plan
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
@@ -15,14 +16,14 @@ from vocabseg.runtime.engines.host_engines import Engine
 from vocabseg.runtime.engines.interface import Choice, DeviceGraph, KeyedRunnable
 from vocabseg.runtime.errors import BundleError, EngineError
 
-# Makes the memory of one output: name, shape, dtype.
+# Allocates one output: name, shape, dtype.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], DeviceArray]
 
 
 class DeviceEngine:
-    """One of a bundle's graphs on a GPU, opened when it is first needed.
+    """One of a bundle's graphs on a GPU, opened on first use.
 
-    `lock` is held while `run` works for the host; whoever calls `start` holds it already.
+    `run` acquires `lock`; callers of `start` must hold it already.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class DeviceEngine:
         self.device = device
         self.name = name
         self.choice = choice
-        graphs = bundle.manifest.graphs_in(choice.precision)
+        graphs = bundle.manifest.graphs_in(choice.variant)
         digest = graphs[name].digest()[:16] if choice.precision != "float32" and name in graphs else ""
         self.key = "-".join(filter(None, (choice.name, device.key, choice.precision, digest)))
         self.stream = stream
@@ -49,11 +50,11 @@ class DeviceEngine:
 
     @property
     def largest_batch(self) -> int | None:
-        """The largest batch that the engine was built for, if it has one."""
+        """The largest batch that the engine was built for; None if it has no limit."""
         return getattr(self.graph, "largest_batch", None)
 
     def start(self, inputs: Mapping[str, DeviceArray], allocate: Allocate) -> dict[str, DeviceArray]:
-        """Run the graph on this engine's stream; returns its outputs, which are valid once the stream got there."""
+        """Enqueue the graph on this engine's stream; the returned outputs are valid once the stream has run it."""
         outputs = {
             name: allocate(name, shape, self.graph.output_dtypes[name])
             for name, shape in self.output_shapes({name: array.shape for name, array in inputs.items()}).items()
@@ -62,14 +63,14 @@ class DeviceEngine:
         return outputs
 
     def output_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-        """Shapes of all outputs for those of the inputs."""
+        """Shapes of all outputs, given those of the inputs."""
         sizes: dict[str, int] = {}
         for record in self._record.inputs:
             sizes.update(_sizes(record, shapes[record.name]))
         return {record.name: resolve_shape(record, sizes) for record in self._record.outputs}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run on host arrays and wait: outputs by name, floats as float32; for text, tests and measurements."""
+        """Run on host arrays and wait; outputs by name, floats as float32. For text, tests and measurements."""
         with self._lock, self.device.activate():
             on_device = {}
             for name, array in inputs.items():
@@ -81,7 +82,7 @@ class DeviceEngine:
         return {name: _as_float32(array) for name, array in found.items()}
 
     def close(self) -> None:
-        """Free the graph's memory; the next run opens it again."""
+        """Free the graph's memory; the next run reopens it."""
         if self._graph is not None:
             self.stream.synchronize()
             self._graph.close()
@@ -89,9 +90,9 @@ class DeviceEngine:
 
 
 class DeviceEngines:
-    """The engines of a bundle's graphs on one GPU by name, each made once; threads may share it.
+    """The engines of a bundle's graphs on one GPU by name, each created once; thread-safe.
 
-    A text encoder that the chosen engine does not have runs on the CPU: it sees a name once.
+    A text encoder that the chosen engine lacks runs on the CPU: it sees each name only once.
     """
 
     def __init__(self, device: Device, bundle: Bundle, choice: Choice, lock: "threading.RLock"):
@@ -99,7 +100,7 @@ class DeviceEngines:
         self._engines: dict[str, KeyedRunnable] = {}
 
     def __call__(self, graph: str, stream: Stream) -> KeyedRunnable:
-        """The engine of a graph; where it is made, its work goes on `stream`."""
+        """The engine of a graph; a new one is bound to `stream`."""
         with self._lock:
             if graph not in self._engines:
                 on_cpu = graph not in VISION and not can_open(self._device, self._bundle, graph, self._choice)
@@ -111,12 +112,14 @@ class DeviceEngines:
 
 
 def open_graph(device: Device, bundle: Bundle, name: str, choice: Choice, stream: Stream) -> DeviceGraph:
-    """Open a graph on the engine that was chosen, for work on `stream`; raises EngineError or BundleError."""
-    if choice.name == "tensorrt":
+    """Open a graph on the chosen engine, to run on `stream`; raises EngineError or BundleError."""
+    if choice.name in TITLES:
         from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
+        from vocabseg.runtime.engines.tensorrt.package import load_package
         from vocabseg.runtime.engines.tensorrt.scratch import scratch_of
 
-        return TensorRtGraph(bundle, name, choice.precision, device, scratch_of(device))
+        package = load_package(choice.name)
+        return TensorRtGraph(bundle, name, choice.precision, device, scratch_of(device), package)
     from vocabseg.runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaGraph, graph_path
 
     return OnnxRuntimeCudaGraph(device, graph_path(bundle, name, choice.precision), choice.precision, stream)
@@ -125,11 +128,10 @@ def open_graph(device: Device, bundle: Bundle, name: str, choice: Choice, stream
 def can_open(device: Device, bundle: Bundle, graph: str, choice: Choice) -> bool:
     """Whether the chosen engine has this graph; text encoders may be missing."""
     try:
-        if choice.name == "tensorrt":
-            from vocabseg.runtime.bundle.plans import find_plan
-            from vocabseg.runtime.engines.tensorrt.package import package_info
+        if choice.name in TITLES:
+            from vocabseg.runtime.engines.tensorrt.package import load_package
 
-            find_plan(bundle, graph, choice.precision, device, package_info())
+            find_plan(bundle, graph, choice.precision, device, load_package(choice.name).info)
         else:
             from vocabseg.runtime.engines.onnxruntime_cuda import graph_path
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import numpy as np
 
+from vocabseg.runtime.bundle.plans import BUILT_FROM, TITLES
+
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.arrays import DeviceArray
     from vocabseg.runtime.cuda.streams import Stream
@@ -54,7 +56,7 @@ VARIANTS = {
     ("openvino", "cpu", "bfloat16"): "float32",
     ("onnxruntime", "cpu", "float16"): "float16-rounded",
     ("onnxruntime", "cuda", "float16"): "float16-onnxruntime",
-}
+} | {(engine, "cuda", precision): graphs for engine in TITLES for precision, graphs in BUILT_FROM.items()}
 
 # Precisions whose products have 8-bit operands while all else stays float; calibration writes their graphs.
 QUANTISED = ("int8", "fp8")

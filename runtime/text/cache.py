@@ -1,4 +1,4 @@
-"""Text embeddings kept on disk between runs, in one SQLite file. Trouble with it is warned of once and never raised."""
+"""Text embeddings kept on disk between runs, in one SQLite file. Errors are not raised, only warned about once."""
 
 import contextlib
 import os
@@ -7,38 +7,29 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-ENVIRONMENT = "VOCABSEG_CACHE_DIR"
+from vocabseg.runtime.files import CACHE_VARIABLE
+
 FILE = "text.sqlite"
-# Some 200,000 embeddings of 512 float32 values.
+# About 200,000 embeddings of 512 float32 values.
 LIMIT_BYTES = 500_000_000
-# How much of the limit is kept when the oldest embeddings are deleted.
+# Share of the limit that is kept when the oldest embeddings are deleted.
 KEPT = 0.8
-# SQLite of before 2020 takes at most 999 values in one statement.
+# SQLite versions before 2020 accept at most 999 values per statement.
 KEYS_PER_QUERY = 500
-# Seconds to wait for another process that writes, before doing without the cache.
+# Seconds to wait for another process to finish writing, before going without the cache.
 TIMEOUT = 2.0
-# SQLite's result codes for a file that is damaged, or no database at all: https://sqlite.org/rescode.html
+# SQLite's result codes for a file that is damaged or not a database: https://sqlite.org/rescode.html
 DAMAGED = (11, 26)
-# SQLite's usual 4096 would hold one embedding of 512 float32 values and leave the rest empty.
+# SQLite's default of 4096 would hold one embedding of 512 float32 values and waste the rest.
 PAGE_BYTES = 16384
 
 TABLE = "CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
 
 
-def cache_folder() -> Path | None:
-    """Where embeddings are kept: VOCABSEG_CACHE_DIR, else the user's cache folder; None when that variable is empty."""
-    chosen = os.environ.get(ENVIRONMENT)
-    if chosen is None:
-        import platformdirs
-
-        return Path(platformdirs.user_cache_dir("vocabseg"))
-    return Path(chosen) if chosen else None
-
-
 class TextCache:
-    """Keys to values, both bytes, in `folder / text.sqlite`; nothing is kept where `folder` is None.
+    """Maps keys to values, both bytes, in `folder / text.sqlite`; stores nothing if `folder` is None.
 
-    A connection lasts for one call, so that threads and forked processes share nothing but the file.
+    Each call opens its own connection, so that threads and forked processes share only the file.
     """
 
     def __init__(self, folder: Path | None, limit_bytes: int = LIMIT_BYTES):
@@ -47,21 +38,21 @@ class TextCache:
         self._warned = False
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are there."""
+        """The values of those keys that are stored."""
         found: dict[bytes, bytes] = {}
         if keys and self.path is not None and self.path.exists():
             self._use(self.path, lambda connection: found.update(_select(connection, keys)))
         return found
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
-        """Keep `values`, in one transaction; the oldest are deleted when the file outgrows its limit."""
+        """Store `values` in one transaction; the oldest are deleted when the file outgrows its limit."""
         if values and self.path is not None:
             self._use(self.path, lambda connection: _insert(connection, values, self.limit_bytes))
 
     def _use(self, path: Path, work: Callable[[sqlite3.Connection], None]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # isolation_level None: transactions begin where they are said to.
+            # isolation_level None: transactions begin explicitly.
             with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)) as connection:
                 connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 connection.execute(TABLE)
@@ -74,8 +65,8 @@ class TextCache:
                 self._warned = True
                 what = "is damaged and was renamed" if damaged else "cannot be used"
                 warnings.warn(
-                    f"the cache of text embeddings {path} {what} ({error}): names are encoded anew; set {ENVIRONMENT} "
-                    "to another folder, or to nothing to do without",
+                    f"the cache of text embeddings {path} {what} ({error}): names are encoded again; set "
+                    f"{CACHE_VARIABLE} to another folder, or to an empty value to disable the cache",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -100,7 +91,7 @@ def _insert(connection: sqlite3.Connection, values: Mapping[bytes, bytes], limit
         )
         used = (pages - free) * size
         if used > limit_bytes:
-            # Row ids grow with every insertion, so the lowest are the oldest. Pages that become free are used again.
+            # Row ids grow with every insertion, so the lowest are the oldest. Freed pages are reused.
             (count,) = connection.execute("SELECT count(*) FROM embeddings").fetchone()
             surplus = count - int(count * KEPT * limit_bytes / used)
             oldest = "SELECT rowid FROM embeddings ORDER BY rowid LIMIT ?"
@@ -108,7 +99,7 @@ def _insert(connection: sqlite3.Connection, values: Mapping[bytes, bytes], limit
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a damaged file, and remove its journal, which would be played back into the next file of that name."""
+    """Rename a damaged file and remove its journal, which would be replayed into the next file of that name."""
     with contextlib.suppress(OSError):
         os.replace(path, path.with_name(path.name + ".damaged"))
         path.with_name(path.name + "-journal").unlink(missing_ok=True)

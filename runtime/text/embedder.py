@@ -1,4 +1,4 @@
-"""TextEmbedder: class names to unit-length text embeddings, by a bundle's text encoder, each name encoded only once."""
+"""TextEmbedder: class names to unit-length text embeddings by a bundle's text encoder; each name is encoded once."""
 
 import hashlib
 import itertools
@@ -15,27 +15,28 @@ import numpy as np
 from vocabseg.runtime.bundle.folder import TOKENIZER, Bundle
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import BundleError, EngineError
-from vocabseg.runtime.text.cache import TextCache, cache_folder
+from vocabseg.runtime.files import cache_folder
+from vocabseg.runtime.text.cache import TextCache
 from vocabseg.runtime.text.prompts import TokenSequence, check_length, shorten, token_sequences
 from vocabseg.runtime.text.tokenizer import Tokenizer
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Sequences encoded at a time: enough for full speed, and some 50 MB of activations in CLIP's text encoder.
+# Sequences encoded at a time: enough for full speed, and about 50 MB of activations in CLIP's text encoder.
 BATCH = 64
 # Embeddings kept in memory: 200 MB of 512 float32 values.
 REMEMBERED_NAMES = 100_000
 # Embeddings encoded between two writes to disk, so that an interrupted run loses little.
 NAMES_PER_WRITE = 256
-# Part of every key on disk: raise it when the arithmetic below changes.
+# Part of every key on disk: increment it when the arithmetic below changes.
 ARITHMETIC = "1"
 
 Progress = Callable[[int, int], None]
 
 
 class TextEngine(Protocol):
-    """What runs the text encoder: inputs token_ids (B, L) and eot_index (B,), int64; output text_features (B, D).
+    """Runs the text encoder: inputs token_ids (B, L) and eot_index (B,), int64; output text_features (B, D).
 
-    Results are kept on disk under `key`, which tells apart engines that do not compute the same values.
+    Results are cached on disk under `key`, which differs between engines that compute different values.
     """
 
     @property
@@ -45,10 +46,10 @@ class TextEngine(Protocol):
 
 
 class TextEmbedder:
-    """Embeds class names with the text encoder of `bundle`; threads may share one.
+    """Embeds class names with the text encoder of `bundle`; thread-safe.
 
-    `open_engine` gives the engine of a graph by its name. Embeddings are remembered in memory and in `cache_dir`: by
-    default VOCABSEG_CACHE_DIR or the user's cache folder, and nowhere on disk if it is empty.
+    `open_engine` returns the engine for a graph name. Embeddings are cached in memory and in `cache_dir` (by default
+    VOCABSEG_CACHE_DIR or the user's cache folder; no disk cache if it is empty).
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class TextEmbedder:
         self._encoding_lock = threading.Lock()
 
     def query_matrix(self, vocabulary: Vocabulary) -> np.ndarray:
-        """(K + 1, D) float32, what query embeddings are compared with: a row per class, the last one for no object.
+        """(K + 1, D) float32 to compare query embeddings with: a row per class, the last one for "no object".
 
         Raises VocabularyError for names that are too long.
         """
@@ -80,17 +81,17 @@ class TextEmbedder:
         if non_object is None or non_object.shape != (1, text.shape[1]):
             shape = "no" if non_object is None else f"a {non_object.shape}"
             raise BundleError(
-                f"bundle {self.bundle.folder} has {shape} query.non_object_embedding where (1, {text.shape[1]}) is "
-                "due: export it again"
+                f"bundle {self.bundle.folder} has {shape} query.non_object_embedding, expected (1, {text.shape[1]}): "
+                "export it again"
             )
         return np.concatenate([text, normalise(non_object.astype(np.float32, copy=False))])
 
     def region_matrix(self, vocabulary: Vocabulary) -> np.ndarray:
-        """(K, D) float32, what region embeddings are compared with; raises VocabularyError for too long names."""
+        """(K, D) float32 to compare region embeddings with; raises VocabularyError for names that are too long."""
         return self.text_matrix(vocabulary, "region")
 
     def text_matrix(self, vocabulary: Vocabulary, side: Literal["query", "region"]) -> np.ndarray:
-        """(K, D) float32, a unit-length row per class, by the prompt of that side or the vocabulary's own templates."""
+        """(K, D) float32, a unit-length row per class, from that side's prompt or the vocabulary's own templates."""
         prompts = self.bundle.manifest.prompts
         prompt = prompts.query if side == "query" else prompts.region
         return self.embed(vocabulary.names, prompt, vocabulary.templates)
@@ -102,11 +103,11 @@ class TextEmbedder:
         templates: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """(K, D) float32, one unit-length row per name; `templates` take the place of the prompt's own.
+        """(K, D) float32, one unit-length row per name; `templates` replace the prompt's own.
 
         Features of each template are normalised, averaged and normalised again (Radford et al. 2021, section 3.1.4);
-        a learned prompt makes one sequence per name. `progress(done, total)` counts the sequences that must be encoded.
-        Raises VocabularyError for names that are too long, BundleError and EngineError where bundle or engine fail.
+        a learned prompt makes one sequence per name. `progress(done, total)` counts the sequences to be encoded.
+        Raises VocabularyError for names that are too long, BundleError or EngineError if bundle or engine fails.
         """
         if templates is not None:
             prompt = PromptSpec(graph=prompt.graph, kind="custom", templates=list(templates))
@@ -117,7 +118,7 @@ class TextEmbedder:
             self.counts["memory"] += len(rows)
         if len(rows) < len(set(names)):
             with self._encoding_lock:
-                # Another thread may have encoded some of them meanwhile.
+                # Meanwhile another thread may have encoded some of them.
                 rows |= self._recall(digest, [name for name in names if name not in rows])
                 missing = list(dict.fromkeys(name for name in names if name not in rows))
                 rows |= self._find_or_encode(digest, missing, prompt, progress)
@@ -139,7 +140,7 @@ class TextEmbedder:
         )
 
     def _digest(self, prompt: PromptSpec) -> str:
-        """Names everything that an embedding depends on, but the class name and the engine."""
+        """Identifies everything that an embedding depends on except the class name and the engine."""
         tokenizer = [record.sha256 for record in self.bundle.manifest.files.values() if record.file == TOKENIZER]
         parts = (
             ARITHMETIC,
@@ -173,7 +174,7 @@ class TextEmbedder:
     def _find_or_encode(
         self, digest: str, names: list[str], prompt: PromptSpec, progress: Progress | None
     ) -> dict[str, np.ndarray]:
-        """Rows by name, from disk or else from the text encoder."""
+        """Rows by name, from disk or from the text encoder."""
         if not names:
             return {}
         engine = self._open_engine(prompt.graph)
@@ -208,7 +209,7 @@ class TextEmbedder:
     def _encode(
         self, names: list[str], prompt: PromptSpec, engine: TextEngine, progress: Progress | None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and their rows, as they get ready. Every name's length is checked before the first is encoded."""
+        """Yield names and their rows as they are encoded. All lengths are checked before the first is encoded."""
         for name in names:
             check_length(name, prompt, self._tokenizer)
         count = 1 if prompt.kind == "learned" else len(prompt.templates)
@@ -239,8 +240,8 @@ class TextEmbedder:
         features = engine.run({"token_ids": token_ids, "eot_index": eot_index})["text_features"]
         if features.shape != (len(batch), self._width(prompt)):
             raise EngineError(
-                f"the text encoder gave text_features of shape {features.shape} where "
-                f"{(len(batch), self._width(prompt))} is due: export the bundle again"
+                f"the text encoder returned text_features of shape {features.shape}, expected "
+                f"{(len(batch), self._width(prompt))}: export the bundle again"
             )
         return features
 
@@ -250,7 +251,7 @@ class TextEmbedder:
             row = row[0] if prompt.kind == "learned" else normalise(row.mean(axis=0))
         if not np.isfinite(row).all():
             raise EngineError(
-                f"the text encoder gave no usable embedding of {shorten(name)!r} (zero, infinite or not a number): use "
+                f"the text encoder returned no usable embedding for {shorten(name)!r} (zero, infinite or NaN): use "
                 "precision float32"
             )
         return row

@@ -1,10 +1,10 @@
-"""Prompts: the published templates, and how a class name becomes the token sequences that the text encoder gets."""
+"""Prompts: the published templates, and how a class name becomes token sequences for the text encoder."""
 
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import BundleError, VocabularyError
 from vocabseg.runtime.text.tokenizer import Tokenizer
 
-# Token ids from start to end of text, and the index that the feature is taken at.
+# Token ids from start to end of text, and the index at which the feature is read.
 TokenSequence = tuple[list[int], int]
 
 SINGLE = ("a sculpture of a {}.",)
@@ -27,7 +27,7 @@ VILD = (
     "There is a large {} in the scene.",
 )
 
-# The 80 templates of Radford et al. 2021 (CLIP) for ImageNet, in their order.
+# The 80 templates of Radford et al. 2021 (CLIP) for ImageNet, in the original order.
 IMAGENET = (
     "a bad photo of a {}.",
     "a photo of many {}.",
@@ -116,10 +116,10 @@ PROMPTS: dict[str, tuple[str, ...]] = {"single": SINGLE, "vild": VILD, "imagenet
 
 
 def token_sequences(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> list[TokenSequence]:
-    """The sequences of one name: one per template, or a single one where the prompt is learned.
+    """The sequences of one name: one per template, or a single one if the prompt is learned.
 
     A learned prompt is start, prefix, name, suffix, full stop, end (Xu et al. 2021). Raises BundleError for a prompt
-    that should have templates and has none.
+    that lacks its templates.
     """
     if prompt.kind == "learned":
         middle = [*prompt.prefix_ids, *tokenizer.encode(name), *prompt.suffix_ids, *tokenizer.encode(".")]
@@ -129,21 +129,21 @@ def token_sequences(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> list
     sequences = []
     for template in prompt.templates:
         ids = [tokenizer.start_id, *tokenizer.encode(template.replace("{}", name)), tokenizer.end_id]
-        # The first one counts: a name may spell out the end of text.
+        # The first one counts: a name may contain the end-of-text token itself.
         sequences.append((ids, ids.index(tokenizer.end_id)))
     return sequences
 
 
 def check_length(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> None:
-    """Raise VocabularyError when one of the name's sequences is longer than the text encoder takes."""
+    """Raise VocabularyError if one of the name's sequences is too long for the text encoder."""
     longest = max(len(ids) for ids, _ in token_sequences(name, prompt, tokenizer))
     if longest > tokenizer.context_length:
         raise VocabularyError(
-            f"the class name {shorten(name)!r} makes a prompt of {longest} tokens, but the text encoder takes "
-            f"{tokenizer.context_length} at most: shorten it"
+            f"the class name {shorten(name)!r} makes a prompt of {longest} tokens, but the text encoder takes at most "
+            f"{tokenizer.context_length}: shorten it"
         )
 
 
 def shorten(text: str) -> str:
-    """Text that fits into an error message."""
+    """`text`, cut to fit into an error message."""
     return text if len(text) <= 60 else text[:57] + "..."

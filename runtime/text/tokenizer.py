@@ -13,11 +13,11 @@ import msgspec
 from vocabseg.runtime.errors import BundleError
 
 WORD_END = "</w>"
-# The pieces that text is cut into before merging, as Radford et al. 2021 (CLIP) have them; case is ignored.
+# The pieces that text is split into before merging, as in Radford et al. 2021 (CLIP); case is ignored.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# Pieces remembered with their ids; the store is emptied when full, so that memory stays bounded (some 20 MB).
+# Pieces cached with their ids; the cache is cleared when full, which bounds memory (about 20 MB).
 REMEMBERED_PIECES = 65536
-# Stands where a symbol was merged into the one before it.
+# Marks a symbol that was merged into the one before it.
 GONE = -1
 
 
@@ -25,7 +25,7 @@ class _Model(msgspec.Struct, frozen=True):
     type: Literal["BPE"]
     end_of_word_suffix: Literal["</w>"]
     vocab: dict[str, int]
-    # Pairs, or both joined by a blank: the `tokenizers` library reads either and writes pairs.
+    # Pairs, or both joined by a space: the `tokenizers` library reads either and writes pairs.
     merges: list[str | tuple[str, str]]
 
 
@@ -51,7 +51,7 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 def byte_symbols() -> dict[int, str]:
-    """Byte -> its symbol, in the order of CLIP's ids: printable bytes are themselves, the others U+0100 on."""
+    """Byte -> its symbol, in the order of CLIP's ids: printable bytes are themselves, the others start at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     symbols = {value: chr(value) for value in printable}
     for value in range(256):
@@ -71,9 +71,9 @@ def clean(text: str) -> str:
 
 
 class Tokenizer:
-    """CLIP's byte-pair encoding; ids equal those of open_clip's SimpleTokenizer on any text. Threads may share one.
+    """CLIP's byte-pair encoding; ids equal those of open_clip's SimpleTokenizer on any text. Thread-safe.
 
-    `start_id` and `end_id` are the ids of start and end of text, `context_length` the tokens that a sequence may have.
+    `start_id` and `end_id` are the ids of start and end of text, `context_length` the most tokens of a sequence.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.json`; raises BundleError when it is missing, damaged or not of CLIP's kind."""
+        """Read a `tokenizer.json`; raises BundleError if it is missing, damaged or not a CLIP tokenizer."""
         path = Path(path)
         try:
             document = msgspec.json.decode(path.read_bytes(), type=_Document)
@@ -102,11 +102,11 @@ class Tokenizer:
             raise BundleError(f"{path} cannot be read ({error.strerror}): export the bundle again") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = str(error).replace("\n", " ")[:200]
-            raise BundleError(f"{path} is no tokenizer of CLIP's kind ({reason}): export the bundle again") from None
+            raise BundleError(f"{path} is not a CLIP tokenizer ({reason}): export the bundle again") from None
         specials = _specials(document.post_processor)
         problem = _problem(document, specials)
         if problem:
-            raise BundleError(f"{path} is no tokenizer of CLIP's kind ({problem}): export the bundle again")
+            raise BundleError(f"{path} is not a CLIP tokenizer ({problem}): export the bundle again")
         model = document.model
         return cls(model.vocab, model.merges, specials, document.truncation.max_length, str(path))
 
@@ -159,7 +159,7 @@ class Tokenizer:
 
 
 def merge(symbols: list[int], ranks: dict[tuple[int, int], tuple[int, int]]) -> list[int]:
-    """Byte-pair encoding of `symbols`: while there is one, the pair of lowest rank is merged wherever it stands.
+    """Byte-pair encoding of `symbols`: repeatedly merges every occurrence of the pair of lowest rank.
 
     `ranks` maps (left, right) to (rank, merged). A heap over the pairs keeps this at n log n for n symbols.
     """
@@ -180,15 +180,15 @@ def merge(symbols: list[int], ranks: dict[tuple[int, int], tuple[int, int]]) -> 
     for position in range(count):
         offer(position)
     while heap:
-        # All places of one pair come off the heap, left to right, before any of them is merged: a merge may make a pair
-        # of lower rank, which has to wait for the rest of this one.
+        # Pop all occurrences of one pair, left to right, before merging any of them: a merge may create a pair of lower
+        # rank, which has to wait for the rest of this one.
         places = [heapq.heappop(heap)]
         while heap and heap[0][0] == places[0][0]:
             places.append(heapq.heappop(heap))
         changed = []
         for _, position, left, right, merged in places:
             after = following[position]
-            # Stale when a neighbouring merge took one of the two.
+            # Stale if a neighbouring merge consumed one of the two.
             if current[position] != left or after >= count or current[after] != right:
                 continue
             current[position], current[after] = merged, GONE
@@ -205,13 +205,13 @@ def merge(symbols: list[int], ranks: dict[tuple[int, int], tuple[int, int]]) -> 
 
 
 def _specials(processor: _PostProcessor) -> list[str]:
-    """Names of the special tokens in the order in which they stand around a text."""
+    """Names of the special tokens, in the order in which they surround a text."""
     named = [item["SpecialToken"] for item in processor.single if "SpecialToken" in item]
     return [str(item.get("id")) for item in named if isinstance(item, dict)]
 
 
 def _problem(document: _Document, specials: list[str]) -> str | None:
-    """What keeps this document from being a CLIP tokenizer; None when nothing does."""
+    """Why this document is not a CLIP tokenizer; None if it is."""
     vocabulary = document.model.vocab
     if len(specials) != 2 or "Sequence" not in document.post_processor.single[1]:
         return "its template is not: start, text, end"
@@ -220,15 +220,15 @@ def _problem(document: _Document, specials: list[str]) -> str | None:
         if name not in vocabulary or listed is None or listed.ids != [vocabulary[name]]:
             return f"the token {name[:60]!r} is not in its vocabulary, or under another id"
     if PIECES not in _regexes(document.pre_tokenizer):
-        return "it cuts text by other rules"
+        return "it splits text by other rules"
     if document.truncation.max_length < 3:
-        return f"a context of {document.truncation.max_length} tokens holds no text"
+        return f"a context of {document.truncation.max_length} tokens leaves no room for text"
     for symbol in byte_symbols().values():
         if symbol not in vocabulary or symbol + WORD_END not in vocabulary:
             return f"its vocabulary lacks the byte {symbol!r}"
     for entry in document.model.merges:
         if isinstance(entry, str) and " " not in entry:
-            return f"{entry[:60]!r} is no merge of two symbols"
+            return f"{entry[:60]!r} is not a merge of two symbols"
     return None
 
 

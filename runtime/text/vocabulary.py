@@ -1,4 +1,4 @@
-"""Vocabulary: the class names to look for, which of them were seen in training, and how prompts are made of them."""
+"""Vocabulary: the class names to look for, which of them were seen in training, and how they become prompts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from vocabseg.runtime.text.prompts import shorten
 class Vocabulary:
     """Ordered class names; immutable, hashable, compared by value.
 
-    `names` are stripped of surrounding blanks. `seen`, (K,) bool or None, tells which classes the model was trained on:
-    None means none of them, which is the published rule for other data sets. `templates` override the bundle's prompt.
+    `names` are stripped of surrounding whitespace. `seen`, (K,) bool or None, says which classes the model was trained
+    on: None means none of them, the published rule for other data sets. `templates` override the bundle's prompt.
     """
 
     __slots__ = ("names", "seen", "templates")
@@ -29,9 +29,9 @@ class Vocabulary:
         seen: Iterable[str] | Sequence[bool] | np.ndarray | None = None,
         templates: Iterable[str] | None = None,
     ):
-        """Take `names`; `seen` as a collection of names or one flag per name; `templates` with one `{}` each.
+        """`seen` is a collection of names or one flag per name; each of `templates` contains one `{}`.
 
-        Raises VocabularyError for empty vocabularies, empty or duplicate names, and flags or templates that do not fit.
+        Raises VocabularyError for an empty vocabulary, empty or duplicate names, and invalid flags or templates.
         """
         checked = _checked_names(names)
         object.__setattr__(self, "names", checked)
@@ -40,7 +40,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, value: "Vocabulary | Iterable[str] | str") -> "Vocabulary":
-        """A Vocabulary as it is; names out of a list, a comma-separated string, or "@file" with one name on each line.
+        """Return a Vocabulary as is; or make one from a list, a comma-separated string or "@file", one name per line.
 
         Raises VocabularyError as the constructor does, and for a file that cannot be read.
         """
@@ -55,7 +55,7 @@ class Vocabulary:
         return cls(value.split(","))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a Vocabulary cannot be changed: make another one with the {name} that you want")
+        raise AttributeError(f"a Vocabulary is immutable: create another one with the {name} that you want")
 
     def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)
@@ -98,7 +98,7 @@ def _short(value: object) -> str:
 def _items(values: Any, what: str) -> list[Any]:
     """The elements of a collection that must not be a single string."""
     if isinstance(values, str | bytes):
-        raise VocabularyError(f"{what} are the single text {_short(values)!r}: give a list of them")
+        raise VocabularyError(f"{what} are the single string {_short(values)!r}: give a list of them")
     try:
         return list(values)
     except TypeError:
@@ -110,14 +110,14 @@ def _checked_names(values: Any) -> tuple[str, ...]:
     for position, value in enumerate(_items(values, "class names"), start=1):
         if not isinstance(value, str):
             raise VocabularyError(
-                f"class name {position} is {_short(value)} of type {type(value).__name__}: give names as text"
+                f"class name {position} is {_short(value)} of type {type(value).__name__}: give names as strings"
             )
         name = str(value).strip()
         if not name:
-            raise VocabularyError(f"class name {position} is empty: leave it out or give it a name")
+            raise VocabularyError(f"class name {position} is empty: remove it or give it a name")
         if name in names:
             raise VocabularyError(
-                f"the class name {_short(name)!r} stands twice, as number {names[name]} and {position}: leave one out"
+                f"the class name {_short(name)!r} appears twice, as numbers {names[name]} and {position}: remove one"
             )
         names[name] = position
     if not names:
@@ -131,16 +131,16 @@ def _flags(seen: Any, names: tuple[str, ...]) -> np.ndarray:
         listed = {value.strip() for value in values}
         unknown = sorted(listed.difference(names))
         if unknown:
-            raise VocabularyError(f"the seen class {_short(unknown[0])!r} is none of the class names: add or remove it")
+            raise VocabularyError(f"the seen class {_short(unknown[0])!r} is not a class name: add or remove it")
         flags = np.array([name in listed for name in names], bool)
     else:
         for value in values:
             if not isinstance(value, bool | np.bool_ | int | np.integer) or value not in (0, 1):
                 raise VocabularyError(
-                    f"{_short(value)!r} is no flag of a seen class: give true or false for each class, or seen names"
+                    f"{_short(value)!r} is not a seen flag: give true or false for each class, or the seen names"
                 )
         if len(values) != len(names):
-            raise VocabularyError(f"{len(values)} flags of seen classes for {len(names)} names: give one for each name")
+            raise VocabularyError(f"{len(values)} seen flags for {len(names)} names: give one per name")
         flags = np.array(values, bool)
     flags.flags.writeable = False
     return flags
@@ -154,7 +154,7 @@ def _checked_templates(values: Any) -> tuple[str, ...]:
         braces = "".join(char for char in template if char in "{}") if isinstance(template, str) else ""
         if braces != "{}" or "{}" not in template:
             raise VocabularyError(
-                f"the prompt template {_short(template)!r} must hold {{}} once, and no other braces: write it "
+                f"the prompt template {_short(template)!r} must contain {{}} once and no other braces: put it "
                 "where the class name belongs"
             )
     return tuple(str(template) for template in templates)
@@ -169,10 +169,10 @@ def _read_names(path: Path) -> list[str]:
         ) from None
     except (UnicodeDecodeError, ValueError):
         raise VocabularyError(
-            f"the file of class names {_short(str(path))!r} is no UTF-8 text: save it as UTF-8, one name on each line"
+            f"the file of class names {_short(str(path))!r} is not UTF-8 text: save it as UTF-8, one name per line"
         ) from None
-    # Not splitlines, which also cuts at form feeds and the like.
+    # Not splitlines, which also splits at form feeds and the like.
     names = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
     if not names:
-        raise VocabularyError(f"the file of class names {_short(str(path))!r} is empty: write one name on each line")
+        raise VocabularyError(f"the file of class names {_short(str(path))!r} is empty: write one name per line")
     return names

@@ -100,7 +100,7 @@ class Device:
         return "NVIDIA Emulated 100"
 
     def compute_capability(self) -> tuple[int, int]:
-        return (9, 0)
+        return _settings.get("compute_capability", (9, 0))
 
     def total_memory(self) -> int:
         return _machine.total

@@ -1,8 +1,8 @@
 """`tensorrt` without TensorRT: the part of it that vocabseg uses, over the emulated GPU, for tests alone.
 
 A plan is the ONNX graph itself with its profiles, run by ONNX Runtime on the CPU when its stream gets there. Members
-and parameters are TensorRT's, which test_tensorrt_bindings.py compares with the genuine bindings; rules of its use that
-cost wrong results or crashes on a GPU are asserted here.
+and parameters are TensorRT's, which test_types.py compares with the genuine bindings; rules of its use that cost wrong
+results or crashes on a GPU are asserted here.
 """
 
 import contextlib
@@ -21,6 +21,19 @@ import pytest
 from tests.cuda_emulation import fake_pycuda
 
 MAGIC = b"double"
+# What a builder logs of its kernels, as TensorRT for RTX 1.7.1 writes it (shortened).
+KERNELS = (
+    "Name: __mye1_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , Metadata: \n"
+    "Name: node_Conv_326_myl0_1, LayerType: correlation, Inputs: [ { Name: crops, Datatype: Int8, Format: (NHWC) "
+    "Channel major format }], Constants: [ { Name: c, Datatype: Float }], Outputs: [ { Name: relu, Datatype: Half }], "
+    "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: node_Conv_326][ONNX Layer: node_relu]",
+    "Name: _gemm_mha_v2_myl0_2, LayerType: kgen, Inputs: [ { Name: q, Datatype: Half }], Outputs: [ { Name: o, "
+    "Datatype: Half }], TacticName: _gemm_mha_v2_0x1, StreamId: 0, Metadata: [ONNX Layer: node_matmul]",
+    "Name: __myl_Tran_myl1_3, LayerType: kgen, Inputs: [ { Name: a, Datatype: Half }], Outputs: [ { Name: b, "
+    "Datatype: Half }], TacticName: x, StreamId: 0, Metadata: ",
+    "Total Activation Memory: 13565952 bytes",
+    "Total Weights Memory: 2720576 bytes",
+)
 VERSION = "11.4.0.106"
 
 # What goes wrong: "start" (text), "parser" ([(node, operator, text)]), "build", "context", "capture", "run" (texts);
@@ -60,6 +73,15 @@ class HardwareCompatibilityLevel(enum.Enum):
 
 class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = enum.auto()
+
+
+class ProfilingVerbosity(enum.Enum):
+    LAYER_NAMES_ONLY = enum.auto()
+    DETAILED = enum.auto()
+
+
+class LayerType(enum.Enum):
+    CONVOLUTION = enum.auto()
 
 
 class TensorIOMode(enum.Enum):
@@ -130,6 +152,7 @@ class IBuilderConfig:
     def __init__(self) -> None:
         self.builder_optimization_level = 3
         self.max_aux_streams = -1
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.progress_monitor: IProgressMonitor | None = None
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
         self.flags = {BuilderFlag.TF32}  # on by default
@@ -167,6 +190,7 @@ class IBuilderConfig:
 
 class INetworkDefinition:
     _model: object = None
+    num_layers = 0
 
 
 class ParserError:
@@ -204,6 +228,8 @@ class OnnxParser:
 
 
 class Builder:
+    _version = VERSION
+
     def __init__(self, logger: ILogger):
         assert logger.made, "a subclass must call ILogger.__init__"
         assert fake_pycuda._stack(), "no CUDA context is current in this thread"
@@ -222,7 +248,7 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
-        assert BuilderFlag.TF32 not in config.flags
+        assert BuilderFlag.TF32.name not in {flag.name for flag in config.flags}
         note("config", config)
         if not self._phases(config.progress_monitor):
             return None
@@ -234,8 +260,11 @@ class Builder:
         for profile in config.profiles:
             assert list(profile.shapes) == names, "a profile needs every dynamic input"
         flags = sorted(flag.name for flag in config.flags)
+        assert config.profiling_verbosity is ProfilingVerbosity.DETAILED
+        for line in KERNELS:
+            self._logger.log(ILogger.Severity.VERBOSE, line)
         content = {
-            "version": VERSION,
+            "version": self._version,
             "profiles": [profile.shapes for profile in config.profiles],
             "flags": flags,
             "model": network._model.SerializeToString(),
@@ -441,16 +470,22 @@ class IExecutionContext:
 
 
 @contextlib.contextmanager
-def installed(package: str = "tensorrt", version: str = VERSION, **wrong: object):
-    """While this lasts, `package` (see tensorrt_package.KINDS) is this double, and no other is there."""
-    from vocabseg.runtime.engines.tensorrt import package as tensorrt_package
+def installed(
+    package: str = "tensorrt", version: str = VERSION, classes: dict[str, type] | None = None, **wrong: object
+):
+    """While this lasts, `package` (see FAMILIES) is this double, and no other is there.
+
+    `classes` take the place of those here, or come beside them.
+    """
+    from vocabseg.runtime.engines.tensorrt.package import FAMILIES
 
     module = types.ModuleType(package)
     module.__dict__.update({name: value for name, value in globals().items() if isinstance(value, type)})
+    module.__dict__.update(classes or {})
     module.__version__ = version
     module.__spec__ = ModuleSpec(package, None)
     with pytest.MonkeyPatch.context() as patch:
-        for name in tensorrt_package.KINDS:
+        for name in [name for family in FAMILIES.values() for name in family.modules]:
             patch.setitem(sys.modules, name, module if name == package else None)
         faults.clear()
         faults.update(wrong)

@@ -12,9 +12,11 @@ from vocabseg.export.half.convert import add_half_graphs
 from vocabseg.export.tensorrt.builder import BuildOptions
 from vocabseg.export.tensorrt.installer import build_engine
 from vocabseg.export.tensorrt.profiles import choose_profiles
+from vocabseg.export.tensorrt.target import PlanTarget
 from vocabseg.runtime.bundle.folder import Bundle, demo_folder, open_bundle
 from vocabseg.runtime.bundle.plans import Plan
 from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.engines.tensorrt.package import require_builder
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +38,8 @@ def build(
 ) -> Plan:
     """The plan of a graph, with the profiles that `options` of --profile name or the default ones."""
     profiles = choose_profiles(bundle.manifest, bundle.manifest.graphs, options)[graph]
-    return build_engine(bundle, graph, precision, profiles, BuildOptions(**flags), device)
+    target = PlanTarget(require_builder(), device)
+    return build_engine(bundle, graph, precision, profiles, BuildOptions(**flags), target)[0]
 
 
 def run_on_host(bundle: Bundle, graph: str, precision: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

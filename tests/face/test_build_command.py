@@ -1,8 +1,10 @@
 """`vocabseg build`, as a user types it: FP16 graphs on any machine, engines where TensorRT and a GPU are."""
 
 import json
+import os
 import shutil
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -15,6 +17,7 @@ from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.bundle.plans import ENGINES, RECORD, read_plans
 from vocabseg.runtime.cuda.device import open_device
 from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
+from vocabseg.runtime.engines.tensorrt.package import load_package
 from vocabseg.runtime.engines.tensorrt.scratch import scratch_of
 
 
@@ -52,7 +55,7 @@ def no_gpu():
 def test_without_tensorrt_the_fp16_graphs_are_made_and_the_rest_is_told(folder, capsys, no_gpu):
     code, out, err = run(capsys, folder)
     assert (code, out) == (0, f"{folder}\n")
-    assert "No TensorRT engines were built: TensorRT is not installed: pip install tensorrt" in err
+    assert "No engines were built: TensorRT is not installed: pip install tensorrt" in err
     assert "The FP16 graphs are in the bundle, ready for ONNX Runtime on a GPU." in err
     assert "graphs/float16/proposal.onnx" in err
     assert "operations stay in float32" in err
@@ -87,7 +90,9 @@ def test_with_tensorrt_every_engine_is_built_and_can_be_opened(folder, capsys, g
         assert f"engines/nvidia-emulated-100-sm90/{name}-float16.plan" in err
     assert "building proposal: 50 %, about" in err
     bundle, device = open_bundle(folder), open_device(0)
-    assert TensorRtGraph(bundle, "image_encoder", "float16", device, scratch_of(device)).largest_batch == 3
+    assert (
+        TensorRtGraph(bundle, "image_encoder", "float16", device, scratch_of(device), load_package()).largest_batch == 3
+    )
 
 
 def test_only_some_engines_with_options(half, capsys, gpu):
@@ -154,7 +159,10 @@ def test_a_dry_run_without_tensorrt(half, capsys, no_gpu):
         (["--hardware-compatible", "ampere"], "'ampere' is unknown: did you mean ampere-plus"),
         (["--device", "gpu"], "device 'gpu' is not supported"),
         (["--recipe", "none.toml"], "none.toml"),
-        (["--precision", "fp32", "--recipe", "r.toml"], "--recipe goes with --precision fp16"),
+        (
+            ["--precision", "fp32", "--recipe", "r.toml"],
+            "--recipe says what stays in float32",
+        ),
     ],
 )
 def test_bad_use_is_one_line_and_changes_nothing(half, capsys, no_gpu, options, text):
@@ -179,6 +187,69 @@ def test_a_build_that_fails_keeps_what_was_built(half, capsys, gpu):
     assert "TensorRT cannot build proposal.onnx: Error Code 10: no implementation" in err
     folder = half / ENGINES / "nvidia-emulated-100-sm90"
     assert sorted(path.name for path in folder.iterdir()) == [RECORD, "text_encoder-float16.plan"]
+
+
+# With NVIDIA's own builder of TensorRT for RTX, which needs no GPU.
+
+
+@pytest.fixture
+def genuine():
+    if find_spec("tensorrt_rtx_bindings") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no genuine builder: pip install 'vocabseg[rtx]'")
+
+
+def test_without_a_gpu_plans_are_built_for_generations_and_explained(folder, capsys, genuine):
+    report = folder.parent / "report"
+    options = ("--engine", "tensorrt-rtx", "--gpus", "sm89,sm86", "--graphs", "image_encoder", "--explain")
+    code, out, err = run(capsys, folder, *options, "--report", report)
+    assert code == 0
+    (plan,) = read_plans(folder / ENGINES / "rtx-sm86-sm89")
+    assert plan.path.read_bytes().startswith(b"vtrt")
+    assert (plan.record.engine, plan.record.generations) == ("tensorrt-rtx", [(8, 6), (8, 9)])
+    assert out.splitlines()[-1] == str(folder)
+    assert "image_encoder float16: kernels in the order in which they run" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["product", "FP16", "stages.0.0.conv1", "Conv_332,", "relu_3"] in rows
+    assert "With TensorRT for RTX 1.7.1.116 for sm86, sm89" in err
+    rows = [line.split() for line in err.splitlines()]
+    (summary,) = (row for row in rows if row[:1] == ["image_encoder"] and len(row) > 7)
+    assert summary[3:5] == ["22", "FP16"]
+    assert summary[5] == "1"  # the fused attention of the pooling
+    kernels = json.loads((report / "plans.json").read_text())["plans"][0]["kernels"]
+    assert len(kernels) > 30
+    assert (report / "plans.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--gpus", "sm89"], "--gpus goes with --engine tensorrt-rtx"),
+        (["--engine", "openvino"], "--engine 'openvino' is unknown: use one of tensorrt, tensorrt-rtx"),
+        (["--engine", "tensorrt-rtx", "--gpus", "sm90"], "does not build for sm90"),
+        (["--engine", "tensorrt-rtx", "--gpus", "sm86", "--precision", "fp8"], "sm86 has no kernels in fp8"),
+        (["--engine", "tensorrt-rtx", "--lean"], "--version-compatible is of --engine tensorrt"),
+    ],
+)
+def test_what_tensorrt_for_rtx_cannot_build_is_told_first(half, capsys, options, text):
+    code, out, err = run(capsys, half, *options)
+    assert (code, out) == (2, "")
+    assert text in err.splitlines()[-1]
+    assert not (half / ENGINES).exists()
+
+
+def test_a_dry_run_for_generations(half, capsys, genuine):
+    code, out, _ = run(capsys, half, "--engine", "tensorrt-rtx", "--dry-run", "--precision", "bf16")
+    assert code == 0
+    assert out.startswith("bfloat16 graphs to make: proposal, image_encoder, text_encoder\n")
+    assert "engines/rtx-sm80-sm86-sm89-sm120/proposal-bfloat16.plan" in out
+    assert "for sm80, sm86, sm89, sm120 and this version alone" in out
+
+
+def test_without_the_package_the_graphs_are_made_and_the_rest_is_told(folder, capsys, no_gpu):
+    code, _, err = run(capsys, folder, "--engine", "tensorrt-rtx", "--precision", "bf16")
+    assert code == 0
+    assert "No engines were built: TensorRT for RTX is not installed: pip install 'vocabseg[rtx]'" in err
+    assert open_bundle(folder).manifest.variants["bfloat16"].keys() == open_bundle(folder).manifest.graphs.keys()
 
 
 def test_help_has_an_example(capsys):

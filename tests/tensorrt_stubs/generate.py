@@ -27,6 +27,7 @@ class Bindings(NamedTuple):
     requirement: str
     major: int
     folder: Path
+    name: str = "tensorrt"  # or "tensorrt_rtx", whose interface is that of TensorRT 11
 
     @property
     def modules(self) -> Path:
@@ -44,7 +45,7 @@ class Bindings(NamedTuple):
         return self.folder / "typings"
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A Python process that can import `tensorrt_bindings`."""
+        """A Python process that can import `tensorrt_bindings`, or `tensorrt_rtx_bindings`."""
         paths = os.pathsep.join([str(self.modules), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"PYTHONPATH": paths, "LD_LIBRARY_PATH": str(self.libraries)}
         return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, cwd=HERE)
@@ -53,6 +54,7 @@ class Bindings(NamedTuple):
 VERSIONS = {
     "11.4": ("tensorrt-cu13-bindings==11.4.*", 11),
     "10.13": ("tensorrt-cu12-bindings==10.13.*", 10),
+    "rtx-1.7": ("tensorrt-rtx-cu13-bindings==1.7.1.116 tensorrt-rtx-cu13-libs==1.7.1.116", 11),
 }
 
 
@@ -72,11 +74,13 @@ def get_lean(cache: Path) -> Bindings:
 def get_bindings(version: str, cache: Path) -> Bindings:
     """The bindings of a version of `VERSIONS`, made in `cache` when they are not there; raises Unavailable."""
     requirement, major = VERSIONS[version]
-    bindings = Bindings(requirement, major, cache / f"tensorrt-{version}-cp{sys.version_info[0]}{sys.version_info[1]}")
+    folder = cache / f"tensorrt-{version}-cp{sys.version_info[0]}{sys.version_info[1]}"
+    bindings = Bindings(requirement, major, folder, "tensorrt_rtx" if version.startswith("rtx") else "tensorrt")
     done = bindings.folder / "done"
     if not done.is_file():
         _fetch(bindings)
-        _compile_shim(bindings)
+        if bindings.name == "tensorrt":  # that for RTX comes with its library
+            _compile_shim(bindings)
         _make_stubs(bindings)
         done.touch()
     return bindings
@@ -110,19 +114,25 @@ def _compile_shim(bindings: Bindings) -> None:
 
 def _make_stubs(bindings: Bindings) -> None:
     raw = bindings.folder / "raw"
-    result = bindings.run("-m", "pybind11_stubgen", "tensorrt_bindings", "-o", str(raw), "--ignore-all-errors")
-    source = raw / "tensorrt_bindings"
-    if not (source / "tensorrt.pyi").is_file():
+    inner = bindings.name
+    name = f"{inner}_bindings"
+    result = bindings.run("-m", "pybind11_stubgen", name, "-o", str(raw), "--ignore-all-errors")
+    source = raw / name
+    if not (source / f"{inner}.pyi").is_file():
         raise Unavailable(f"pybind11-stubgen made no stubs: {result.stderr.strip().splitlines()[-1:]}")
     target = bindings.typings / "tensorrt"
     (target / "plugin").mkdir(parents=True, exist_ok=True)
     (target / "plugin" / "__init__.pyi").write_text("")
-    (target / "__init__.pyi").write_text(_common_fixes((source / "__init__.pyi").read_text()))
-    (target / "tensorrt.pyi").write_text(_module_fixes(_common_fixes((source / "tensorrt.pyi").read_text())))
+    (target / "__init__.pyi").write_text(_common_fixes((source / "__init__.pyi").read_text(), inner))
+    (target / "tensorrt.pyi").write_text(_module_fixes(_common_fixes((source / f"{inner}.pyi").read_text(), inner)))
+    if inner == "tensorrt_rtx":  # under its own name too
+        (bindings.typings / inner).mkdir(exist_ok=True)
+        (bindings.typings / inner / "__init__.pyi").write_text("from tensorrt.tensorrt import *\n")
 
 
-def _common_fixes(text: str) -> str:
-    text = text.replace("tensorrt_bindings.tensorrt", "tensorrt.tensorrt").replace("tensorrt_bindings", "tensorrt")
+def _common_fixes(text: str, inner: str) -> str:
+    text = text.replace(f"{inner}_bindings.{inner}", "tensorrt.tensorrt").replace(f"{inner}_bindings", "tensorrt")
+    text = text.replace(f".{inner} import", ".tensorrt import")
     # The module exports a DataType called `bool`, which shadows the builtin in every annotation behind it.
     text = re.sub(r"(->\s*|: |\[|, |\| )bool\b(?!\s*=)", r"\1builtins.bool", text)
     text = re.sub(r"^builtins\.bool: ", "bool: ", text, flags=re.M)

@@ -1,12 +1,11 @@
 """One TensorRT execution context: one stream, profile and set of shapes, and the CUDA graphs captured from it."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from vocabseg.runtime.cuda.streams import Graph, Stream
 from vocabseg.runtime.engines.tensorrt.messages import Messages
-from vocabseg.runtime.engines.tensorrt.package import trt
 from vocabseg.runtime.engines.tensorrt.scratch import Block
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
@@ -30,14 +29,16 @@ class NotCapturable(Exception):
 class ShapedContext:
     """A context whose stream and shapes never change, so that what was captured from it stays valid.
 
-    Scratch memory is the caller's; `need` says how many bytes. Raises EngineError where TensorRT refuses the shapes,
-    and DeviceMemoryError (which is one) where its own memory runs out.
+    Scratch memory is the caller's; `need` says how many bytes. `make` makes a context of the engine whose memory is
+    managed so. Raises EngineError where TensorRT refuses the shapes, and DeviceMemoryError (which is one) where its own
+    memory runs out.
     """
 
     def __init__(
         self,
         name: str,
         engine: "tensorrt.ICudaEngine",
+        make: "Callable[[], tensorrt.IExecutionContext | None]",
         profile: int,
         shapes: Mapping[str, Shape],
         outputs: list[str],
@@ -47,7 +48,7 @@ class ShapedContext:
         self._what = f"{name} on {', '.join(f'{key} {shape}' for key, shape in shapes.items())}"
         self._messages, self._stream = messages, stream
         messages.clear()
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = make()
         if context is None:
             raise self._error("cannot make an execution context of")
         self._context = context
@@ -66,8 +67,8 @@ class ShapedContext:
         self._seen: OrderedDict[Addresses, None] = OrderedDict()
         self._generation = -1
 
-    def run(self, addresses: Addresses, scratch: Block, capture: bool) -> None:
-        """Enqueue one execution; `scratch` has the bytes that it needs.
+    def run(self, addresses: Addresses, scratch: Block, capture: bool) -> bool:
+        """Enqueue one execution; `scratch` has the bytes that it needs. Returns whether it was the first.
 
         The first one goes out as it is and is waited for, which settles what TensorRT initialises late. Addresses that
         come for the second time are captured (with `capture`), and replayed from then on. Raises NotCapturable when
@@ -87,16 +88,17 @@ class ShapedContext:
         if graph is not None:
             self._graphs.move_to_end(addresses)
             graph.launch(self._stream)
-            return
+            return False
         self._bind(addresses, scratch)
         if not self._context.execute_async_v3(self._stream.handle):
             raise self._error("cannot run")
         self._seen[addresses] = None
         if len(self._seen) > ADDRESSES_REMEMBERED:
             self._seen.popitem(last=False)
-        if not self._warm:
+        first, self._warm = not self._warm, True
+        if first:
             self._stream.synchronize()
-            self._warm = True
+        return first
 
     def close(self) -> None:
         """Wait for what was enqueued, and free the captured graphs."""
@@ -112,6 +114,9 @@ class ShapedContext:
 
     def _capture(self, addresses: Addresses, scratch: Block) -> Graph:
         self._bind(addresses, scratch)
+        capturable = getattr(self._context, "is_stream_capturable", None)  # of TensorRT for RTX alone
+        if capturable is not None and not capturable(self._stream.handle):
+            raise NotCapturable("TensorRT for RTX cannot capture this model")
         enqueued = False
 
         def enqueue() -> None:

@@ -1,4 +1,4 @@
-"""Graphs on a GPU through TensorRT: plans that `vocabseg build` wrote, with device pointers in and out."""
+"""Graphs on a GPU through TensorRT or TensorRT for RTX: plans of `vocabseg build`, with device pointers in and out."""
 
 import math
 import warnings
@@ -17,14 +17,16 @@ from vocabseg.runtime.bundle.plans import (
     find_plan,
     lean_library,
     load_plan,
+    plan_variant,
     profile_options,
 )
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
 from vocabseg.runtime.engines.tensorrt.context import NotCapturable, Shape, ShapedContext, Shapes
+from vocabseg.runtime.engines.tensorrt.jit import CompiledKernels, check_validity, compiling_contexts
 from vocabseg.runtime.engines.tensorrt.messages import Messages, check_started, make_logger
-from vocabseg.runtime.engines.tensorrt.package import package_info, trt
+from vocabseg.runtime.engines.tensorrt.package import Bindings, Package
 from vocabseg.runtime.engines.tensorrt.scratch import SharedScratch
 from vocabseg.runtime.errors import EngineError
 
@@ -49,29 +51,39 @@ DTYPES = {
 class TensorRtGraph:
     """The plan of one of a bundle's graphs in one precision, opened on `device`.
 
-    `scratch` is shared with the other graphs of the same device. Raises EngineError, in one line with the command that
-    helps, where TensorRT is missing, no plan fits this machine, or a plan is damaged.
+    `package` is TensorRT's or that of TensorRT for RTX; `scratch` is shared with the other graphs of the same device.
+    Raises EngineError, in one line with the command that helps, where no plan fits this machine, or a plan is damaged.
     """
 
-    def __init__(self, bundle: Bundle, graph: str, precision: str, device: Device, scratch: SharedScratch):
-        package = package_info()
-        plan = find_plan(bundle, graph, precision, device, package)
+    def __init__(
+        self, bundle: Bundle, graph: str, precision: str, device: Device, scratch: SharedScratch, package: Package
+    ):
+        info, trt = package.info, package.trt
+        plan = find_plan(bundle, graph, precision, device, info)
         self.name = graph
+        self._info = info
         self._bundle, self._precision, self._device, self._scratch = bundle, precision, device, scratch
-        record = bundle.graph(graph, precision)
+        record = bundle.graph(graph, plan_variant(precision))
         self._inputs, self._outputs = record.inputs, record.outputs
-        command = build_command(bundle, precision)
+        command = build_command(bundle, precision, engine=info.engine)
         data = load_plan(plan, command)
-        logger, self._messages = make_logger()
-        foreign = plan.record.tensorrt != package.version or package.kind == "dispatch"
+        logger, self._messages = make_logger(trt)
+        foreign = plan.record.tensorrt != info.version or info.kind == "dispatch"
         with device.activate():
-            self._runtime = _open_runtime(logger, self._messages, str(lean_library()) if foreign else None)
+            self._runtime = open_runtime(package, logger, self._messages, str(lean_library()) if foreign else None)
+            if package.rtx is not None:
+                check_validity(self._runtime, package.rtx, self._messages, data, plan.name, command)
             self._messages.clear()
             engine = self._runtime.deserialize_cuda_engine(data)
             if engine is None:
-                raise EngineError(f"TensorRT cannot open {plan.name}: {self._messages.reason()}: run `{command}`")
+                raise EngineError(f"{info.title} cannot open {plan.name}: {self._messages.reason()}: run `{command}`")
             self._engine: tensorrt.ICudaEngine | None = engine
-            self.input_dtypes, self.output_dtypes = _dtypes(engine)
+            self.input_dtypes, self.output_dtypes = _dtypes(trt, engine)
+            self._kernels: CompiledKernels | None = None
+            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._make_context: Any = lambda: engine.create_execution_context(strategy)
+            if package.rtx is not None:
+                self._make_context, self._kernels = compiling_contexts(package, engine, plan, device)
             self._profiles = _profiles(engine, list(self.input_dtypes))
         for found, wanted in ((self.input_dtypes, record.inputs), (self.output_dtypes, record.outputs)):
             expected = {tensor.name: np.dtype(tensor.dtype) for tensor in wanted}
@@ -105,11 +117,13 @@ class TensorRtGraph:
             scratch = self._scratch.block(context.need, stream)
             addresses = tuple((name, array.pointer) for name, array in (*inputs.items(), *outputs.items()))
             try:
-                context.run(addresses, scratch, self._capture)
+                first = context.run(addresses, scratch, self._capture)
             except NotCapturable as error:
                 self._capture = False
                 warnings.warn(f"{self.name} runs without CUDA graphs, which is slower: {error}", stacklevel=2)
-                context.run(addresses, scratch, False)
+                first = context.run(addresses, scratch, False)
+            if first and self._kernels is not None:
+                self._kernels.save()
 
     @property
     def largest_batch(self) -> int:
@@ -122,7 +136,7 @@ class TensorRtGraph:
             for context in self._contexts.values():
                 context.close()
             self._contexts.clear()
-            self._engine = None
+            self._engine = self._make_context = None
 
     def _context(self, engine: "tensorrt.ICudaEngine", shapes: Shapes, stream: Stream) -> ShapedContext:
         key = (stream.handle, tuple(shapes.values()))
@@ -130,7 +144,9 @@ class TensorRtGraph:
             self._contexts.move_to_end(key)
             return self._contexts[key]
         profile = self._profile(shapes)
-        context = ShapedContext(self.name, engine, profile, shapes, list(self.output_dtypes), stream, self._messages)
+        context = ShapedContext(
+            self.name, engine, self._make_context, profile, shapes, list(self.output_dtypes), stream, self._messages
+        )
         if len(self._contexts) >= CONTEXTS_KEPT:
             self._contexts.popitem(last=False)[1].close()
         self._contexts[key] = context
@@ -164,18 +180,20 @@ class TensorRtGraph:
         options = profile_options(self.name, widened, self._inputs)
         asked = ", ".join(f"{name} {_times(shape)}" for name, shape in shapes.items())
         built = " or ".join(_span(profile) for profile in self._profiles)
-        command = build_command(self._bundle, self._precision, options)
+        command = build_command(self._bundle, self._precision, options, self._info.engine)
         return f"the plan of {self.name} was built for {built}, not for {asked}: widen it with `{command}`"
 
 
-def _open_runtime(logger: "tensorrt.ILogger", messages: Messages, lean: str | None) -> "tensorrt.Runtime":
-    """TensorRT's runtime; with `lean` the one of that library."""
+def open_runtime(
+    package: Package, logger: "tensorrt.ILogger", messages: Messages, lean: str | None = None
+) -> "tensorrt.Runtime":
+    """The package's runtime; with `lean` the one of that library."""
     messages.clear()
     try:
-        runtime = trt.Runtime(logger)
+        runtime = package.trt.Runtime(logger)
     except TypeError as error:  # what its bindings raise where CUDA does not start
-        raise EngineError(f"TensorRT's runtime does not start: {messages.reason(str(error))}") from None
-    check_started(runtime, "runtime", messages)
+        raise EngineError(f"{package.info.title}'s runtime does not start: {messages.reason(str(error))}") from None
+    check_started(runtime, f"{package.info.title}'s runtime", messages)
     # A plan could carry code of the host; nothing that comes out of a file is run.
     runtime.engine_host_code_allowed = False
     if lean is None:
@@ -187,7 +205,7 @@ def _open_runtime(logger: "tensorrt.ILogger", messages: Messages, lean: str | No
     return loaded
 
 
-def _dtypes(engine: "tensorrt.ICudaEngine") -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
+def _dtypes(trt: Bindings, engine: "tensorrt.ICudaEngine") -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
     """The element types of inputs and of outputs, by name."""
     inputs: dict[str, np.dtype[Any]] = {}
     outputs: dict[str, np.dtype[Any]] = {}

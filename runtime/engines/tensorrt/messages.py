@@ -1,12 +1,11 @@
-"""What TensorRT says while it works, kept for the text of our errors."""
+"""TensorRT's log messages, kept for the text of errors."""
 
 import ctypes
 from collections import deque
+from collections.abc import Callable
 from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vocabseg.runtime.engines.tensorrt.package import load_package, trt
 from vocabseg.runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -17,22 +16,30 @@ ERRORS = ("INTERNAL_ERROR", "ERROR")
 
 
 class Messages:
-    """What TensorRT said last; kept for the text of errors. Written to by several of its threads."""
+    """TensorRT's last messages; several of its threads write to it.
+
+    `listener`, if set, is given the text of every message, the verbose ones too.
+    """
 
     def __init__(self) -> None:
         self.recent: deque[tuple[str, str]] = deque(maxlen=MESSAGES_KEPT)
+        self.listener: Callable[[str], None] | None = None
 
     def add(self, severity: str, text: str) -> None:
         """Keep a message; `severity` is TensorRT's name for it."""
+        if self.listener is not None:
+            self.listener(text)
+        if severity == "VERBOSE":
+            return
         self.recent.append((severity, " ".join(text.split())))
 
     def clear(self) -> None:
-        """Forget what was said, so that the next error is not explained by an old one."""
+        """Forget all messages, so that the next error is not explained by an old one."""
         self.recent.clear()
 
     @property
     def errors(self) -> list[str]:
-        """The errors among what was said."""
+        """The texts of those that are errors."""
         return [text for severity, text in list(self.recent) if severity in ERRORS]
 
     def reason(self, default: str = "it gave no reason") -> str:
@@ -41,18 +48,15 @@ class Messages:
         return (self.errors or warnings or [default])[-1]
 
 
-def make_logger() -> "tuple[tensorrt.ILogger, Messages]":
-    """TensorRT's logger of this process and what it collects; TensorRT allows one for all of a process."""
-    return _logger(load_package()[0])
-
-
 @cache
-def _logger(package: ModuleType) -> "tuple[tensorrt.ILogger, Messages]":
+def make_logger(trt: Any) -> "tuple[tensorrt.ILogger, Messages]":
+    """The logger of a package in this process, and what it collects; TensorRT allows one for a whole process."""
     messages = Messages()
+    base: Any = trt.ILogger
 
-    class Logger(trt.ILogger):
+    class Logger(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity: "tensorrt.ILogger.Severity", msg: str) -> None:
             messages.add(severity.name, msg)
@@ -68,4 +72,4 @@ def check_started(made: object, what: str, messages: Messages) -> None:
     """
     if messages.errors:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
-        raise EngineError(f"TensorRT's {what} does not start: {messages.errors[0]}")
+        raise EngineError(f"{what} does not start: {messages.errors[0]}")

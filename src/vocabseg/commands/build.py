@@ -1,45 +1,53 @@
-"""`vocabseg build`: a bundle in; its graphs in a lower precision, and TensorRT plans for this machine's GPU, out."""
+"""`vocabseg build`: a bundle in; its graphs in a lower precision, and plans of TensorRT or TensorRT for RTX, out."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vocabseg.commands.options import Quiet
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import progress
+from vocabseg.commands.terminal import print_rows, progress
 from vocabseg.runtime.bundle.settings import nearest
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
 from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from vocabseg.export.tensorrt.builder import BuildOptions
+    from vocabseg.export.tensorrt.explain_report import ExplainedPlan
+    from vocabseg.export.tensorrt.target import PlanTarget
     from vocabseg.runtime.bundle.folder import Bundle
     from vocabseg.runtime.bundle.manifest import GraphRecord
     from vocabseg.runtime.bundle.plans import Profile
-    from vocabseg.runtime.cuda.device import Device
 
-HELP = "Make a bundle's FP16 graphs, and where TensorRT is installed its engines for this machine's GPU."
+HELP = "Make a bundle's graphs in a lower precision, and its engines with TensorRT or TensorRT for RTX."
 EXAMPLE = (
     "Example: vocabseg build my-bundle --precision fp16\n\n"
+    "Without a GPU: vocabseg build my-bundle --engine tensorrt-rtx --gpus sm86,sm89,sm120\n\n"
+    "See what was built: vocabseg build my-bundle --explain\n\n"
     "Larger batches: vocabseg build my-bundle --profile image_encoder:crops=1,200,400\n\n"
     "See what would be built: vocabseg build my-bundle --dry-run"
 )
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "fp8"}
+# Precisions whose graphs this command makes, as people write them.
+MAKERS = {"float16": "FP16", "bfloat16": "bfloat16", "int8": "INT8", "fp8": "FP8"}
 COMPATIBILITIES = ("none", "same-compute-capability", "ampere-plus")
-
-
-class Builder(NamedTuple):
-    """What plans can be built with here: a GPU, or the reason why there is no GPU or no TensorRT."""
-
-    device: "Device | None"
-    text: str
 
 
 def build(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder, into which everything is written.")],
-    precision: Annotated[str, typer.Option(help="fp16, fp32, or int8 or fp8 after `vocabseg calibrate`.")] = "fp16",
+    precision: Annotated[str, typer.Option(help="fp16, bf16, fp32, or after `vocabseg calibrate` int8, fp8.")] = "fp16",
+    engine: Annotated[
+        str, typer.Option("--engine", help="tensorrt, or tensorrt-rtx, which needs no GPU to build.")
+    ] = "tensorrt",
+    gpus: Annotated[
+        str,
+        typer.Option(
+            "--gpus",
+            help="GPU generations that tensorrt-rtx builds for, separated by commas. Default: sm80,sm86,sm89,sm120.",
+        ),
+    ] = "",
     profiles: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,34 +75,54 @@ def build(
     ] = "none",
     device: Annotated[str, typer.Option("--device", help="The GPU to build on: cuda or cuda:N.")] = "cuda",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built, and stop.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show each kernel that the builder chose, its types and its layers.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="A folder for the same as JSON, with a picture (PNG).")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir"), "building", "build")
+    from vocabseg.benchmarks.writing import make_folder
     from vocabseg.export.tensorrt.profiles import choose_profiles
+    from vocabseg.export.tensorrt.target import open_target
     from vocabseg.runtime.bundle.folder import open_bundle
+    from vocabseg.runtime.bundle.plans import BUILT_FROM
+    from vocabseg.runtime.cuda.device import parse_device
 
     wanted = _precision(precision)
-    options = _options(level, workspace, version_compatible, hardware)
+    options = _options(engine, level, workspace, version_compatible, hardware)
+    generations, ordinal = _generations(engine, wanted, gpus), parse_device(device)
     opened = open_bundle(bundle)
     records = _graphs(opened, graphs)
     sizes = choose_profiles(opened.manifest, records, profiles or [])
-    if wanted not in ("float16", "float32"):
-        for name in records:
+    if recipe is not None and wanted not in MAKERS:
+        raise ConfigurationError(f"--recipe says what stays in float32; --precision {precision} leaves all in it")
+    if wanted in BUILT_FROM:
+        for name in opened.manifest.graphs:
             opened.graph(name, wanted)  # raises with the command that makes them
-    builder = _builder(device)
+    try:
+        target, missing = open_target(engine, ordinal, generations), ""
+    except EngineError as error:
+        target, missing = None, str(error)
     if dry_run:
-        _show(opened, wanted, records, sizes, options, builder)
+        _show(opened, wanted, records, sizes, options, target, missing)
         return
-    with progress(quiet) as report:
-        if wanted == "float16":
-            opened = _half_graphs(opened, recipe, report, quiet)
-        elif recipe is not None:
-            raise ConfigurationError(f"--recipe goes with --precision fp16, not with {precision}")
+    if report is not None:
+        require(("matplotlib",), "the picture of --report", "benchmarks")
+        make_folder(report)
+    with progress(quiet) as show:
+        if wanted in MAKERS:
+            opened = _low_graphs(opened, wanted, recipe, show, quiet)
         _check(opened, wanted, records)
-        if builder.device is not None:
-            _engines(opened, wanted, sizes, options, builder.device, report)
-    if builder.device is None:
-        print(f"No TensorRT engines were built: {builder.text}", file=sys.stderr)
+        plans = [] if target is None else _engines(opened, wanted, sizes, options, target, show)
+    if plans and report is not None:
+        _write(plans, report)
+    if plans and not quiet:
+        _tell(plans, explain, target)
+    if target is None:
+        print(f"No engines were built: {missing}", file=sys.stderr)
         if wanted == "float16":
             print("The FP16 graphs are in the bundle, ready for ONNX Runtime on a GPU.", file=sys.stderr)
     print(opened.folder)
@@ -107,11 +135,22 @@ def _precision(text: str) -> str:
     return name
 
 
-def _options(level: int, workspace: float | None, version_compatible: bool, hardware: str) -> "BuildOptions":
+def _generations(engine: str, precision: str, gpus: str) -> tuple[str, ...]:
+    from vocabseg.export.tensorrt.target import choose_generations
+
+    return choose_generations(engine, precision, [name.strip().lower() for name in gpus.split(",") if name.strip()])
+
+
+def _options(
+    engine: str, level: int, workspace: float | None, version_compatible: bool, hardware: str
+) -> "BuildOptions":
     import msgspec
 
     from vocabseg.export.tensorrt.builder import BuildOptions
+    from vocabseg.runtime.bundle.plans import TITLES
 
+    if engine not in TITLES:
+        raise ConfigurationError(f"--engine {engine!r} is unknown: {nearest(engine, TITLES)}")
     if hardware not in COMPATIBILITIES:
         raise ConfigurationError(f"--hardware-compatible {hardware!r} is unknown: {nearest(hardware, COMPATIBILITIES)}")
     values = {
@@ -121,7 +160,7 @@ def _options(level: int, workspace: float | None, version_compatible: bool, hard
         "hardware_compatibility": hardware,
     }
     options = msgspec.convert(values, BuildOptions)
-    options.check()
+    options.check(engine)
     return options
 
 
@@ -134,46 +173,41 @@ def _graphs(bundle: "Bundle", text: str) -> "dict[str, GraphRecord]":
     return {name: known[name] for name in names}
 
 
-def _builder(text: str) -> Builder:
-    from vocabseg.runtime.cuda.device import open_device, parse_device
-    from vocabseg.runtime.engines.tensorrt.package import require_builder
-
-    ordinal = parse_device(text)
-    try:
-        package = require_builder()
-        device = open_device(ordinal)
-    except EngineError as error:
-        return Builder(None, str(error))
-    return Builder(device, f"TensorRT {package.version} on {device.name} ({device.key})")
-
-
-def _half_graphs(bundle: "Bundle", recipe: Path | None, report: Progress, quiet: bool) -> "Bundle":
-    """The bundle with FP16 graphs of its float32 ones."""
-    from vocabseg.export.half.convert import add_half_graphs, stale_half
+def _low_graphs(bundle: "Bundle", precision: str, recipe: Path | None, show: Progress, quiet: bool) -> "Bundle":
+    """The bundle with graphs of `precision`, made of its float32 ones."""
+    from vocabseg.export.half.convert import add_half_graphs, add_plan_graphs, stale_graphs
     from vocabseg.export.half.recipe import read_recipe
+    from vocabseg.runtime.bundle.plans import plan_variant
 
     given = None if recipe is None else read_recipe(recipe)
-    if given is None and not stale_half(bundle, bundle.manifest.graphs):
+    low = "bfloat16" if precision == "bfloat16" else "float16"
+    if given is not None and given.precision != low:
+        raise ConfigurationError(f"{recipe} is a recipe for {given.precision}; {MAKERS[precision]} needs one for {low}")
+    title = MAKERS[precision]
+    if given is None and not stale_graphs(bundle, bundle.manifest.graphs, precision):
         if not quiet:
-            print("The bundle has its FP16 graphs already; --recipe FILE makes them anew.", file=sys.stderr)
+            print(f"The bundle has its {title} graphs already; --recipe FILE makes them anew.", file=sys.stderr)
         return bundle
-    made = add_half_graphs(bundle, given, report)
+    if precision == "float16":
+        made = add_half_graphs(bundle, given, show)
+    else:
+        made = add_plan_graphs(bundle, precision, given, show)
     if not quiet:
-        for name, record in made.manifest.graphs_in("float16").items():
-            print(f"  {record.file:<36} {record.total_bytes / 1e6:7.1f} MB  {_kept(name, record)}", file=sys.stderr)
+        for record in made.manifest.graphs_in(plan_variant(precision)).values():
+            nodes = record.provenance.get("nodes", {})
+            count = f"{nodes.get(low, 0)} are in {MAKERS[low]}"
+            kept = f"{nodes.get('float32', 0)} operations stay in float32, {count}"
+            print(f"  {record.file:<36} {record.total_bytes / 1e6:7.1f} MB  {kept}", file=sys.stderr)
     return made
-
-
-def _kept(name: str, record: "GraphRecord") -> str:
-    nodes = record.provenance.get("nodes", {})
-    return f"{nodes.get('float32', 0)} operations stay in float32, {nodes.get('float16', 0)} are in FP16"
 
 
 def _check(bundle: "Bundle", precision: str, records: "dict[str, GraphRecord]") -> None:
     """Every operator is one that TensorRT's parser takes, whether or not it is installed here."""
     from vocabseg.export.tensorrt.operators import check_operators
+    from vocabseg.runtime.bundle.plans import plan_variant
 
-    problems = [line for name in records for line in check_operators(bundle.graph_path(name, precision))]
+    variant = plan_variant(precision)
+    problems = [line for name in records for line in check_operators(bundle.graph_path(name, variant))]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BundleError(f"TensorRT cannot take the graphs of {bundle.folder}: {problems[0]}{more}")
@@ -184,15 +218,38 @@ def _engines(
     precision: str,
     sizes: "dict[str, list[Profile]]",
     options: "BuildOptions",
-    device: "Device",
-    report: Progress,
-) -> None:
+    target: "PlanTarget",
+    show: Progress,
+) -> "list[ExplainedPlan]":
+    from vocabseg.export.graph.layers import layers
+    from vocabseg.export.tensorrt.explain_report import ExplainedPlan
     from vocabseg.export.tensorrt.installer import build_engine
+    from vocabseg.runtime.bundle.plans import plan_variant
 
+    plans = []
     for name, profiles in sizes.items():
-        plan = build_engine(bundle, name, precision, profiles, options, device, report)
-        seconds, size = plan.record.build_seconds, plan.record.bytes / 1e6
-        print(f"  {plan.name:<60} {size:7.1f} MB  built in {seconds:.0f} s", file=sys.stderr)
+        plan, said = build_engine(bundle, name, precision, profiles, options, target, show)
+        plans.append(ExplainedPlan(plan, said, layers(bundle.graph_path(name, plan_variant(precision)))))
+    return plans
+
+
+def _tell(plans: "list[ExplainedPlan]", explain: bool, target: "PlanTarget | None") -> None:
+    """A row for each plan on standard error; with `explain` each one's kernels on standard output."""
+    from vocabseg.export.tensorrt.explain_report import LAYERS, SUMMARY
+
+    for one in plans if explain else ():
+        print_rows(f"{one.title}: kernels in the order in which they run", LAYERS, one.rows(), sys.stdout)
+    print_rows(f"With {target.text}" if target else "", SUMMARY, [one.summary() for one in plans], sys.stderr)
+    for one in plans:
+        print(f"  {one.plan.name}", file=sys.stderr)
+
+
+def _write(plans: "list[ExplainedPlan]", folder: Path) -> None:
+    from vocabseg.export.tensorrt.explain_report import draw, write_json
+
+    write_json(plans, folder / "plans.json")
+    draw(plans, folder / "plans.png")
+    print(f"What was built: {folder / 'plans.json'} and {folder / 'plans.png'}", file=sys.stderr)
 
 
 def _show(
@@ -201,21 +258,24 @@ def _show(
     records: "dict[str, GraphRecord]",
     sizes: "dict[str, list[Profile]]",
     options: "BuildOptions",
-    builder: Builder,
+    target: "PlanTarget | None",
+    missing: str,
 ) -> None:
     """What would be done, on standard output: it is what a dry run is for."""
-    from vocabseg.export.half.convert import stale_half
+    from vocabseg.export.half.convert import stale_graphs
     from vocabseg.export.tensorrt.profiles import describe_profiles
     from vocabseg.runtime.bundle.plans import ENGINES
 
-    made = stale_half(bundle, records) if precision == "float16" else []
-    print(f"FP16 graphs to make: {', '.join(made) or 'none'}")
-    where = builder.device.key if builder.device else "<device>"
+    if precision in MAKERS:
+        made = stale_graphs(bundle, records, precision)
+        print(f"{MAKERS[precision]} graphs to make: {', '.join(made) or 'none'}")
     for name, profiles in sizes.items():
-        print(f"{ENGINES}/{where}/{name}-{precision}.plan")
+        print(f"{ENGINES}/{target.key if target else '<device>'}/{name}-{precision}.plan")
         for line in describe_profiles(profiles):
             print(f"    {line}")
     flags = ["version-compatible"] if options.version_compatible else []
     flags += [] if options.hardware_compatibility == "none" else [options.hardware_compatibility]
+    if target is not None and target.device is None:
+        flags = [f"for {', '.join(target.generations)} and this version alone"]
     print(f"Level {options.optimization_level}, {', '.join(flags) or 'for this GPU and TensorRT alone'}")
-    print(f"With {builder.text}" if builder.device else f"No engines can be built here: {builder.text}")
+    print(f"With {target.text}" if target else f"No engines can be built here: {missing}")

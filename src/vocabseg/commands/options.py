@@ -26,7 +26,9 @@ Classes = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
 ]
-Engine = Annotated[str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")]
+Engine = Annotated[
+    str | None, typer.Option(help="openvino, onnxruntime, tensorrt or tensorrt-rtx; default: the fastest here.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16, int8 or fp8; default: the engine's own.")

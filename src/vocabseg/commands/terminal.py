@@ -2,20 +2,37 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from vocabseg.runtime.progress import Progress, silent
 
 # A total of so many parts or more is a share of the whole, not a number of things: it is shown in percent, and where
 # there is no bar, with a line for each tenth.
 SHARES = 1000
+# Of tables that go to a file.
+WIDTH = 140
 
 
 def announcer(quiet: bool) -> Callable[[str], None]:
     """A function that prints a line, or with `quiet` does nothing."""
     return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> None:
+    """Print a table without frames, its columns folded where a terminal is too narrow."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(escape(name), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(file=stream, width=None if stream.isatty() else WIDTH).print(table)
 
 
 @contextmanager

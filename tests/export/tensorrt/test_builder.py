@@ -17,9 +17,11 @@ from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
 from vocabseg.export.tensorrt.installer import build_engine, timing_cache
 from vocabseg.export.tensorrt.monitor import PARTS, Monitor
 from vocabseg.export.tensorrt.profiles import default_profiles
+from vocabseg.export.tensorrt.target import PlanTarget
 from vocabseg.runtime.bundle.plans import ENGINES, RECORD, EngineRecord, read_plans
 from vocabseg.runtime.cuda.device import open_device
-from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
+from vocabseg.runtime.engines.tensorrt.package import require_builder
+from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.progress import silent
 
 CROPS = "image_encoder:crops=1,4,6"
@@ -161,7 +163,7 @@ def test_graphs_that_the_parser_does_not_take_are_told_before_anything_is_parsed
 
 
 def test_timings_are_kept_for_the_next_build(bundle, device):
-    path = timing_cache(device, "11.4.0.106")
+    path = timing_cache(PlanTarget(require_builder(), device))
     for expected in (b"", b"+", b"++"):
         build(bundle, "image_encoder", device, CROPS)
         assert config().cache.data == expected
@@ -173,7 +175,7 @@ def test_timings_are_kept_for_the_next_build(bundle, device):
 
 def test_without_a_cache_folder_nothing_is_kept(bundle, device, monkeypatch):
     monkeypatch.setenv("VOCABSEG_CACHE_DIR", "")
-    assert timing_cache(device, "11.4") is None
+    assert timing_cache(PlanTarget(require_builder(), device)) is None
     build(bundle, "image_encoder", device, CROPS)
 
 
@@ -187,7 +189,8 @@ def test_progress_goes_from_nothing_to_everything_and_never_back(bundle, device)
     shown = []
     graph = bundle.graph_path("image_encoder", "float16")
     profiles = default_profiles(bundle.manifest, "image_encoder", bundle.graph("image_encoder", "float16"))
-    build_plan(graph, profiles, BuildOptions(), device, None, lambda *step: shown.append(step))
+    target = PlanTarget(require_builder(), device)
+    build_plan(graph, profiles, BuildOptions(), target, None, lambda *step: shown.append(step))
     assert {(what, total) for what, _, total in shown} == {("building image_encoder", PARTS)}
     done = [done for _, done, _ in shown]
     # Two steps of four smaller ones each; the end of a phase adds nothing to its own steps.
@@ -236,5 +239,6 @@ def test_the_record_is_written_in_the_form_that_is_read(bundle, device):
 
 
 def test_a_graph_that_the_bundle_lacks_is_told(bundle, device):
-    with pytest.raises(Exception, match="calibrate"):
-        build_engine(bundle, "image_encoder", "int8", [], BuildOptions(), device)
+    target = PlanTarget(require_builder(), device)
+    with pytest.raises(BundleError, match=r"no image_encoder in int8-float16: .* --precision int8"):
+        build_engine(bundle, "image_encoder", "int8", [], BuildOptions(), target)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.bundles import cache_folder
 from tests.doubles import tensorrt as tensorrt_double
+from tests.doubles import tensorrt_rtx as rtx_double
 from tests.golden import REPOSITORY
 from tests.package_tree import package_tree
 from tests.tensorrt_stubs.generate import VERSIONS, Unavailable, get_bindings, get_lean
@@ -21,6 +22,7 @@ MODULES = (
     "runtime.engines.tensorrt.scratch",
     "runtime.engines.tensorrt.graph",
     "runtime.engines.tensorrt.context",
+    "runtime.engines.tensorrt.jit",
     "runtime.engines.tensorrt.messages",
     "runtime.engines.tensorrt.package",
     "export.tensorrt.builder",
@@ -28,6 +30,7 @@ MODULES = (
     "export.tensorrt.operators",
     "export.tensorrt.profiles",
     "export.tensorrt.monitor",
+    "export.tensorrt.target",
 )
 STUBS = REPOSITORY / "tests" / "tensorrt_stubs"
 BUILDER = "export/tensorrt/builder.py"
@@ -139,8 +142,9 @@ def members(kind):
 
 def genuine(bindings, names):
     """Class -> member -> docstring, out of the bindings in a process of their own."""
-    program = """
-import json, sys, tensorrt_bindings as trt
+    program = f"import {bindings.name}_bindings as trt"
+    program += """
+import json, sys
 classes = {name: getattr(trt, name) for name in sys.argv[1:]}
 documentation = {name: {key: getattr(kind, key).__doc__ for key in dir(kind)} for name, kind in classes.items()}
 print(json.dumps(documentation))
@@ -157,10 +161,12 @@ def signatures(name, documentation):
 
 
 def test_the_double_offers_nothing_that_tensorrt_does_not(bindings):
+    modules = [tensorrt_double, *([rtx_double] if bindings.name == "tensorrt_rtx" else [])]
     doubles = {
         name: kind
-        for name, kind in vars(tensorrt_double).items()
-        if isinstance(kind, type) and kind.__module__ == tensorrt_double.__name__
+        for module in modules
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and kind.__module__ == module.__name__
     }
     real = genuine(bindings, sorted(doubles))
     checked = 0
@@ -171,8 +177,8 @@ def test_the_double_offers_nothing_that_tensorrt_does_not(bindings):
                 overloads = signatures(member, real[name][member])
                 assert parameters in overloads, f"{name}.{member}({parameters}) is none of {overloads}"
                 checked += 1
-    assert checked > 35
-    for name in ("Builder", "OnnxParser", "Runtime"):
+    assert checked > (15 if bindings.name == "tensorrt_rtx" else 35)  # the double for RTX has what is not TensorRT's
+    for name in {"Builder", "OnnxParser", "Runtime"} & doubles.keys():
         parameters = list(inspect.signature(doubles[name].__init__).parameters)[1:]
         assert parameters in signatures("__init__", real[name]["__init__"])
 
@@ -181,45 +187,54 @@ def test_the_double_offers_nothing_that_tensorrt_does_not(bindings):
 
 
 def test_without_a_gpu_the_genuine_bindings_refuse_in_one_line(bindings, tmp_path):
-    """Logger and progress monitor are accepted as they are; the builder and the runtime cannot be made."""
-    program = """
-import contextlib, pathlib, sys
-import tensorrt_bindings
-sys.modules["tensorrt"] = tensorrt_bindings
-import tensorrt
+    """Logger and progress monitor are accepted as they are; TensorRT's builder and runtime cannot be made."""
+    program = f"import {bindings.name}_bindings as tensorrt, sys; sys.modules['{bindings.name}'] = tensorrt"
+    program += """
+import contextlib, pathlib
 from vocabseg.export.tensorrt.builder import BuildOptions, build_plan, progress_monitor
 from vocabseg.export.tensorrt.monitor import Monitor
-from vocabseg.runtime.engines.tensorrt.graph import DTYPES, _open_runtime
+from vocabseg.runtime.engines.tensorrt.graph import DTYPES, open_runtime
+from vocabseg.runtime.engines.tensorrt.jit import check_validity
 from vocabseg.runtime.engines.tensorrt.messages import make_logger
-from vocabseg.runtime.engines.tensorrt.package import package_info
+from vocabseg.runtime.engines.tensorrt.package import load_package
+from vocabseg.export.tensorrt.target import PlanTarget
 from vocabseg.runtime.errors import EngineError
-logger, messages = make_logger()
+package = load_package(tensorrt.__name__.removesuffix("_bindings").replace("_", "-"))
+logger, messages = make_logger(package.trt)
 logger.log(tensorrt.ILogger.Severity.ERROR, "as TensorRT\\ncalls it")
 assert messages.reason() == "as TensorRT calls it"
-monitor = progress_monitor(Monitor("x", print))
+monitor = progress_monitor(package.trt, Monitor("x", print))
 monitor.phase_start("a", None, 2); assert monitor.step_complete("a", 0); monitor.phase_finish("a")
 assert DTYPES.keys() <= set(tensorrt.DataType.__members__)
 class Device:
     activate = contextlib.nullcontext
+def use_runtime(runtime):
+    if package.rtx:
+        check_validity(runtime, package.rtx, messages, bytes(1000), "no plan", "the command")
 for call in (
-    lambda: build_plan(pathlib.Path(sys.argv[1]), [], BuildOptions(), Device()),
-    lambda: _open_runtime(logger, messages, None),
+    lambda: package.rtx or build_plan(pathlib.Path(sys.argv[1]), [], BuildOptions(), PlanTarget(package, Device())),
+    lambda: use_runtime(open_runtime(package, logger, messages)),
 ):
     try:
         call()
     except EngineError as error:
         print(error)
-print(package_info())
+print(package.info)
 """
     graph = REPOSITORY / "src" / "vocabseg" / "demo" / "text_encoder.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(package_tree(tmp_path)), os.environ.get("PYTHONPATH", "")]))
         result = bindings.run("-c", program, str(graph))
     assert result.returncode == 0, result.stderr
-    builder, runtime, package = [line for line in result.stdout.splitlines() if line.startswith(("Tens", "Package"))]
-    assert builder.startswith("TensorRT's builder does not start: ")
-    assert runtime.startswith("TensorRT's runtime does not start: ")
-    assert package.startswith(f"PackageInfo(kind='full', version='{bindings.major}.")
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("Tens", "Package"))]
+    engine, title = bindings.name.replace("_", "-"), "TensorRT" if bindings.name == "tensorrt" else "TensorRT for RTX"
+    assert lines.pop().startswith(f"PackageInfo(engine='{engine}', kind='full', version='")
+    if bindings.name == "tensorrt":
+        assert lines.pop(0).startswith("TensorRT's builder does not start: ")
+        assert lines.pop().startswith("TensorRT's runtime does not start: ")
+    else:  # the runtime starts, and reads what a plan says of itself
+        assert lines.pop().startswith(f"{title} cannot run no plan here (malformed engine): run `the command`")
+    assert lines == []
 
 
 def test_the_genuine_lean_runtime_is_not_touched_where_it_cannot_start(tmp_path):
@@ -228,13 +243,14 @@ def test_the_genuine_lean_runtime_is_not_touched_where_it_cannot_start(tmp_path)
         pytest.skip("there is a GPU, on which the runtime starts")
     lean = fetched("lean", get_lean)
     program = """
-from vocabseg.runtime.engines.tensorrt.graph import _open_runtime
+from vocabseg.runtime.engines.tensorrt.graph import open_runtime
 from vocabseg.runtime.engines.tensorrt.messages import make_logger
-from vocabseg.runtime.engines.tensorrt.package import package_info
+from vocabseg.runtime.engines.tensorrt.package import load_package
 from vocabseg.runtime.errors import EngineError
-assert package_info().kind == "lean"
+package = load_package()
+assert package.info.kind == "lean"
 try:
-    _open_runtime(*make_logger(), None)
+    open_runtime(package, *make_logger(package.trt))
 except EngineError as error:
     print(error)
 """

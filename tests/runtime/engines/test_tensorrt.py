@@ -15,7 +15,7 @@ from tests.doubles.tensorrt_cases import build, half_bundle, run_on_host
 from vocabseg.runtime.bundle.plans import RECORD, PackageInfo, differences, read_plans
 from vocabseg.runtime.cuda.device import open_device
 from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
-from vocabseg.runtime.engines.tensorrt.package import package_info
+from vocabseg.runtime.engines.tensorrt.package import load_package
 from vocabseg.runtime.engines.tensorrt.scratch import STEP, SharedScratch, scratch_of
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
@@ -57,7 +57,7 @@ class Runner:
 
 
 def open_encoder(bundle, device, scratch=None):
-    return TensorRtGraph(bundle, "image_encoder", "float16", device, scratch or scratch_of(device))
+    return TensorRtGraph(bundle, "image_encoder", "float16", device, scratch or scratch_of(device), load_package())
 
 
 def test_a_plan_gives_what_its_graph_gives(bundle, device):
@@ -77,7 +77,7 @@ def test_a_plan_gives_what_its_graph_gives(bundle, device):
 
 def test_proposals_choose_the_profile_by_the_shape_of_the_image(bundle, device):
     build(bundle, "proposal", device)
-    graph = TensorRtGraph(bundle, "proposal", "float16", device, scratch_of(device))
+    graph = TensorRtGraph(bundle, "proposal", "float16", device, scratch_of(device), load_package())
     run = Runner(graph, device)
     for height, width in ((64, 192), (192, 64)):
         image = np.random.default_rng(1).normal(size=(1, 3, height, width))
@@ -130,7 +130,7 @@ def test_scratch_memory_that_grows_makes_captured_graphs_anew(bundle, device):
         run(given, {"image_features": expected.shape}, reuse=0)
     block = scratch_of(device).block(1, stream)
     before, generation = block.pointer, block.generation
-    proposal = TensorRtGraph(bundle, "proposal", "float16", device, scratch_of(device))
+    proposal = TensorRtGraph(bundle, "proposal", "float16", device, scratch_of(device), load_package())
     image = {"image": np.ones((1, 3, 192, 640), proposal.input_dtypes["image"])}
     shapes = {name: array.shape for name, array in run_on_host(bundle, "proposal", "float16", image).items()}
     Runner(proposal, device, stream)(image, shapes)
@@ -360,7 +360,7 @@ def test_which_tensorrt_opens_which_plan(bundle, device, tmp_path, monkeypatch, 
         (tmp_path / "libnvinfer_lean.so.11").write_text("11.4.0.106")
         monkeypatch.setenv("VOCABSEG_TENSORRT_LEAN", str(tmp_path / "libnvinfer_lean.so.11"))
     changed = msgspec.structs.replace(plan.record, **record)
-    found = differences(changed, plan.record.graph_digest, device, PackageInfo(*package))
+    found = differences(changed, plan.record.graph_digest, device, PackageInfo("tensorrt", *package))
     assert [text in line for line in found] == ([] if text is None else [True])
 
 
@@ -426,19 +426,19 @@ def test_a_record_that_names_files_elsewhere_is_refused(bundle, device, file):
 )
 def test_every_kind_of_package_is_found(package, version, kind):
     with tensorrt_double.installed(package, version):
-        assert package_info() == (kind, version)
+        assert load_package().info == ("tensorrt", kind, version)
 
 
 def test_packages_that_do_not_do_are_told():
     with contextlib.ExitStack() as stack:
         stack.enter_context(tensorrt_double.installed("none of them"))
         with pytest.raises(EngineError, match="TensorRT is not installed: pip install tensorrt"):
-            package_info()
+            load_package()
     with (
         tensorrt_double.installed("tensorrt", "10.12.0.36"),
         pytest.raises(EngineError, match=r"10\.12\.0\.36 is too old"),
     ):
-        package_info()
+        load_package()
 
 
 def test_a_package_without_its_libraries_is_told(tmp_path, monkeypatch):
@@ -447,4 +447,4 @@ def test_a_package_without_its_libraries_is_told(tmp_path, monkeypatch):
         monkeypatch.delitem(__import__("sys").modules, "tensorrt_lean")
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(EngineError, match=r"tensorrt_lean cannot be imported \(libnvinfer_lean.so.11"):
-            package_info()
+            load_package()

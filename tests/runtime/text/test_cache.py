@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vocabseg.runtime.files import cache_folder
 from vocabseg.runtime.text import cache as text_cache
-from vocabseg.runtime.text.cache import TextCache, cache_folder
+from vocabseg.runtime.text.cache import TextCache
 
 
 @pytest.fixture(autouse=True)
