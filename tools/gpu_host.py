@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,6 +125,7 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
     has_tensorrt = subprocess.run(
         [sys.executable, "-c", "import tensorrt"], capture_output=True, check=False
     ).returncode == 0  # fmt: skip
+    has_rtx = find_spec("tensorrt_rtx_bindings") is not None
     bench = [vocabseg, "bench", bundle, "--device", "cuda", "--against", "torch-eager,torch-compile"]
     count = "500" if options.quick else "10000"
     steps = [
@@ -153,6 +155,18 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
             [*bench, "--engine", "tensorrt", "--output", str(results / "bench-tensorrt")],
             3600,
             skip=no_tensorrt,
+        ),
+        Step(
+            "build-rtx",
+            [vocabseg, "build", bundle, "--engine", "tensorrt-rtx", "--report", str(results / "plans-rtx")],
+            3600,
+            skip="" if has_rtx else "TensorRT for RTX is not installed",
+        ),
+        Step(
+            "bench-rtx",
+            [*bench, "--engine", "tensorrt-rtx", "--output", str(results / "bench-rtx")],
+            3600,
+            skip="" if has_rtx else "TensorRT for RTX is not installed",
         ),
         Step(
             "bench-onnxruntime",
