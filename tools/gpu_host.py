@@ -125,7 +125,6 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
     has_tensorrt = subprocess.run(
         [sys.executable, "-c", "import tensorrt"], capture_output=True, check=False
     ).returncode == 0  # fmt: skip
-    has_rtx = find_spec("tensorrt_rtx_bindings") is not None
     bench = [vocabseg, "bench", bundle, "--device", "cuda", "--against", "torch-eager,torch-compile"]
     count = "500" if options.quick else "10000"
     steps = [
@@ -142,7 +141,11 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
         chosen = ["-k", "not thousands and not golden"] if options.quick else []
         command = [sanitizer or "compute-sanitizer", "--tool", tool, *SANITIZER, *pytest, *chosen, TESTS[0]]
         steps.append(Step(tool, command, 1800, skip="" if sanitizer else "compute-sanitizer is not installed"))
-    no_tensorrt = "" if has_tensorrt else "TensorRT is not installed"
+    missing = {
+        "tensorrt": "" if has_tensorrt else "TensorRT is not installed",
+        "tensorrt-rtx": "" if find_spec("tensorrt_rtx_bindings") else "TensorRT for RTX is not installed",
+        "onnxruntime": "",
+    }
     kernels = [python, "-m", "vocabseg.benchmarks.kernel_bench_cuda", "--json", str(results / "kernels.json")]
     random = [vocabseg, "export", "--config", "zsseg-r101c-vitb16-single", "--random", "--output", bundle]
     steps += [
@@ -150,28 +153,12 @@ def plan(options: argparse.Namespace, results: Path) -> list[Step]:
         Step("bundle", random, 1800, skip=f"{bundle} is given" if options.bundle else ""),
         # Without TensorRT it only writes the FP16 graphs, which ONNX Runtime runs.
         Step("build", [vocabseg, "build", bundle, "--precision", "fp16"], 3600),
-        Step(
-            "bench-tensorrt",
-            [*bench, "--engine", "tensorrt", "--output", str(results / "bench-tensorrt")],
-            3600,
-            skip=no_tensorrt,
-        ),
-        Step(
-            "build-rtx",
-            [vocabseg, "build", bundle, "--engine", "tensorrt-rtx", "--report", str(results / "plans-rtx")],
-            3600,
-            skip="" if has_rtx else "TensorRT for RTX is not installed",
-        ),
-        Step(
-            "bench-rtx",
-            [*bench, "--engine", "tensorrt-rtx", "--output", str(results / "bench-rtx")],
-            3600,
-            skip="" if has_rtx else "TensorRT for RTX is not installed",
-        ),
-        Step(
-            "bench-onnxruntime",
-            [*bench, "--engine", "onnxruntime", "--output", str(results / "bench-onnxruntime")],
-            3600,
+        Step("build-rtx", [vocabseg, "build", bundle, "--engine", "tensorrt-rtx"], 3600, skip=missing["tensorrt-rtx"]),
+        *(
+            Step(
+                f"bench-{engine}", [*bench, "--engine", engine, "--output", f"{results}/bench-{engine}"], 3600, skip=why
+            )
+            for engine, why in missing.items()
         ),
         Step("memory", [python, "-c", MEMORY_LOOP, bundle, "", count, str(results / "memory.json")], 3600),
         Step("memory-demo", [python, "-c", MEMORY_LOOP, "", "", count, str(results / "memory-demo.json")], 3600),
