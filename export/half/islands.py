@@ -17,6 +17,10 @@ OVERFLOW = 65520.0
 SMALLEST_NORMAL = 2.0**-14
 FEW = 16  # constants of at most this many numbers are scalars of a formula, where each one counts
 
+# How much rounding may change the scale of a channel: less than the rounding to eight bits changes a number.
+SCALE_ERROR = 1 / 64
+SCALED = ("QuantizeLinear", "DequantizeLinear")
+
 # Take inputs of any type: the type of their output does not depend on it.
 ANY_INPUT = ("Shape", "Size", "Cast")
 
@@ -97,9 +101,21 @@ def _must_stay(node: Any, model: Any, low: str) -> str | None:
     for index, half in zip(floats, halves, strict=True):
         constant = node.inputs[index].const_value
         if half and constant is not None and low == "float16":
-            reason = _does_not_fit(node.inputs[index].name, constant.numpy())
+            check = _scale_does_not_fit if node.op_type in SCALED else _does_not_fit
+            reason = check(node.inputs[index].name, constant.numpy())
             if reason is not None:
                 return reason
+    return None
+
+
+def _scale_does_not_fit(name: str, values: np.ndarray) -> str | None:
+    """As `_does_not_fit` for scales of a quantisation, each of which multiplies a whole channel."""
+    scales = values[values != 0]
+    with np.errstate(under="ignore", over="ignore"):
+        errors = np.abs(scales.astype(np.float16).astype(np.float32) / scales - 1)
+    if errors.max(initial=0.0) > SCALE_ERROR:
+        worst = float(scales[errors.argmax()])
+        return f"{name} holds {worst:.4g}, which changes by {100 * float(errors.max()):.0f} % in FP16"
     return None
 
 

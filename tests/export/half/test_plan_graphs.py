@@ -3,11 +3,13 @@
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.export.tensorrt.quantised import add_every_precision
-from vocabseg.export.half.convert import add_half_graphs, add_plan_graphs, stale_graphs
+from vocabseg.export.half.convert import add_half_graphs, add_plan_graphs, stale_graphs, write_half
 from vocabseg.export.half.recipe import GraphRecipe, Keep, Recipe
 from vocabseg.export.half.rounding import write_rounded
 from vocabseg.export.tensorrt.operators import check_operators
@@ -106,3 +108,26 @@ def test_without_calibrated_graphs_the_command_is_named(copy):
     with pytest.raises(BundleError, match=r"has no proposal in int8: make it with `vocabseg calibrate"):
         add_plan_graphs(copy, "int8")
     assert not (copy.folder / "graphs").exists()
+
+
+@pytest.mark.parametrize(("scale", "stays"), [(3e-5, False), (2e-7, True), (1e-9, True)])
+def test_scales_that_fp16_does_not_hold_stay_in_float32(tmp_path, scale, stays):
+    scales = np.full(40, 0.01, np.float32)
+    scales[7] = scale
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scales", "zero"], ["dequantised"], axis=1, name="weights"),
+        helper.make_node("MatMul", ["x", "dequantised"], ["y"], name="product"),
+    ]
+    constants = {"w": np.ones((8, 40), np.int8), "scales": scales, "zero": np.zeros(40, np.int8)}
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 40])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "g.onnx")
+    record = write_half(tmp_path / "g.onnx", tmp_path / "half.onnx", Recipe())
+    kept = [node for entry in record.provenance["float32"] for node in entry["nodes"]]
+    assert kept == (["weights"] if stays else [])
+    if stays:
+        assert f"scales holds {scale:.4g}" in record.provenance["float32"][0]["reason"]

@@ -184,6 +184,9 @@ def test_doctor_tells_about_the_gpu(gpu):
     assert "they load on this GPU" in found["CUDA kernels"].text
     assert found["engine onnxruntime on the GPU"].fine
     assert not found["engine tensorrt on the GPU"].fine
+    rtx = found["engine tensorrt-rtx on the GPU"]
+    assert "TensorRT for RTX" in rtx.text
+    assert ("builds plans without a GPU" if rtx.fine else "pip install 'vocabseg[rtx]'") in rtx.text
     assert "cuda:0" in found["engine used here"].text
 
 
