@@ -133,6 +133,7 @@ class _Attempt:
         self._faults = 0
 
     def run(self, items: Sequence[Item]) -> None:
+        self._mark(0)  # before the first image: it may be the one that ends the process
         start = 0
         while start < len(items):
             start = self._stretch(items, start)

@@ -153,18 +153,20 @@ def _die_at(photos: Path, output: Path, deadly: int) -> None:
     write_shard(Job(output, Vocabulary(CLASSES)), Threshold(surprise), PlannedShard(0, 10, "0000000.parquet", 0))
 
 
-def test_an_image_that_kills_the_process_is_found_and_left_out(photos: Path) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, 4, 5, 9])
+def test_an_image_that_kills_the_process_is_found_and_left_out(photos: Path, place: int) -> None:
     job, _ = prepared(photos)
+    deadly = 25 * place
     for deaths in range(3):
-        process = multiprocessing.get_context("fork").Process(target=_die_at, args=(photos, job.output, 125))
+        process = multiprocessing.get_context("fork").Process(target=_die_at, args=(photos, job.output, deadly))
         process.start()
         process.join()
         assert process.exitcode == 9, f"the worker should die {3 - deaths} times more"
         assert not is_committed(job.output, 0)
         assert len(read_attempts(job.output)) == deaths + 1
-    _die_at(photos, job.output, 125)  # no longer
+    _die_at(photos, job.output, deadly)  # no longer
     errors = {row["id"]: row["kind"] for row in rows(job, "errors.parquet")}
-    assert errors == {"3.png": "image", "5.png": "crash", "7.png": "image"}
+    assert errors == {"3.png": "image", f"{place}.png": "crash", "7.png": "image"}
     assert len(rows(job, "images.parquet")) == 7
     assert not list((job.output / "work").glob("*.progress"))
 
