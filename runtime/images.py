@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.errors import ImageError
+from vocabseg.runtime.files import open_regular
 
 MAX_PIXELS = 200_000_000
 # In the order they are tried. No others: some of Pillow's readers run external programs (EPS) or are rarely fuzzed.
@@ -95,7 +96,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
 def _from_path(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     name = repr(os.fspath(path))
     try:
-        stream = open(path, "rb")  # noqa: SIM115 - closed below, outside this try
+        stream = open_regular(path)
     except FileNotFoundError as error:
         raise ImageError(f"no such image file: {name}; check the path") from error
     except IsADirectoryError as error:
