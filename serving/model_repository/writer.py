@@ -42,9 +42,10 @@ def write_repository(
 ) -> Path:
     """Write the repository to a temporary folder and rename it to `target`, which must be missing or empty.
 
-    Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. What
-    the bundle's manifest lists and its engines are hard links where the file system allows it, else copies. Returns the model's folder. Raises
-    OutputError where it cannot be written, ConfigurationError for a name that Triton does not take.
+    Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. What the
+    bundle's manifest lists and its engines are hard links where the file system allows it, else copies. Returns the
+    model's folder. Raises OutputError where it cannot be written, ConfigurationError for a name that Triton does not
+    take.
     """
     check_target(target)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", serving.name):

@@ -5,6 +5,7 @@ import ctypes
 import http.client
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from vocabseg.runtime.errors import EngineError
-from vocabseg.serving.protocol import PACKAGE_PATH, RUNNING, SUPERVISED
+from vocabseg.serving.protocol import PACKAGE_PATH, RUNNING, SUPERVISED, restrictions
 from vocabseg.serving.server import process_table
 from vocabseg.serving.server.environment import check_platform, server_binary, site_packages, write_backends
 
@@ -171,6 +172,7 @@ def start(
         *(f"--{what}-port={port}" for what, port in msgspec.structs.asdict(ports).items()),
         f"--exit-timeout-secs={DRAIN}",
         "--disable-auto-complete-config",
+        *restrictions(secrets.token_hex(32)),  # nobody needs to know it
     ]
     process = _spawn(command, _variables(environment, libpython, folder), folder / "server.log", verbose)
     return TritonServer(process, folder, host, ports, model, prefix)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.serving.conftest import can_serve, local, server  # noqa: F401 - fixtures
+
 SECONDS = 600
 
 
