@@ -22,6 +22,7 @@ from vocabseg.serving.model_repository.model_configuration import (
     model_configuration,
     warm_up_classes,
 )
+from vocabseg.serving.model_repository.production import caddyfile, compose
 from vocabseg.serving.model_repository.readme import readme
 from vocabseg.serving.protocol import PACKAGE_PATH, NamedVocabulary
 
@@ -62,6 +63,8 @@ def write_repository(
         (model / "warmup").mkdir()
         (model / "warmup" / WARM_UP_FILE).write_bytes(warm_up_classes())
         (temporary / "README.md").write_text(readme(bundle, serving, given), encoding="utf-8")
+        (temporary / "Caddyfile").write_text(caddyfile(serving), encoding="utf-8")
+        (temporary / "compose.yaml").write_text(compose(serving), encoding="utf-8")
         (temporary / "grafana.json").write_text(json.dumps(dashboard(serving.name), indent=1) + "\n", encoding="utf-8")
     return target / serving.name
 

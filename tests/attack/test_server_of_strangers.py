@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.attack.slow_images import jpeg
+from tests.attack.sockets import sockets, tree
 from tests.serving.servers import SCENE, Running, running
 from vocabseg.client import Client
 from vocabseg.runtime.errors import ServerError
@@ -26,6 +27,12 @@ def asked(server: Running, method: str, path: str, body: bytes = b"", **headers:
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def test_only_this_machine_reaches_it(server: Running) -> None:
+    found = sockets(tree(server.process.pid))
+    assert {socket.port for socket in found} >= {int(url.rpartition(":")[2]) for url in (server.http, server.grpc)}
+    assert [socket for socket in found if not socket.local] == []
 
 
 @pytest.mark.parametrize(
