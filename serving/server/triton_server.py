@@ -85,6 +85,8 @@ class TritonServer:
                 raise EngineError(f"the server is not ready after {seconds:g} s: {self.last_error()}")
             time.sleep(0.1)
         self._models = process_table.children(self.process.pid, STUB)
+        for region in self._regions():  # Triton lets all users of the machine read what passes there
+            region.chmod(0o600)
 
     def last_error(self) -> str:
         """The last error in the server's log, on one line."""
@@ -122,8 +124,11 @@ class TritonServer:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):  # a killed process leaves its own behind
+        for region in self._regions():  # a killed process leaves its own behind
             region.unlink(missing_ok=True)
+
+    def _regions(self) -> list[Path]:
+        return list(SHARED_MEMORY.glob(f"{self.prefix}*"))
 
     def busy(self) -> bool:
         """Whether a request waits or runs, or an answer is on its way."""

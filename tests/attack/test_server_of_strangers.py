@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,12 @@ def test_only_this_machine_reaches_it(server: Running) -> None:
     found = sockets(tree(server.process.pid))
     assert {socket.port for socket in found} >= {int(url.rpartition(":")[2]) for url in (server.http, server.grpc)}
     assert [socket for socket in found if not socket.local] == []
+
+
+def test_other_users_of_the_machine_do_not_read_its_shared_memory(server: Running) -> None:
+    regions = list(Path("/dev/shm").glob(f"vocabseg-{server.process.pid}-*"))
+    assert regions
+    assert {region.stat().st_mode & 0o777 for region in regions} == {0o600}
 
 
 @pytest.mark.parametrize(
