@@ -46,30 +46,25 @@ def private() -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def tied() -> Iterator[None]:
+def tied() -> Iterator[threading.Event]:
     """Ties the Ray that this process has just started to it; a Linux without pidfd, or another system, has no ties.
 
     If this process is killed, a process of its own ends Ray's processes, some of which would live on for a minute or
-    more. If one of Ray's vital processes dies, this process says so in a line and ends with code 2: nothing can be done
-    any more, and Ray's own end of it would come a minute later, silently.
+    more. If one of Ray's vital processes dies before the event is set, this process says so in a line and ends with
+    code 2: nothing can be done any more, and Ray's own end of it would come a minute later, silently.
     """
+    ending = threading.Event()
     if not hasattr(os, "pidfd_open"):
-        yield
+        yield ending
         return
     import psutil  # Ray brings it along
 
     processes = psutil.Process().children(recursive=True)
     vital = {os.pidfd_open(one.pid): one.name() for one in processes if one.name() in VITAL}
-    ending = threading.Event()
     threading.Thread(target=_end_with, args=(vital, ending), name="ray", daemon=True).start()
-    pids = [str(one.pid) for one in processes]
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(REAPER), *pids], stdin=subprocess.PIPE, start_new_session=True
-    ):
-        try:
-            yield
-        finally:
-            ending.set()
+    command = [sys.executable, "-I", "-S", str(REAPER), *(str(one.pid) for one in processes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield ending
 
 
 def _end_with(vital: dict[int, str], ending: threading.Event) -> None:

@@ -83,9 +83,10 @@ def connected(workers: Workers) -> Iterator[dict[str, float]]:
             where = "on this machine" if workers.address is None else f"at {workers.address!r}"
             reason = " ".join(str(error).split())[:200]
             raise EngineError(f"Ray {where} cannot be used ({reason}): check the address and `ray status`") from None
+        ending = stack.enter_context(tied()) if workers.address is None else None
         stack.callback(ray.shutdown)
-        if workers.address is None:
-            stack.enter_context(tied())
+        if ending is not None:
+            stack.callback(ending.set)
         yield ray.cluster_resources()
 
 

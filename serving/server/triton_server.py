@@ -86,7 +86,8 @@ class TritonServer:
             time.sleep(0.1)
         self._models = process_table.children(self.process.pid, STUB)
         for region in self._regions():  # Triton lets all users of the machine read what passes there
-            region.chmod(0o600)
+            with contextlib.suppress(FileNotFoundError):
+                region.chmod(0o600)
 
     def last_error(self) -> str:
         """The last error in the server's log, on one line."""
