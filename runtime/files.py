@@ -37,8 +37,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading; raises OSError, also for pipes and devices, at which reading may never end."""
-    # Opening a pipe waits for its writer, but not with this flag, which regular files ignore.
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    # Opening a pipe waits for its writer, but not with the first flag, which regular files ignore.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")

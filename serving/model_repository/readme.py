@@ -40,7 +40,7 @@ A volume keeps text embeddings over restarts; tensors pass through shared memory
 dies, or is stuck for `max_step_seconds`, the server ends and the container starts again; clients try again meanwhile.
 Without a container: `vocabseg serve BUNDLE`.
 
-## ImageRequest
+## Requests
 
 ```python
 from vocabseg.client import Client
