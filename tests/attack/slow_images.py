@@ -63,7 +63,7 @@ SLOW = {
 }
 HONEST = {
     "JPEG of 90 scans more": lambda: jpeg(90),
-    "JPEG with a film behind it": lambda: jpeg() + b"\xff\xda" * 1000,
+    "JPEG with a film behind it": lambda: jpeg() + bytes(2) + b"\xff\xda\x00\x02" * 1000,
     "JPEG with small pictures in its profile": lambda: segments(
         3, b"\xff\xe1\xff\xff" + b"\xff\xda\x00" * 21_844 + b"\0"
     ),
