@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vocabseg.batch.job import Job
+from vocabseg.batch.local_ray import private, tied
 from vocabseg.batch.shard_plan import PlannedShard
 from vocabseg.batch.worker import ShardWorker
 from vocabseg.runtime.errors import EngineError, VocabsegError
@@ -58,37 +59,35 @@ def sized(resources: dict[str, float], workers: Workers, job: Job, shards: int) 
 
 @contextlib.contextmanager
 def connected(workers: Workers) -> Iterator[dict[str, float]]:
-    """A connection to the cluster, or to a Ray started on this machine's loopback; yields its resources."""
+    """A connection to the cluster, or to a Ray of this run alone on this machine; yields its resources."""
     from vocabseg.runtime.threads import thread_count
 
-    # What Ray's core writes on standard error is in its log files, too.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if workers.address is None:
+            options |= stack.enter_context(private())
+            options["num_cpus"] = max(thread_count(), (workers.count or 1) * (workers.threads or 1))
+            options["object_store_memory"] = OBJECT_STORE_BYTES
+        else:
+            _check_address(workers.address)
+            options["address"] = workers.address
+        # What Ray's core writes on standard error is in its log files, too.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
 
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if workers.address is None:
-        options |= {
-            "address": "local",
-            "num_cpus": max(thread_count(), (workers.count or 1) * (workers.threads or 1)),
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        _check_address(workers.address)
-        options["address"] = workers.address
-    try:
-        with _hushed():  # it announces there that it obeys the variables above
-            ray.init(**options)
-    except Exception as error:  # Ray raises whatever its parts do
-        where = "on this machine" if workers.address is None else f"at {workers.address!r}"
-        reason = " ".join(str(error).split())[:200]
-        raise EngineError(f"Ray {where} cannot be used ({reason}): check the address and `ray status`") from None
-    try:
+        try:
+            with _hushed():  # it announces there that it obeys the variables above
+                ray.init(**options)
+        except Exception as error:  # Ray raises whatever its parts do
+            where = "on this machine" if workers.address is None else f"at {workers.address!r}"
+            reason = " ".join(str(error).split())[:200]
+            raise EngineError(f"Ray {where} cannot be used ({reason}): check the address and `ray status`") from None
+        ending = stack.enter_context(tied()) if workers.address is None else None
+        stack.callback(ray.shutdown)
+        if ending is not None:
+            stack.callback(ending.set)
         yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
 
 
 def _check_address(address: str) -> None:

@@ -3,8 +3,11 @@
 It survives broken images (they go to the shard's error table) and, as Ray restarts it, its own death. An image that
 kills the process would do so again and again: so `work/<attempt>.progress` says how far an attempt is, an attempt that
 follows a death takes one image at a time, and an image at which such attempts died twice goes to the error table.
+A process that dies while it opens the model leaves `work/<machine>-<process>.opening`; the third such death in a row
+ends the run.
 """
 
+import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -28,6 +31,8 @@ AHEAD = 3
 READERS = 2
 # Deaths of one-at-a-time attempts at an image after which it is left out.
 DEATHS = 2
+# Deaths of a machine's processes while they open the model, one after the other, after which the run stops.
+OPENINGS = 3
 # Images in a row that fail through no fault of their own before the whole run stops.
 FAULTS = 5
 
@@ -50,7 +55,8 @@ class ShardWorker:
         self._segmenter: Segmenter | None = None
         os.environ["VOCABSEG_THREADS"] = str(job.threads)
         try:
-            self._segmenter = open_segmenter(job)
+            with _opening(job.output / WORK):
+                self._segmenter = open_segmenter(job)
         except VocabsegError as error:
             self._fault = str(error)
 
@@ -67,6 +73,37 @@ class ShardWorker:
         if counts is None:
             return {"images": 0, "broken": 0, "fault": self._fault}
         return {"images": counts.images, "broken": counts.broken, "fault": ""}
+
+
+@contextlib.contextmanager
+def _opening(work: Path) -> Iterator[None]:
+    """Marks that this process opens the model; raises EngineError if others died at it, which Ray would repeat forever.
+
+    What has died here by then does not count any more once one process has opened it.
+    """
+    machine = os.uname().nodename
+    died = [path for path in work.glob(f"{machine}-*.opening") if not _runs(int(path.stem.rpartition("-")[2]))]
+    if len(died) >= OPENINGS:
+        raise EngineError(
+            f"on {machine} the worker process died {len(died)} times while it opened the model: give fewer --workers "
+            "if memory is short, or another --engine"
+        )
+    marker = work / f"{machine}-{os.getpid()}.opening"
+    with contextlib.suppress(FileNotFoundError):  # the folder is another driver's by now, which has cleared it
+        marker.touch()
+    yield
+    for path in (*died, marker):
+        path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def open_segmenter(job: Job) -> "Segmenter":
@@ -133,6 +170,7 @@ class _Attempt:
         self._faults = 0
 
     def run(self, items: Sequence[Item]) -> None:
+        self._mark(0)  # before the first image: it may be the one that ends the process
         start = 0
         while start < len(items):
             start = self._stretch(items, start)

@@ -1,6 +1,7 @@
 """Atomic writes: files and folders appear complete or not at all. The folder of caches."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -44,6 +45,19 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as error:
         raise OutputError(f"{failed}: {_reason(error)}; choose another name") from error
     return target
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading; raises OSError, also for pipes and devices, at which reading may never end."""
+    # Opening a pipe waits for its writer, but not with the first flag, which regular files ignore.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.errors import ImageError
+from vocabseg.runtime.files import open_regular
+from vocabseg.runtime.image_limits import CountedReads, check_scans
 
 MAX_PIXELS = 200_000_000
 # In the order they are tried. No others: some of Pillow's readers run external programs (EPS) or are rarely fuzzed.
@@ -46,7 +48,8 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey, palette and CMYK images become RGB.
 
     Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (checked in the
-    header, before decoding) or has pixels of unknown range (floating point, 32-bit integers).
+    header, before decoding) or takes too long to read for its size (`image_limits`), or has pixels of unknown range
+    (floating point, 32-bit integers).
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -95,7 +98,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
 def _from_path(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     name = repr(os.fspath(path))
     try:
-        stream = open(path, "rb")  # noqa: SIM115 - closed below, outside this try
+        stream = open_regular(path)
     except FileNotFoundError as error:
         raise ImageError(f"no such image file: {name}; check the path") from error
     except IsADirectoryError as error:
@@ -136,6 +139,7 @@ def _open_header(stream: Any, name: str) -> Any:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{name} is empty (0 bytes); get an intact copy")
+    stream = CountedReads(stream, name)
     reason = ""
     for image_format, plugin in FORMATS.items():
         if image_format not in Image.OPEN:
@@ -150,7 +154,13 @@ def _open_header(stream: Any, name: str) -> Any:
         elif accepted:
             stream.seek(0)
             try:
-                return factory(stream, "")
+                image = factory(stream, "")
+                if image_format == "JPEG":
+                    place = stream.tell()
+                    stream.seek(0)
+                    check_scans(stream.read(), name)
+                    stream.seek(place)
+                return image
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 reason = f" ({image_format} header: {_reason(error)})"
     raise ImageError(f"{name} is not an image that vocabseg can read{reason}; give {_READABLE}")

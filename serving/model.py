@@ -19,6 +19,7 @@ from vocabseg.serving.answering.answers import stack
 from vocabseg.serving.answering.requests import ImageRequest, RequestReader
 from vocabseg.serving.answering.responder import Responder
 from vocabseg.serving.answering.triton_metrics import TritonMetrics
+from vocabseg.serving.answering.watchdog import Watchdog
 from vocabseg.serving.protocol import EVIDENCE, INPUTS, OUTPUTS, SUPERVISED, NamedVocabulary, RequestLimits
 
 BUNDLE = "bundle"
@@ -45,7 +46,9 @@ class TritonPythonModel:
         limits = msgspec.convert(given_limits, RequestLimits, strict=False)
         named = msgspec.json.decode((folder / VOCABULARIES).read_bytes(), type=dict[str, NamedVocabulary])
         self._responder = Responder(segmenter, limits)
-        self._reader = RequestReader(limits, named)
+        prompts = segmenter.bundle.manifest.prompts
+        self._reader = RequestReader(limits, named, (prompts.query, prompts.region))
+        self._watchdog = Watchdog(limits.max_step_seconds)
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
         self._metrics = TritonMetrics(_family, labels)
         self._watcher = None if os.environ.get(SUPERVISED) else _watch()
@@ -55,7 +58,8 @@ class TritonPythonModel:
         """Answer a batch of requests, each for itself."""
         self._metrics.running(len(requests))
         try:
-            return self._execute(requests)
+            with self._watchdog:
+                return self._execute(requests)
         finally:
             self._metrics.running(0)
 
@@ -76,7 +80,12 @@ class TritonPythonModel:
                 continue
             images += found
             owners += [number] * len(found)
-        answers = self._responder.answer(images, lambda index: requests[owners[index]].is_cancelled())
+
+        def gone(index: int) -> bool:
+            self._watchdog.moved()
+            return bool(requests[owners[index]].is_cancelled())
+
+        answers = self._responder.answer(images, gone)
         parts: dict[int, list[Any]] = {number: [] for number in range(len(requests))}
         for owner, answer in zip(owners, answers, strict=True):
             if isinstance(answer, Exception):

@@ -48,18 +48,32 @@ PACKAGE_PATH = "VOCABSEG_PACKAGE_PATH"
 SUPERVISED = "VOCABSEG_SUPERVISED"
 # The metric of requests that a model process is answering.
 RUNNING = "vocabseg_running"
+# What Triton does only for those who send the header VOCABSEG-KEY with the right value, by gRPC with a prefix that
+# Triton sets before it: clients of a model need none of it. With shared memory, one could read what other clients send,
+# and write into the memory of the model processes.
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+
+
+def restrictions(key: str) -> list[str]:
+    """Triton's options that keep those without the key from what is restricted."""
+    rule = f"{RESTRICTED}:vocabseg-key={key}"
+    return [f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}"]
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one image of a request may cost; each is a parameter of the model's configuration."""
+    """What an image of a request may cost; each is a parameter of the model's configuration."""
 
     # ADE20K's full vocabulary has 847 names; encoding a thousand new ones takes a CPU a quarter of a minute.
     max_names: int = 2048
-    # A prompt of CLIP has at most 77 tokens.
+    # A prompt of CLIP has at most 77 tokens. Templates may be no longer than names.
     max_name_length: int = 512
+    # Names x templates: each is a run of the text encoder. ADE20K's 847 names with ViLD's 14 templates are 11,858.
+    max_prompts: int = 16_384
     # 32 megapixels are 96 MB of RGB, and 128 MB each of labels and scores.
     max_pixels: int = 32_000_000
     max_image_bytes: int = 64_000_000
+    # Seconds in which a model process gets further by an image or by 64 prompts; one that does not is replaced.
+    max_step_seconds: int = 120
 
 
 class NamedVocabulary(msgspec.Struct, frozen=True, kw_only=True):

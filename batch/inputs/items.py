@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from vocabseg.runtime.errors import VocabsegError
+from vocabseg.runtime.files import open_regular
 from vocabseg.runtime.images import IMAGE_SUFFIXES
 
 
@@ -22,11 +23,9 @@ class Item(NamedTuple):
 
     def read(self) -> bytes:
         """The image file's bytes; raises OSError."""
-        with open(self.path, "rb") as file:
-            if self.offset is None:
-                return file.read()
-            file.seek(self.offset)
-            return file.read(self.size)
+        with open_regular(self.path) as file:
+            file.seek(self.offset or 0)
+            return file.read(-1 if self.size is None else self.size)
 
     @property
     def digest(self) -> int:

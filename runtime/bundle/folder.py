@@ -78,12 +78,7 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
     if not path.is_file():
         raise BundleError(f"no bundle at {folder}: it contains no {MANIFEST} (make one with `vocabseg export`)")
     manifest = read_manifest(path)
-    files: list[FileRecord | GraphRecord] = list(manifest.files.values())
-    for graphs in (manifest.graphs, *manifest.variants.values()):
-        for graph in graphs.values():
-            files += [graph, *graph.external]
-    # Variants may share files.
-    for record in {(record.file, record.bytes, record.sha256): record for record in files}.values():
+    for record in listed_files(manifest):
         _check_file(folder, record, verify)
     for needed in _needed_graphs(manifest):
         if needed not in manifest.graphs:
@@ -92,6 +87,16 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
         if needed not in {record.file for record in manifest.files.values()}:
             raise BundleError(f"bundle {folder} does not list {needed} in its manifest: export it again")
     return Bundle(folder, manifest, _read_tensors(folder / TENSORS))
+
+
+def listed_files(manifest: Manifest) -> list[FileRecord | GraphRecord]:
+    """All files of a bundle but its manifest and engines, each once."""
+    files: list[FileRecord | GraphRecord] = list(manifest.files.values())
+    for graphs in (manifest.graphs, *manifest.variants.values()):
+        for graph in graphs.values():
+            files += [graph, *graph.external]
+    # Variants may share files.
+    return list({(record.file, record.bytes, record.sha256): record for record in files}.values())
 
 
 def _needed_graphs(manifest: Manifest) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import ImageError, VocabsegError, VocabularyError
 from vocabseg.runtime.text.prompts import shorten
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -41,8 +42,10 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
 class RequestReader:
     """Reads requests for a server with these named vocabularies; the one named "" is the default."""
 
-    def __init__(self, limits: RequestLimits, named: Mapping[str, NamedVocabulary]):
+    def __init__(self, limits: RequestLimits, named: Mapping[str, NamedVocabulary], prompts: Sequence[PromptSpec] = ()):
+        """`prompts` are the bundle's, of which those that differ are encoded for every name."""
         self.limits = limits
+        self._prompts = prompts
         self._named = {name: Vocabulary(one.names, one.seen, one.templates) for name, one in named.items()}
 
     def read(
@@ -99,7 +102,9 @@ class RequestReader:
     def _by_name(self, options: RequestOptions) -> Vocabulary:
         name = options.vocabulary or ""
         if name in self._named:
-            return adjust(self._named[name], options)
+            vocabulary = adjust(self._named[name], options)
+            # Those that the operator has named, with the operator's templates, may be of any size.
+            return vocabulary if options.templates is None else self._affordable(vocabulary)
         known = ", ".join(shorten(key) for key in self._named if key) or "none"
         if not name:
             raise VocabularyError(f"the bundle has no vocabulary of its own: give {CLASSES}, or name one of {known}")
@@ -126,7 +131,24 @@ class RequestReader:
                     f"class name {position} has {len(name)} characters, more than {limits.max_name_length}: shorten it"
                 )
             names.append(name)
-        return adjust(Vocabulary(names), options)
+        return self._affordable(adjust(Vocabulary(names), options))
+
+    def _affordable(self, vocabulary: Vocabulary) -> Vocabulary:
+        limits, own = self.limits, vocabulary.templates
+        longest = max(map(len, own or ("",)))
+        if longest > limits.max_name_length:
+            raise VocabularyError(f"a template of names has {longest} characters, more than {limits.max_name_length}")
+        kinds = {
+            (prompt.graph, prompt.kind == "learned" and own is None, own or tuple(prompt.templates))
+            for prompt in self._prompts
+        }
+        each = sum(1 if learned else len(templates) for _, learned, templates in kinds) or len(own or ("",))
+        if len(vocabulary) * each > limits.max_prompts:
+            raise VocabularyError(
+                f"{len(vocabulary)} class names with {each} prompts each are more than {limits.max_prompts} prompts, "
+                "which this server takes: give fewer names or templates"
+            )
+        return vocabulary
 
 
 def adjust(vocabulary: Vocabulary, options: RequestOptions) -> Vocabulary:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from vocabseg.serving.protocol import RequestLimits
 
 # Images decoded ahead of the one that is segmented: the next ones are ready, and no more than that are in memory.
 AHEAD = 2
+GONE = "the client has gone: nobody waits for this answer"
 
 
 class ServiceStatistics:
@@ -62,10 +64,11 @@ class Responder:
     ) -> list[Tensors | Exception]:
         """The tensors for each request, or why there are none: a VocabsegError for what the client can fix.
 
-        `gone(index)` tells whether the client no longer waits; it is called just before the image is segmented.
+        `gone(index)` tells whether the client no longer waits; it is called just before the image is segmented, and
+        again and again while its names are encoded. Names that were encoded by then are kept.
         """
         with self.statistics.timed("names"):
-            refused = self._embed({request.vocabulary for request in requests})
+            refused = self._embed(requests, gone)
         answers: dict[int, Tensors | Exception] = {
             index: refused[request.vocabulary]
             for index, request in enumerate(requests)
@@ -77,7 +80,7 @@ class Responder:
         def pairs() -> Iterator[tuple[np.ndarray, Vocabulary]]:
             for index, pixels in self._decoded(requests, waiting):
                 if gone(index):
-                    answers[index] = ImageError("the client has gone: nobody waits for this answer")
+                    answers[index] = ImageError(GONE)
                 elif isinstance(pixels, Exception):
                     answers[index] = pixels
                 else:
@@ -103,12 +106,15 @@ class Responder:
         self.statistics.rejected += failed
         return [answers[index] for index in range(len(requests))]
 
-    def _embed(self, vocabularies: set[Vocabulary]) -> dict[Vocabulary, Exception]:
+    def _embed(self, requests: Sequence[ImageRequest], gone: Callable[[int], bool]) -> dict[Vocabulary, Exception]:
         """Embed new names; returns the vocabularies that cannot be used, and why."""
+        waiting: dict[Vocabulary, list[int]] = {}
+        for index, request in enumerate(requests):
+            waiting.setdefault(request.vocabulary, []).append(index)
         refused: dict[Vocabulary, Exception] = {}
-        for vocabulary in vocabularies:
+        for vocabulary, indices in waiting.items():
             try:
-                self.segmenter.embed_names(vocabulary)
+                self.segmenter.embed_names(vocabulary, partial(_ask, indices, gone))
             except Exception as error:
                 refused[vocabulary] = error
         return refused
@@ -150,3 +156,9 @@ class Responder:
         except Exception as error:
             return error
         return self._finish(result, request)
+
+
+def _ask(indices: Sequence[int], gone: Callable[[int], bool], *progress: object) -> None:
+    """Raise ImageError if nobody waits for any of the requests any more."""
+    if all(gone(index) for index in indices):
+        raise ImageError(GONE)

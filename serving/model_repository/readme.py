@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.model_repository.model_configuration import Serving
+from vocabseg.serving.model_repository.production import TRITON
 
 TEXT = """# {name}: {bundle} on Triton Inference Server
 
@@ -17,25 +18,29 @@ The server's container needs the package vocabseg. In a folder that holds its so
 
 ```
 docker build -t vocabseg-triton -f - . <<'END'
-FROM nvcr.io/nvidia/tritonserver:25.08-py3
+FROM {triton}
 COPY . /tmp/vocabseg
 RUN pip install "/tmp/vocabseg[{extra}]"
 END
 ```
 
-Then, with this folder as $PWD:
+Then, in this folder:
 
 ```
-docker run --restart unless-stopped{gpus} --shm-size=1g --stop-timeout 40 \\
-  -p 127.0.0.1:8000-8002:8000-8002 -v $PWD:/models:ro -v vocabseg-cache:/cache -e VOCABSEG_CACHE_DIR=/cache \\
-  vocabseg-triton tritonserver --model-repository=/models --exit-timeout-secs=30
+docker compose up --detach
 ```
 
-The volume keeps text embeddings over restarts; tensors pass through shared memory, hence `--shm-size`. When a model
-process dies, the server ends and the container starts again; clients try again meanwhile. Without a container:
-`vocabseg serve BUNDLE`. Triton has no access control: put a proxy before it that has, if it is to leave 127.0.0.1.
+This starts Triton and, before it, Caddy as a proxy, at 127.0.0.1: ports 8000 (HTTP) and 8001 (gRPC). `Caddyfile`
+limits bodies and headers, refuses packed ones, and passes on what clients of this model need; without a key that
+nobody knows, Triton does nothing else (`compose.yaml`). Neither asks who calls: before they leave 127.0.0.1, give the
+proxy a name (it then gets a certificate) and say who may use it. Keep Triton's image current: a single request can end
+old ones.
 
-## ImageRequest
+A volume keeps text embeddings over restarts; tensors pass through shared memory, hence `shm_size`. When a model process
+dies, or is stuck for `max_step_seconds`, the server ends and the container starts again; clients try again meanwhile.
+Without a container: `vocabseg serve BUNDLE`.
+
+## Requests
 
 ```python
 from vocabseg.client import Client
@@ -46,7 +51,7 @@ with Client("http://127.0.0.1:8000", model="{name}") as client:
 
 Vocabularies that requests can name: {named}.
 
-Health: GET /v2/health/live, /v2/health/ready, /v2/models/{name}/ready. Metrics: port 8002, /metrics.
+Health: GET /v2/health/live, /v2/health/ready, /v2/models/{name}/ready. Metrics: port 8002 of 127.0.0.1, /metrics.
 """
 
 
@@ -57,6 +62,6 @@ def readme(bundle: Bundle, serving: Serving, named: Mapping[str, Vocabulary]) ->
         name=serving.name,
         bundle=bundle.manifest.name,
         extra="gpu" if serving.gpus else "cpu",
-        gpus=" --gpus all" if serving.gpus else "",
+        triton=TRITON,
         named=", ".join([*(f"`{name}`" for name in named), *own]) or "none",
     )

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.folder import Bundle, listed_files
+from vocabseg.runtime.bundle.manifest import write_manifest
+from vocabseg.runtime.bundle.plans import ENGINES
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -20,6 +22,7 @@ from vocabseg.serving.model_repository.model_configuration import (
     model_configuration,
     warm_up_classes,
 )
+from vocabseg.serving.model_repository.production import caddyfile, compose
 from vocabseg.serving.model_repository.readme import readme
 from vocabseg.serving.protocol import PACKAGE_PATH, NamedVocabulary
 
@@ -40,9 +43,10 @@ def write_repository(
 ) -> Path:
     """Write the repository to a temporary folder and rename it to `target`, which must be missing or empty.
 
-    Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. The
-    bundle's files are hard links where the file system allows it, else copies. Returns the model's folder. Raises
-    OutputError where it cannot be written, ConfigurationError for a name that Triton does not take.
+    Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. What the
+    bundle's manifest lists and its engines are hard links where the file system allows it, else copies. Returns the
+    model's folder. Raises OutputError where it cannot be written, ConfigurationError for a name that Triton does not
+    take.
     """
     check_target(target)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", serving.name):
@@ -54,11 +58,13 @@ def write_repository(
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL_FILE, encoding="utf-8")
         (version / "vocabularies.json").write_bytes(_vocabularies(bundle, given))
-        shutil.copytree(bundle.folder, version / "bundle", copy_function=_link)
+        _copy_bundle(bundle, version / "bundle")
         (model / "config.pbtxt").write_text(model_configuration(serving), encoding="utf-8")
         (model / "warmup").mkdir()
         (model / "warmup" / WARM_UP_FILE).write_bytes(warm_up_classes())
         (temporary / "README.md").write_text(readme(bundle, serving, given), encoding="utf-8")
+        (temporary / "Caddyfile").write_text(caddyfile(serving), encoding="utf-8")
+        (temporary / "compose.yaml").write_text(compose(serving), encoding="utf-8")
         (temporary / "grafana.json").write_text(json.dumps(dashboard(serving.name), indent=1) + "\n", encoding="utf-8")
     return target / serving.name
 
@@ -88,7 +94,20 @@ def _entry(vocabulary: Vocabulary) -> NamedVocabulary:
     )
 
 
-def _link(source: str, target: str) -> None:
+def _copy_bundle(bundle: Bundle, target: Path) -> None:
+    """What the manifest lists, the manifest as it was adjusted, and the engines; never what a link leads to outside."""
+    for name in sorted({record.file for record in listed_files(bundle.manifest)}):
+        _link(bundle.path(name), target / name)
+    engines = bundle.path(ENGINES)
+    for folder, _, names in () if engines.is_symlink() else os.walk(engines):  # which follows no links further down
+        for path in (Path(folder) / name for name in sorted(names)):
+            if path.is_file() and not path.is_symlink():
+                _link(path, target / path.relative_to(bundle.folder))
+    write_manifest(bundle.manifest, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without links

@@ -13,9 +13,10 @@ from vocabseg.serving.server.triton_server import SHARED_MEMORY, Ports, TritonSe
 
 # Temporary folders are called this, then the process's number.
 SCRATCH = "vocabseg-serve-"
-# More deaths than this within so many seconds have a cause that a restart does not remove: it gives up.
-DEATHS = 5
-WITHIN = 60.0
+# Starts in a row that fail have a cause that one more does not remove: it gives up. (A server that gets ready is always
+# replaced: requests can kill Triton 2.51, and whoever sends some more of them must not end the service.)
+STARTS = 5
+PAUSE = 1.0
 LOOK = 0.2
 
 
@@ -46,7 +47,6 @@ class Supervisor:
 
     def watch(self, notify: Callable[[str], None]) -> None:
         """Never returns; raises EngineError when restarting does not help."""
-        deaths: list[float] = []
         while True:
             time.sleep(LOOK)
             server = self.server
@@ -56,13 +56,21 @@ class Supervisor:
             reason = "a model process has died"
             if ended is not None:
                 reason = f"the server ended with code {ended} ({server.last_error()})"
-            deaths = [moment for moment in deaths if time.monotonic() - moment < WITHIN] + [time.monotonic()]
-            if len(deaths) > DEATHS:
-                raise EngineError(f"{reason}, for the {len(deaths)}th time within a minute: see --verbose")
             notify(f"Restarting: {reason}")
             server.stop()
-            self.start()
+            self._start_again()
             notify("Ready again")
+
+    def _start_again(self) -> None:
+        for left in reversed(range(STARTS)):
+            try:
+                self.start()
+                return
+            except EngineError:
+                self.stop()
+                if not left:
+                    raise
+                time.sleep(PAUSE)
 
     def stop(self) -> None:
         """Stop the server; requests that it has accepted are answered."""

@@ -5,6 +5,7 @@ import ctypes
 import http.client
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from vocabseg.runtime.errors import EngineError
-from vocabseg.serving.protocol import PACKAGE_PATH, RUNNING, SUPERVISED
+from vocabseg.serving.protocol import PACKAGE_PATH, RUNNING, SUPERVISED, restrictions
 from vocabseg.serving.server import process_table
 from vocabseg.serving.server.environment import check_platform, server_binary, site_packages, write_backends
 
@@ -84,6 +85,9 @@ class TritonServer:
                 raise EngineError(f"the server is not ready after {seconds:g} s: {self.last_error()}")
             time.sleep(0.1)
         self._models = process_table.children(self.process.pid, STUB)
+        for region in self._regions():  # Triton lets all users of the machine read what passes there
+            with contextlib.suppress(FileNotFoundError):
+                region.chmod(0o600)
 
     def last_error(self) -> str:
         """The last error in the server's log, on one line."""
@@ -121,8 +125,11 @@ class TritonServer:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):  # a killed process leaves its own behind
+        for region in self._regions():  # a killed process leaves its own behind
             region.unlink(missing_ok=True)
+
+    def _regions(self) -> list[Path]:
+        return list(SHARED_MEMORY.glob(f"{self.prefix}*"))
 
     def busy(self) -> bool:
         """Whether a request waits or runs, or an answer is on its way."""
@@ -171,6 +178,7 @@ def start(
         *(f"--{what}-port={port}" for what, port in msgspec.structs.asdict(ports).items()),
         f"--exit-timeout-secs={DRAIN}",
         "--disable-auto-complete-config",
+        *restrictions(secrets.token_hex(32)),  # nobody needs to know it
     ]
     process = _spawn(command, _variables(environment, libpython, folder), folder / "server.log", verbose)
     return TritonServer(process, folder, host, ports, model, prefix)

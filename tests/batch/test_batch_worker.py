@@ -14,7 +14,7 @@ from vocabseg.batch.inputs.items import Item
 from vocabseg.batch.job import Job
 from vocabseg.batch.shard import ShardWriter, is_committed
 from vocabseg.batch.shard_plan import PlannedShard, extend_plan
-from vocabseg.batch.worker import read_attempts, write_shard
+from vocabseg.batch.worker import ShardWorker, read_attempts, write_shard
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -153,20 +153,42 @@ def _die_at(photos: Path, output: Path, deadly: int) -> None:
     write_shard(Job(output, Vocabulary(CLASSES)), Threshold(surprise), PlannedShard(0, 10, "0000000.parquet", 0))
 
 
-def test_an_image_that_kills_the_process_is_found_and_left_out(photos: Path) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, 4, 5, 9])
+def test_an_image_that_kills_the_process_is_found_and_left_out(photos: Path, place: int) -> None:
     job, _ = prepared(photos)
+    deadly = 25 * place
     for deaths in range(3):
-        process = multiprocessing.get_context("fork").Process(target=_die_at, args=(photos, job.output, 125))
+        process = multiprocessing.get_context("fork").Process(target=_die_at, args=(photos, job.output, deadly))
         process.start()
         process.join()
         assert process.exitcode == 9, f"the worker should die {3 - deaths} times more"
         assert not is_committed(job.output, 0)
         assert len(read_attempts(job.output)) == deaths + 1
-    _die_at(photos, job.output, 125)  # no longer
+    _die_at(photos, job.output, deadly)  # no longer
     errors = {row["id"]: row["kind"] for row in rows(job, "errors.parquet")}
-    assert errors == {"3.png": "image", "5.png": "crash", "7.png": "image"}
+    assert errors == {"3.png": "image", f"{place}.png": "crash", "7.png": "image"}
     assert len(rows(job, "images.parquet")) == 7
     assert not list((job.output / "work").glob("*.progress"))
+
+
+def test_a_model_whose_opening_kills_the_process_ends_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, _ = prepared(photos)
+    (job.output / "work").mkdir()
+    monkeypatch.setattr("vocabseg.batch.worker.open_segmenter", lambda job: os._exit(9))
+    for _ in range(3):
+        process = multiprocessing.get_context("fork").Process(target=ShardWorker, args=(job,))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+    row = ShardWorker(job)(PlannedShard(0, 10, "0000000.parquet", 0)._asdict())
+    assert "the worker process died 3 times while it opened the model" in row["fault"]
+    assert not is_committed(job.output, 0)
+    for path in sorted((job.output / "work").glob("*.opening"))[1:]:
+        path.unlink()
+    monkeypatch.setattr("vocabseg.batch.worker.open_segmenter", lambda job: Threshold())
+    row = ShardWorker(job)(PlannedShard(0, 10, "0000000.parquet", 0)._asdict())
+    assert row == {"images": 8, "broken": 2, "fault": ""}
+    assert list((job.output / "work").iterdir()) == []
 
 
 def test_a_death_that_no_image_caused_changes_nothing(photos: Path) -> None:

@@ -27,10 +27,23 @@ def test_a_repository_holds_all_a_server_needs(tmp_path: Path) -> None:
     assert (model / "warmup" / "classes").read_bytes() == warm_up_classes()
     compile((model / "1" / "model.py").read_text(), "model.py", "exec")
     text = (tmp_path / "models" / "README.md").read_text()
-    assert "docker run" in text
+    assert "docker compose up" in text
     assert "{" not in text.replace("{name}", "{")[:200]
     assert json.loads((tmp_path / "models" / "grafana.json").read_text())["panels"]
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_what_starts_it_restricts_it_and_puts_a_proxy_before_it(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install pyyaml")
+    limits = RequestLimits(max_pixels=1_000_000, max_image_bytes=9)
+    write_repository(open_bundle(None), tmp_path / "models", Serving(name="seg", gpus=(0,), limits=limits))
+    services = yaml.safe_load((tmp_path / "models" / "compose.yaml").read_text())["services"]
+    *_, command = services["triton"]["command"]
+    key = "model-repository,shared-memory,trace,logging:vocabseg-key=$$key"
+    assert f" --http-restricted-api={key} --grpc-restricted-protocol={key}" in command
+    assert services["triton"]["ports"] == ["127.0.0.1:8002:8002"]
+    assert all(port.startswith("127.0.0.1:") for port in services["proxy"]["ports"])
+    assert "max_size 7000000" in (tmp_path / "models" / "Caddyfile").read_text()
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ import pytest
 
 from tests.serving.servers import SCENE, run, running, serving_folder
 from vocabseg.client import Client
-from vocabseg.runtime.errors import ServerError
+from vocabseg.runtime.errors import EngineError, ServerError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.serving.server import process_table
+from vocabseg.serving.server import supervisor as supervisor_module
 from vocabseg.serving.server import triton_server as server_module
 from vocabseg.serving.server.environment import prepare
+from vocabseg.serving.server.supervisor import STARTS, Supervisor
 from vocabseg.serving.server.triton_server import Ports
 
 NAMES = ["red circle", "blue square", "grass"]
@@ -125,3 +127,23 @@ def test_without_a_supervisor_a_dead_model_process_ends_the_server(
         assert not server.ready()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(("failing", "tries"), [(0, 1), (2, 3), (99, STARTS)])
+def test_a_start_that_fails_is_tried_again_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, tries: int
+) -> None:
+    """As when a request that ends the server comes while it starts."""
+    made: list[None] = []
+
+    def start(self: Supervisor) -> None:
+        made.append(None)
+        if len(made) <= failing:
+            raise EngineError("the server ended with code -11")
+
+    monkeypatch.setattr(Supervisor, "start", start)
+    monkeypatch.setattr(supervisor_module, "PAUSE", 0.0)
+    supervisor = Supervisor(tmp_path, tmp_path, "seg", "127.0.0.1", Ports(0, 0, 0), False, 1.0)
+    with pytest.raises(EngineError) if failing > STARTS else contextlib.nullcontext():
+        supervisor._start_again()
+    assert len(made) == tries

@@ -32,7 +32,7 @@ class ServedModel:
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; further ones are refused.")] = 128
     limits: Annotated[
         list[str] | None,
-        typer.Option("--limit", help="max_names=, max_name_length=, max_pixels= or max_image_bytes=NUMBER."),
+        typer.Option("--limit", help="NAME=NUMBER, such as max_names=100; docs/serving.md has all. May be repeated."),
     ] = None
 
     def serving(self, gpus: str, engine: str | None, precision: str | None) -> "Serving":
