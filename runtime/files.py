@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and files of strangers, read within limits."""
 
 import contextlib
 import os
@@ -7,9 +7,43 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import msgspec
 
 from vocabseg.runtime.errors import OutputError
+
+Kind = TypeVar("Kind")
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a regular file, at most `limit` of them.
+
+    Raises ValueError, with the reason alone, for a file that cannot be read, is longer, or is a folder, pipe or device.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for whoever writes to it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("it is no regular file")
+            if found.st_size > limit:
+                raise ValueError(f"it has {found.st_size} bytes, more than {limit}")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ValueError(_reason(error)) from error
+
+
+def decode_json(data: bytes, kind: type[Kind]) -> Kind:
+    """`data` as JSON of a type; raises ValueError, with the reason in one line, for anything else."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
