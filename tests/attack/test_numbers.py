@@ -1,18 +1,13 @@
 """Numbers that are none: what an overflow in a network looks like must be an error, and never class 0."""
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 import vocabseg
+from tests.attack.broken import bundle_with
 from vocabseg.cli import main
-from vocabseg.runtime.bundle.folder import demo_folder
-from vocabseg.runtime.bundle.manifest import file_record
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks
@@ -22,24 +17,6 @@ from vocabseg.runtime.text.cache import TextCache, cache_folder
 IMAGE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
 OUTPUTS = [("proposal", "mask_logits"), ("proposal", "query_embeddings"), ("image_encoder", "image_features")]
 NAMES = {"proposal": "proposal network", "image_encoder": "image encoder", "text_encoder": "text encoder"}
-
-
-def bundle_with(folder: Path, graph: str, output: str, factor: float) -> Path:
-    """The demo model with an output multiplied by `factor`, hashes and all."""
-    shutil.copytree(demo_folder(), folder)
-    path = folder / f"{graph}.onnx"
-    model = onnx.load(path, load_external_data=False)
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [f"{name}_right" if name == output else name for name in names]
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
-    model.graph.node.append(helper.make_node("Mul", [f"{output}_right", "factor"], [output]))
-    path.write_bytes(model.SerializeToString())
-    manifest = json.loads((folder / "manifest.json").read_text())
-    record = file_record(folder, path.name)
-    manifest["graphs"][graph] |= {"bytes": record.bytes, "sha256": record.sha256}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.mark.parametrize("factor", [np.nan, np.inf, -np.inf])
