@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and files of strangers, read within limits."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -16,24 +17,30 @@ from vocabseg.runtime.errors import OutputError
 Kind = TypeVar("Kind")
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading; raises OSError, also for pipes and devices, at which reading may never end."""
+    # Opening a pipe waits for its writer, but not with this flag, which regular files ignore.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
+
+
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """The bytes of a regular file, at most `limit` of them.
 
     Raises ValueError, with the reason alone, for a file that cannot be read, is longer, or is a folder, pipe or device.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for whoever writes to it.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ValueError("it is no regular file")
-            if found.st_size > limit:
-                raise ValueError(f"it has {found.st_size} bytes, more than {limit}")
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(limit)
-        finally:
-            os.close(descriptor)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ValueError(f"it has {size} bytes, more than {limit}")
+            return file.read(limit)
     except OSError as error:
         raise ValueError(_reason(error)) from error
 

@@ -133,18 +133,22 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
         raise BundleError(f"no bundle at {folder}: it contains no {MANIFEST} (make one with `vocabseg export`)")
     manifest = read_manifest(path)
     check_contract(folder, manifest)
-    graphs = [graph for each in (manifest.graphs, *manifest.variants.values()) for graph in each.values()]
-    stamps = {}
-    # Variants may share files.
-    records: list[FileRecord | GraphRecord] = [*manifest.files.values(), *graphs]
-    for file in dict.fromkeys(file for record in records for file in _files(record)):
-        stamps[file.file] = _check_file(folder, file, verify)
-    for graph in graphs if verify else ():
-        check_graph(folder, graph)
+    stamps = {file.file: _check_file(folder, file, verify) for file in listed_files(manifest)}
+    for graphs in (manifest.graphs, *manifest.variants.values()) if verify else ():
+        for graph in graphs.values():
+            check_graph(folder, graph)
     for needed in (TOKENIZER, TENSORS):
         if needed not in {record.file for record in manifest.files.values()}:
             raise BundleError(f"bundle {folder} does not list {needed} in its manifest: export it again")
     return Bundle(folder, manifest, _read_tensors(folder / TENSORS), stamps)
+
+
+def listed_files(manifest: Manifest) -> list[FileRecord]:
+    """All files of a bundle but its manifest and engines, each once: variants may share files."""
+    records: list[FileRecord | GraphRecord] = list(manifest.files.values())
+    for graphs in (manifest.graphs, *manifest.variants.values()):
+        records += graphs.values()
+    return list(dict.fromkeys(file for record in records for file in _files(record)))
 
 
 def _files(record: FileRecord | GraphRecord) -> list[FileRecord]:

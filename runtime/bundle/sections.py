@@ -4,10 +4,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
-# No published model comes near the limits of the ranges here: they keep sizes and sums finite.
-Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
-Level = Annotated[float, msgspec.Meta(ge=-1e4, le=1e4)]
-Spread = Annotated[float, msgspec.Meta(ge=1e-4, le=1e4)]
+# Pixels of a side: padded, two such sides are just within what the image kernels address (2^31 pixels).
+Side = Annotated[int, msgspec.Meta(ge=1, le=32768)]
+# Of colours from 0 to 255, and from 0 to 1; float32 divides by a deviation.
+Mean255 = Annotated[float, msgspec.Meta(ge=0, le=255)]
+Deviation255 = Annotated[float, msgspec.Meta(ge=1e-3, le=255)]
+Mean = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Deviation = Annotated[float, msgspec.Meta(ge=1e-5, le=1)]
 
 
 class InputSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,8 +19,8 @@ class InputSection(msgspec.Struct, frozen=True, kw_only=True):
     min_size: Side
     max_size: Side
     divisor: Annotated[int, msgspec.Meta(ge=32, le=1024, multiple_of=32)]
-    mean: tuple[Level, Level, Level]
-    std: tuple[Spread, Spread, Spread]
+    mean: tuple[Mean255, Mean255, Mean255]
+    std: tuple[Deviation255, Deviation255, Deviation255]
 
 
 class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +28,7 @@ class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
 
     mask_threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
     mask_fill: Literal["mean", "zero"]
-    expand_ratio: Annotated[float, msgspec.Meta(gt=0, le=100)]
+    expand_ratio: Annotated[float, msgspec.Meta(ge=0.01, le=100)]
     matting: bool
     crop_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
 
@@ -33,8 +36,8 @@ class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
 class RegionSpec(RegionSection, frozen=True, kw_only=True):
     """The same plus the mean and std, 0..1, RGB, that the image encoder was trained with."""
 
-    mean: tuple[Level, Level, Level]
-    std: tuple[Spread, Spread, Spread]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
 
 
 class EnsembleSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,5 +45,5 @@ class EnsembleSection(msgspec.Struct, frozen=True, kw_only=True):
     the exponents swapped for others. A weight of 0 or less means regions only."""
 
     enabled: bool
-    weight: Annotated[float, msgspec.Meta(ge=-1e4, le=1)]
-    temperature: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    weight: Annotated[float, msgspec.Meta(ge=-1, le=1)]
+    temperature: Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]

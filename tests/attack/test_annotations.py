@@ -135,7 +135,7 @@ def test_a_file_that_holds_no_annotations_is_told(tmp_path: Path, text: str) -> 
             read_annotations(path, kind)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(DatasetError, match="regular"):
+    with pytest.raises(DatasetError, match="pipe"):
         read_annotations(path, PanopticFile)
 
 
