@@ -79,7 +79,7 @@ def _choose(path: str, names: Sequence[str], column: str | None) -> str:
     found = [name for name in PATHS if name in names] or (list(names) if len(names) == 1 else [])
     if not found:
         raise InputError(
-            f"no column of {path!r} is called {', '.join(PATHS)}: say with --column which of {', '.join(names)} holds "
+            f"no column of {path!r} is called {', '.join(PATHS)}: say with --column which of {_shown(names)} holds "
             "the paths"
         )
     return found[0]
@@ -87,5 +87,10 @@ def _choose(path: str, names: Sequence[str], column: str | None) -> str:
 
 def _known(path: str, names: Sequence[str], name: str) -> str:
     if name not in names:
-        raise InputError(f"the list {path!r} has no column {name!r}: {nearest(name, names)}")
+        raise InputError(f"the list {path!r} has no column {name!r}: {_shown([nearest(name, names)])}")
     return name
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Names of columns in one line, whatever they hold."""
+    return " ".join(", ".join(names).split())

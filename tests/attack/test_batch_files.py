@@ -14,14 +14,22 @@ from vocabseg.serving.answering.requests import RequestError, read_options
 
 @pytest.mark.parametrize(
     "content",
-    [b"path\rid\nx,1\n", b"pa\rth\n", b'"path\n', b"\xef\xbb\xbf\n\n", b"path\n\xff\n", b"path," + b"x" * (2 << 20)],
+    [
+        b"path\rid\nx,1\n",
+        b"pa\rth\n",
+        b'"path\n',
+        b"a\x1cb,c\n1,2\n",
+        b"\xef\xbb\xbf\n\n",
+        b"path\n\xff\n",
+        b"path," + b"x" * (2 << 20),
+    ],
 )
 def test_a_list_that_is_none_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "list.csv"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         list(list_items(str(path), None, None))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).splitlines() == [str(caught.value)]
 
 
 def readable(output: Path) -> bool:
