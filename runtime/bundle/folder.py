@@ -69,8 +69,9 @@ class Bundle:
     def check_unchanged(self, record: FileRecord | GraphRecord) -> None:
         """Raise BundleError if a file of the record is not, or no longer, the one that the manifest describes.
 
-        To be called before a file is read that was checked some time ago; hashes only what was touched since.
+        To be called before a file is read that was checked some time ago, or never; hashes only what was touched since.
         """
+        touched = False
         for file in _files(record):
             path = self.folder / file.file
             try:
@@ -78,10 +79,12 @@ class Bundle:
                 if self._stamps.get(file.file) != stamp:
                     if stamp.size != file.bytes or sha256_file(path) != file.sha256:
                         raise BundleError(f"{path} was changed after the bundle was opened: open it again")
-                    self._stamps[file.file] = stamp
+                    self._stamps[file.file], touched = stamp, True
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise BundleError(f"{path} can no longer be read ({reason}): copy the bundle again") from error
+        if touched and isinstance(record, GraphRecord):
+            check_graph(self.folder, record)
 
     def path(self, name: str) -> Path:
         """Path of a file in the bundle; raises BundleError if it was changed after the bundle was opened."""
@@ -122,7 +125,7 @@ _COMMANDS = dict.fromkeys(("float16", "float16-rounded", "float16-onnxruntime"),
 def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
     """Open a bundle and check its format, its paths and (with `verify`) every file's SHA-256 and every graph's outline.
 
-    None opens the built-in demo model.
+    None opens the built-in demo model. Without `verify`, graphs and tokenizer are checked when they are first used.
     Raises BundleError, in one line, for anything missing, damaged, newer than this version or outside the folder.
     """
     folder = demo_folder() if folder is None else Path(folder)
@@ -140,7 +143,7 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
     for needed in (TOKENIZER, TENSORS):
         if needed not in {record.file for record in manifest.files.values()}:
             raise BundleError(f"bundle {folder} does not list {needed} in its manifest: export it again")
-    return Bundle(folder, manifest, _read_tensors(folder / TENSORS), stamps)
+    return Bundle(folder, manifest, _read_tensors(folder / TENSORS), stamps if verify else {})
 
 
 def listed_files(manifest: Manifest) -> list[FileRecord]:

@@ -18,6 +18,7 @@ from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.bundle.manifest import file_record
 from vocabseg.runtime.bundle.outline import outline
 from vocabseg.runtime.errors import BundleError
+from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.tokenizer import Tokenizer
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -364,6 +365,23 @@ def test_a_file_swapped_after_the_bundle_was_opened_does_not_run(demo: Path, tmp
             segmenter(image, [name])
         (demo / name).write_bytes(good)
         assert vocabseg.load(demo)(image, [name]).labels.shape == (64, 64)
+
+
+def test_what_was_not_verified_is_checked_when_it_is_used(demo: Path) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert Segmenter(open_bundle(demo, verify=False))(image, ["cat"]).labels.shape == (64, 64)
+    for name in ("proposal.onnx.data", "text_encoder.onnx", "tokenizer.json"):
+        good = (demo / name).read_bytes()
+        (demo / name).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(BundleError, match=name):
+            Segmenter(open_bundle(demo, verify=False))(image, [name])
+        (demo / name).write_bytes(good)
+    model = onnx.load(demo / "proposal.onnx", load_external_data=False)
+    hidden(model, weights("evil.data"), "initializer")
+    (demo / "proposal.onnx").write_bytes(model.SerializeToString())
+    record_again(demo, "proposal")
+    with pytest.raises(BundleError, match=r"evil\.data"):
+        Segmenter(open_bundle(demo, verify=False))(image, ["cat"])
 
 
 def test_a_file_that_was_merely_copied_anew_still_runs(demo: Path) -> None:
