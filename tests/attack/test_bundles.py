@@ -156,6 +156,11 @@ def test_values_out_of_range_are_told(folder: Path, place: str, value: Any, caps
     verdict(["segment", "x.png", "-b", str(folder), "-c", "cat"], capsys)
 
 
+def test_escapes_are_shown_and_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = verdict(["segment", "x.png", "-b", str(tmp_path / "\x1b[2J\u202ered"), "-c", "cat"], capsys)
+    assert "\\x1b[2J\\u202ered" in said
+
+
 @pytest.mark.parametrize("text", [DEEP, '{"format": 1, "x": ' + DEEP + "}", '{"format": 1' + " " * (65 << 20) + "}"])
 def test_a_deep_or_endless_manifest_is_told(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
