@@ -77,47 +77,51 @@ def extend_plan(output: Path, items: Iterable[Item], shard_size: int) -> Planned
 
 def planned_shards(output: Path) -> Iterator[PlannedShard]:
     """The shards planned so far, by number; raises OutputError for a damaged plan."""
-    import pyarrow
     from pyarrow.parquet import read_metadata
 
     for path in sorted((output / PLAN).glob("*.parquet")):
-        first = int(path.stem)
         try:
-            metadata = read_metadata(path)
-        except (OSError, pyarrow.ArrowException) as error:
+            first, metadata = int(path.stem), read_metadata(path)
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        except Exception as error:  # of damaged files, pyarrow raises more than its own
             raise _damaged(path, error) from None
-        for group in range(metadata.num_row_groups):
-            yield PlannedShard(first + group, metadata.row_group(group).num_rows, path.name, group)
+        for group, count in enumerate(rows):
+            yield PlannedShard(first + group, count, path.name, group)
 
 
 def read_shard(output: Path, shard: PlannedShard) -> list[Item]:
-    """The images of a shard."""
-    import pyarrow
+    """The images of a shard; raises OutputError for a damaged plan."""
     from pyarrow.parquet import ParquetFile
 
     path = output / PLAN / shard.file
     try:
         with ParquetFile(path) as file:
-            table = file.read_row_group(shard.group, columns=list(COLUMNS))
-    except (OSError, pyarrow.ArrowException) as error:
+            table = file.read_row_group(shard.group, columns=list(COLUMNS)).cast(_schema())
+        columns = (table[name].to_pylist() for name in COLUMNS)
+        return [Item(id_, os.fsdecode(place), *part) for id_, place, *part in zip(*columns, strict=True)]
+    except Exception as error:
         raise _damaged(path, error) from None
-    columns = (table[name].to_pylist() for name in COLUMNS)
-    return [Item(id_, os.fsdecode(place), *part) for id_, place, *part in zip(*columns, strict=True)]
 
 
 def _write(folder: Path, first: int, shards: list[list[Item]]) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    # Paths as bytes: not every file name is text.
-    kinds = (pyarrow.string(), pyarrow.binary(), pyarrow.int64(), pyarrow.int64())
-    schema: Any = pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
+    schema = _schema()
     with atomic_write(folder / f"{first:07d}.parquet") as file, ParquetWriter(file, schema) as writer:
         for items in shards:
             columns: list[Any] = [list(column) for column in zip(*items, strict=True)]
             columns[1] = [os.fsencode(path) for path in columns[1]]
-            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+            arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
             writer.write_table(pyarrow.table(arrays, schema=schema), row_group_size=len(items))
+
+
+def _schema() -> Any:
+    import pyarrow
+
+    # Paths as bytes: not every file name is text.
+    kinds = (pyarrow.string(), pyarrow.binary(), pyarrow.int64(), pyarrow.int64())
+    return pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
 
 
 def _damaged(path: Path, error: Exception) -> OutputError:

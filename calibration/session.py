@@ -201,8 +201,7 @@ class Calibration:
 
     def _read_again(self) -> None:
         """The manifest names new graphs now; everything else of the bundle was checked when it was opened."""
-        folder = self.bundle.folder
-        self.bundle = Bundle(folder, read_manifest(folder / MANIFEST), self.bundle.tensors)
+        self.bundle = self.bundle.with_manifest(read_manifest(self.bundle.path(MANIFEST)))
 
 
 def _all_high(path: Path, plan: GraphPlan) -> bool:

@@ -1,4 +1,4 @@
-"""Atomic writes: files and folders appear complete or not at all. The folder of caches."""
+"""Atomic writes: files and folders appear complete or not at all. Files of strangers, read within limits. Caches."""
 
 import contextlib
 import errno
@@ -8,11 +8,15 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import msgspec
 
 from vocabseg.runtime.errors import OutputError
 
 CACHE_VARIABLE = "VOCABSEG_CACHE_DIR"
+
+Kind = TypeVar("Kind")
 
 
 def cache_folder() -> Path | None:
@@ -23,6 +27,29 @@ def cache_folder() -> Path | None:
 
         return Path(platformdirs.user_cache_dir("vocabseg"))
     return Path(chosen) if chosen else None
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a regular file, at most `limit` of them.
+
+    Raises ValueError, with the reason alone, for a file that cannot be read, is longer, or is a folder, pipe or device.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ValueError(f"it has {size} bytes, more than {limit}")
+            return file.read(limit)
+    except OSError as error:
+        raise ValueError(_reason(error)) from error
+
+
+def decode_json(data: bytes, kind: type[Kind]) -> Kind:
+    """`data` as JSON of a type; raises ValueError, with the reason in one line, for anything else."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:

@@ -1,5 +1,6 @@
 """Lists of images, CSV or Parquet -> items, with one piece of the list in memory at a time."""
 
+import csv
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from vocabseg.runtime.bundle.settings import nearest
 PATHS = ("path", "image", "file", "filename", "file_name", "image_path")
 ID = "id"
 ROWS = 8192
+# Bytes of a CSV's first line that are looked at.
+LONGEST_HEADER = 1 << 20
 
 
 def list_items(path: str, column: str | None, id_column: str | None) -> Iterator[Item]:
@@ -40,7 +43,7 @@ def _columns(path: str, column: str | None, id_column: str | None) -> Iterator[t
         identity = _known(path, names, id_column) if id_column is not None else ID if ID in names else chosen
         for piece in pieces:
             yield piece[chosen].to_pylist(), piece[identity].to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"the list {path!r} cannot be read: {lines[0]}") from None
 
@@ -53,21 +56,20 @@ def _parquet(path: str) -> tuple[Sequence[str], Iterator[Any]]:
 
 
 def _csv(path: str) -> tuple[Sequence[str], Iterator[Any]]:
-    from pyarrow import csv, string
+    from pyarrow import csv as arrow
+    from pyarrow import string
 
     with open(path, "rb") as file:
-        head = file.readline()
+        head = file.readline(LONGEST_HEADER)
     if not head.strip():
         raise InputError(f"the list {path!r} is empty: its first line names the columns, such as path,id")
     types = {name: string() for name in _header(head)}  # or else 0017 would be read as a number
-    options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-    reader = csv.open_csv(path, csv.ReadOptions(), csv.ParseOptions(newlines_in_values=False), options)
+    options = arrow.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+    reader = arrow.open_csv(path, arrow.ReadOptions(), arrow.ParseOptions(newlines_in_values=False), options)
     return reader.schema.names, iter(reader)
 
 
 def _header(line: bytes) -> list[str]:
-    import csv
-
     return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]))
 
 
@@ -77,7 +79,7 @@ def _choose(path: str, names: Sequence[str], column: str | None) -> str:
     found = [name for name in PATHS if name in names] or (list(names) if len(names) == 1 else [])
     if not found:
         raise InputError(
-            f"no column of {path!r} is called {', '.join(PATHS)}: say with --column which of {', '.join(names)} holds "
+            f"no column of {path!r} is called {', '.join(PATHS)}: say with --column which of {_shown(names)} holds "
             "the paths"
         )
     return found[0]
@@ -85,5 +87,10 @@ def _choose(path: str, names: Sequence[str], column: str | None) -> str:
 
 def _known(path: str, names: Sequence[str], name: str) -> str:
     if name not in names:
-        raise InputError(f"the list {path!r} has no column {name!r}: {nearest(name, names)}")
+        raise InputError(f"the list {path!r} has no column {name!r}: {_shown([nearest(name, names)])}")
     return name
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Names of columns in one line, whatever they hold."""
+    return " ".join(", ".join(names).split())

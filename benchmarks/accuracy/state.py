@@ -15,7 +15,7 @@ from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
 from vocabseg.benchmarks.datasets.dataset import Dataset
 from vocabseg.benchmarks.writing import make_folder
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.files import atomic_write, decode_json
 
 FOLDER = "partial"
 FILE = "state.json"
@@ -105,7 +105,7 @@ class EvaluationState:
         if self._folder is None or not (self._folder / FILE).is_file():
             return None
         try:
-            stored = msgspec.json.decode((self._folder / FILE).read_bytes(), type=Stored)
+            stored = decode_json((self._folder / FILE).read_bytes(), Stored)
             if stored.format != FORMAT:
                 return f"the earlier results in {self._folder} have another format"
             different = [key for key in self.identity if stored.identity.get(key) != self.identity[key]]
@@ -114,8 +114,8 @@ class EvaluationState:
             detections: dict[str, list[Detection]] = {}
             for number in range(stored.parts):
                 data = self._part(number).read_bytes()
-                detections.update(msgspec.json.decode(data, type=dict[str, list[Detection]]))
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+                detections.update(decode_json(data, dict[str, list[Detection]]))
+        except (OSError, ValueError) as error:
             return f"the earlier results in {self._folder} cannot be read ({' '.join(str(error).split())})"
         self.scores, self._parts = dict(stored.scores), stored.parts
         self.confusion = None if stored.confusion is None else ConfusionMatrix.from_json(stored.confusion)

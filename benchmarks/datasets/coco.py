@@ -11,6 +11,7 @@ from vocabseg.benchmarks.datasets.coco_files import (
     PanopticFile,
     PanopticTruth,
     SegmentLabels,
+    inside,
     read_annotations,
 )
 from vocabseg.benchmarks.datasets.dataset import IGNORE, IGNORE_WIDE, Dataset, Sample
@@ -60,6 +61,6 @@ def _indices(categories: Sequence[Category]) -> dict[int, int]:
 
 def _samples(name: str, root: Path, split: str, images: Sequence[ImageEntry], layout: Layout) -> list[Sample]:
     folder = first_existing(name, layout, root / f"{split}2017", root / "images" / f"{split}2017")
-    samples = [Sample(str(image.id), folder / image.file_name) for image in images]
+    samples = [Sample(str(image.id), inside(folder, image.file_name)) for image in images]
     check_files(name, *(sample.image for sample in samples))
     return samples

@@ -11,6 +11,7 @@ from vocabseg.benchmarks.datasets.dataset import IGNORE, IGNORE_WIDE, Dataset, D
 
 # The files of a layout and what they are: shown where one is missing.
 Layout = Sequence[tuple[str, str]]
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 
 
 class LabelMaps:
@@ -62,16 +63,27 @@ def label_map_dataset(
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """A picture's raw values, (H, W) or (H, W, C), palette entries as they are; raises DatasetError."""
-    from PIL import Image, UnidentifiedImageError
+    """A picture's raw values, (H, W) or (H, W, C), palette entries as they are; raises DatasetError.
+
+    Only formats without loss are read: no other can hold labels, and some of Pillow's readers start other programs.
+    """
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return np.asarray(image)
+        if path.exists() and not path.is_file():
+            raise DatasetError(f"{path} is no file: copy the data set again")
+        with Image.open(path, formats=LOSSLESS) as image:
+            pixels = np.asarray(image)
+    except DatasetError:
+        raise
     except FileNotFoundError:
         raise DatasetError(f"{path} does not exist: the data set is incomplete") from None
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} cannot be read ({' '.join(str(error).split())}): copy it again") from None
+    except Exception as error:  # every decoder raises its own kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{path} cannot be read ({reason}): copy it again") from None
+    if pixels.dtype.kind not in "uib":
+        raise DatasetError(f"{path} holds values of type {pixels.dtype}, but labels are whole numbers: copy it again")
+    return pixels.astype(np.uint8) if pixels.dtype.kind == "b" else pixels
 
 
 def read_names(file: str) -> list[str]:

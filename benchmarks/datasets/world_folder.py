@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from vocabseg.benchmarks.datasets.coco_files import (
+    LARGEST_FILE,
     Category,
     ImageEntry,
     InstancesFile,
@@ -16,8 +17,9 @@ from vocabseg.benchmarks.datasets.coco_files import (
     PanopticTruth,
     read_annotations,
 )
-from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
+from vocabseg.benchmarks.datasets.dataset import IGNORE, Dataset, DatasetError, Sample
 from vocabseg.benchmarks.datasets.label_maps import first_existing, label_map_dataset, listed
+from vocabseg.runtime.files import decode_json, read_regular
 
 LAYOUT = (
     ("classes.json", '{"names": [...], "seen": [...], "things": [class indices]}'),
@@ -33,7 +35,7 @@ class Classes(msgspec.Struct, frozen=True):
 
     names: list[str]
     seen: list[bool] | None = None
-    things: list[int] | None = None
+    things: list[Annotated[int, msgspec.Meta(ge=0, lt=IGNORE)]] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,13 @@ def world(data_dir: str | Path, split: str | None = None) -> Dataset:
 
 def _classes(path: Path) -> Classes:
     try:
-        classes = msgspec.json.decode(path.read_bytes(), type=Classes)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        classes = decode_json(read_regular(path, LARGEST_FILE), Classes)
+    except ValueError as error:
         raise DatasetError(f"{path} is not as expected ({error}): write the data set again") from None
     if classes.seen is not None and len(classes.seen) != len(classes.names):
         raise DatasetError(f"{path} has {len(classes.names)} names and {len(classes.seen)} seen flags: write it again")
+    if not 0 < len(classes.names) < IGNORE or max(classes.things or [0]) >= len(classes.names):
+        raise DatasetError(f"{path} has {len(classes.names)} names, or things beyond them: give 1 to {IGNORE - 1}")
     return classes
 
 

@@ -4,7 +4,6 @@ python -m vocabseg.benchmarks.scenes.files --output DIR --train N --val N
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,13 @@ import numpy as np
 import typer
 
 from vocabseg.benchmarks.scenes.world import CLASSES, OBJECTS, SEEN, SPLITS, WORLD_VERSION, Scene, render_scene
+from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.files import read_regular, whole_folder
 from vocabseg.runtime.progress import Progress, silent
 
+# SHA-256 of the files of a rendered world: figures must not come from scenes that were damaged since.
+DIGESTS = "SHA256SUMS"
 SCENES = 500  # of the test split: what the demo model's published figures are measured on
 
 
@@ -72,7 +75,7 @@ def write_world(folder: str | Path, split: str, count: int, seed: int = 0, progr
 
 
 def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = None, seed: int = 0) -> Path:
-    """The folder of the first `count` test scenes in the user's cache, rendered when it is not there yet.
+    """The folder of the first `count` test scenes in the user's cache, rendered if it is not there as it was rendered.
 
     `notify` gets a line when they are rendered. Raises OutputError where the cache cannot be written.
     """
@@ -81,18 +84,32 @@ def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = N
     from vocabseg.runtime.files import cache_folder
 
     folder = (cache_folder() or user_cache_path("vocabseg")) / f"world-{WORLD_VERSION}-{seed}-{count}"
-    if (folder / "classes.json").is_file():
+    if _intact(folder):
         return folder
     if notify is not None:
         notify(f"Rendering {count} scenes once to {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            write_world(Path(temporary) / "world", "test", count, seed).rename(folder)
     except OSError as error:
-        if not (folder / "classes.json").is_file():  # else another process wrote the same scenes first
-            raise _unwritable(folder, error) from None
+        raise _unwritable(folder, error) from None
+    with whole_folder(folder, "the world") as temporary:
+        world = write_world(temporary, "test", count, seed)
+        (world / DIGESTS).write_text("".join(f"{line}\n" for line in _digests(world)))
     return folder
+
+
+def _intact(folder: Path) -> bool:
+    """Whether a rendered world's files are all those that were rendered, and no others."""
+    try:
+        return read_regular(folder / DIGESTS, 1 << 26).decode().splitlines() == _digests(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: Path) -> list[str]:
+    """SHA-256 and name of each file, as `sha256sum` writes them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
+    return [f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}" for path in files]
 
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.files import decode_json
 
 VERSION = 1
 # In the order in which an image passes them. PyTorch's reference runs some of them together.
@@ -208,9 +209,9 @@ def read_report(path: Path) -> BenchmarkReport:
     except OSError as error:
         raise ConfigurationError(f"cannot read the report {path}: {(error.strerror or str(error)).lower()}") from None
     try:
-        version = msgspec.json.decode(data, type=OnlyVersion).version
+        version = decode_json(data, OnlyVersion).version
         if version > VERSION:
             raise ConfigurationError(f"{path} has version {version}, this vocabseg reads up to {VERSION}: upgrade it")
-        return msgspec.json.decode(data, type=BenchmarkReport)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_json(data, BenchmarkReport)
+    except ValueError as error:
         raise ConfigurationError(f"{path} is no report of `vocabseg bench` ({error})") from None

@@ -56,7 +56,7 @@ def add_half_graphs(bundle: Bundle, recipe: Recipe | None = None, progress: Prog
             fused = write_half(source, target, recipe, name, onnxruntime=True, digest=digest)
             variants.add("float16-onnxruntime", name, fused)
         progress("done", len(graphs), len(graphs))
-    return Bundle(bundle.folder, read_manifest(bundle.path(MANIFEST)), bundle.tensors)
+    return bundle.with_manifest(read_manifest(bundle.path(MANIFEST)))
 
 
 def add_plan_graphs(

@@ -1,10 +1,13 @@
 """The bundle: the contract between export and runtime. A folder with a manifest, ONNX graphs, tokenizer and tensors."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
+from vocabseg.runtime.bundle.contract import check_contract, check_graph
 from vocabseg.runtime.bundle.manifest import (
     MANIFEST,
     FileRecord,
@@ -14,9 +17,12 @@ from vocabseg.runtime.bundle.manifest import (
     sha256_file,
 )
 from vocabseg.runtime.errors import BundleError
+from vocabseg.runtime.files import read_regular
 
 TOKENIZER = "tokenizer.json"
 TENSORS = "tensors.safetensors"
+# Bytes that the small tensors may have.
+LARGEST_TENSORS = 256 << 20
 
 
 def demo_folder() -> Path:
@@ -27,21 +33,74 @@ def demo_folder() -> Path:
     return Path(package.origin).parent / "demo"
 
 
+class Stamp(NamedTuple):
+    """What tells that a file was replaced or written to: its size in bytes, time of change in ns, and inode."""
+
+    size: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        found = path.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
 class Bundle:
     """An opened, verified bundle: `folder`, `manifest`, and the small tensors by name."""
 
-    def __init__(self, folder: Path, manifest: Manifest, tensors: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        tensors: dict[str, np.ndarray],
+        stamps: dict[str, Stamp] | None = None,
+    ):
+        """`stamps` are those of the files that have been checked; others are hashed when they are first used."""
         self.folder = folder
         self.manifest = manifest
         self.tensors = tensors
+        self._stamps = {} if stamps is None else stamps
+
+    def with_manifest(self, manifest: Manifest) -> "Bundle":
+        """The same files under another manifest."""
+        return Bundle(self.folder, manifest, self.tensors, self._stamps)
+
+    def check_unchanged(self, record: FileRecord | GraphRecord) -> None:
+        """Raise BundleError if a file of the record is not, or no longer, the one that the manifest describes.
+
+        To be called before a file is read that was checked some time ago, or never; hashes only what was touched since.
+        """
+        touched = False
+        for file in _files(record):
+            path = self.folder / file.file
+            try:
+                stamp = Stamp.of(path)
+                if self._stamps.get(file.file) != stamp:
+                    if stamp.size != file.bytes or sha256_file(path) != file.sha256:
+                        raise BundleError(f"{path} was changed after the bundle was opened: open it again")
+                    self._stamps[file.file], touched = stamp, True
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise BundleError(f"{path} can no longer be read ({reason}): copy the bundle again") from error
+        if touched and isinstance(record, GraphRecord):
+            check_graph(self.folder, record)
 
     def path(self, name: str) -> Path:
-        """Path of a file in the bundle."""
+        """Path of a file in the bundle; raises BundleError if it was changed after the bundle was opened."""
+        for record in self.manifest.files.values():
+            if record.file == name:
+                self.check_unchanged(record)
         return self.folder / name
 
     def graph_path(self, graph: str, precision: str = "float32") -> Path:
-        """Path of an ONNX graph by its name, such as "proposal"; raises BundleError if the bundle has none."""
-        return self.folder / self.graph(graph, precision).file
+        """Path of an ONNX graph by its name, such as "proposal".
+
+        Raises BundleError if the bundle has none, or its files were changed after the bundle was opened.
+        """
+        record = self.graph(graph, precision)
+        self.check_unchanged(record)
+        return self.folder / record.file
 
     def graph(self, graph: str, precision: str = "float32") -> GraphRecord:
         """The record of a graph by its name; raises BundleError if the bundle has none, or none in `precision`."""
@@ -66,72 +125,82 @@ _COMMANDS |= {f"{kind}-float16": f"build {{folder}} --precision {kind}" for kind
 
 
 def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
-    """Open a bundle and check its format, its paths and (with `verify`) every file's SHA-256.
+    """Open a bundle and check its format, its paths and (with `verify`) every file's SHA-256 and every graph's outline.
 
-    None opens the built-in demo model.
+    None opens the built-in demo model. Without `verify`, graphs and tokenizer are checked when they are first used.
     Raises BundleError, in one line, for anything missing, damaged, newer than this version or outside the folder.
     """
     folder = demo_folder() if folder is None else Path(folder)
-    if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}: no such folder (make one with `vocabseg export`)")
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.isdir(folder):
+        raise BundleError(f"no bundle at {folder}: no such folder (make one with `vocabseg export`)")
+    if not os.path.lexists(path):
         raise BundleError(f"no bundle at {folder}: it contains no {MANIFEST} (make one with `vocabseg export`)")
     manifest = read_manifest(path)
-    for record in listed_files(manifest):
-        _check_file(folder, record, verify)
-    for needed in _needed_graphs(manifest):
-        if needed not in manifest.graphs:
-            raise BundleError(f"bundle {folder} has no graph {needed!r}, which its manifest needs: export it again")
+    check_contract(folder, manifest)
+    stamps = {file.file: _check_file(folder, file, verify) for file in listed_files(manifest)}
+    for graphs in (manifest.graphs, *manifest.variants.values()) if verify else ():
+        for graph in graphs.values():
+            check_graph(folder, graph)
     for needed in (TOKENIZER, TENSORS):
         if needed not in {record.file for record in manifest.files.values()}:
             raise BundleError(f"bundle {folder} does not list {needed} in its manifest: export it again")
-    return Bundle(folder, manifest, _read_tensors(folder / TENSORS))
+    return Bundle(folder, manifest, _read_tensors(folder / TENSORS), stamps if verify else {})
 
 
-def listed_files(manifest: Manifest) -> list[FileRecord | GraphRecord]:
-    """All files of a bundle but its manifest and engines, each once."""
-    files: list[FileRecord | GraphRecord] = list(manifest.files.values())
+def listed_files(manifest: Manifest) -> list[FileRecord]:
+    """All files of a bundle but its manifest and engines, each once: variants may share files."""
+    records: list[FileRecord | GraphRecord] = list(manifest.files.values())
     for graphs in (manifest.graphs, *manifest.variants.values()):
-        for graph in graphs.values():
-            files += [graph, *graph.external]
-    # Variants may share files.
-    return list({(record.file, record.bytes, record.sha256): record for record in files}.values())
+        records += graphs.values()
+    return list(dict.fromkeys(file for record in records for file in _files(record)))
 
 
-def _needed_graphs(manifest: Manifest) -> list[str]:
-    return ["proposal", "image_encoder", manifest.prompts.query.graph, manifest.prompts.region.graph]
+def _files(record: FileRecord | GraphRecord) -> list[FileRecord]:
+    """The record's own file, and those of its weights."""
+    own = FileRecord(file=record.file, bytes=record.bytes, sha256=record.sha256)
+    return [own, *record.external] if isinstance(record, GraphRecord) else [own]
 
 
-def _check_file(folder: Path, record: FileRecord | GraphRecord, verify: bool) -> None:
+def _check_file(folder: Path, record: FileRecord, verify: bool) -> Stamp:
     name = PurePosixPath(record.file)
     path = folder / record.file
-    if (
-        name.is_absolute()
-        or ".." in name.parts
-        or "\\" in record.file
-        or not path.resolve().is_relative_to(folder.resolve())
-    ):
+    try:
+        if (
+            name.is_absolute()
+            or ".." in name.parts
+            or "\\" in record.file
+            or not path.resolve().is_relative_to(folder.resolve())
+        ):
+            raise BundleError(
+                f"bundle {folder} names the file {record.file!r}, which lies outside it: do not use this bundle"
+            )
+        if not path.is_file():
+            raise BundleError(
+                f"bundle {folder} lacks the file {record.file!r}: copy the whole folder, or export it again"
+            )
+        stamp = Stamp.of(path)
+        if stamp.size != record.bytes:
+            raise BundleError(
+                f"{path} has {stamp.size} bytes, but the manifest says {record.bytes}: copy the bundle again"
+            )
+        if verify and sha256_file(path) != record.sha256:
+            raise BundleError(
+                f"{path} does not match its SHA-256 in the manifest: it was changed or damaged; copy it again"
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # long names, NUL, loops of links
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise BundleError(
-            f"bundle {folder} names the file {record.file!r}, which lies outside it: do not use this bundle"
-        )
-    if not path.is_file():
-        raise BundleError(f"bundle {folder} lacks the file {record.file}: copy the whole folder, or export it again")
-    if path.stat().st_size != record.bytes:
-        raise BundleError(
-            f"{path} has {path.stat().st_size} bytes, but the manifest says {record.bytes}: copy the bundle again"
-        )
-    if verify and sha256_file(path) != record.sha256:
-        raise BundleError(
-            f"{path} does not match its SHA-256 in the manifest: it was changed or damaged; copy it again"
-        )
+            f"bundle {folder} names the file {record.file[:80]!r}, which cannot be read ({reason}): export it again"
+        ) from error
+    return stamp
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from None
+        return load(read_regular(path, LARGEST_TENSORS))
+    except Exception as error:  # SafetensorError, and whatever NumPy has against a type that it lacks
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BundleError(f"{path} cannot be read ({reason}): export the bundle again") from None

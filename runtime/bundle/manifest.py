@@ -1,41 +1,51 @@
 """The manifest of a bundle: everything about it except its tensors."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
 from vocabseg.runtime.errors import BundleError
-from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.files import atomic_write, decode_json, read_regular
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# Bytes that a manifest may have; that of the largest bundle, with all its variants, has some 200,000.
+LARGEST_MANIFEST = 64 << 20
+
+# The name of a graph, a precision or a plan: files and folders are named after it.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+\Z", max_length=64)]
+# Shown to users and in their terminals: no control characters, and none that change the direction of writing.
+Shown = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*\Z")]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, lt=2**40)]
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One file of the bundle: its path relative to the bundle's folder, its size in bytes and its SHA-256."""
 
-    file: str
-    bytes: int
+    file: Shown
+    bytes: Bytes
     sha256: str
 
 
 class TensorRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One input or output of a graph; a named dimension is dynamic."""
 
-    name: str
-    dtype: str
-    shape: list[int | str]
+    name: Shown
+    dtype: Shown
+    shape: list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | Shown]
 
 
 class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One ONNX graph. `external` lists its weight files; `provenance` says how it was made, and from what."""
 
-    file: str
-    bytes: int
+    file: Shown
+    bytes: Bytes
     sha256: str
     external: list[FileRecord] = []
     inputs: list[TensorRecord]
@@ -51,7 +61,10 @@ class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def digest(self) -> str:
         """SHA-256 over the graph and its weights: changes when any of its files does."""
-        joined = "".join([self.sha256, *(record.sha256 for record in self.external)])
+        hashes = [self.sha256, *(record.sha256 for record in self.external)]
+        if len(self.external) > 1:  # which of them is which matters too
+            hashes += [record.file for record in self.external]
+        joined = "".join(hashes)
         return hashlib.sha256(joined.encode()).hexdigest()
 
 
@@ -62,11 +75,11 @@ class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
     `prefix_ids` and `suffix_ids`: rows of the text encoder's embedding table after the tokenizer's own vocabulary.
     """
 
-    graph: str
+    graph: Name
     kind: Literal["single", "vild", "imagenet", "custom", "learned"]
     templates: list[str] = []
-    prefix_ids: list[int] = []
-    suffix_ids: list[int] = []
+    prefix_ids: list[TokenId] = []
+    suffix_ids: list[TokenId] = []
 
 
 class Prompts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +97,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: int
-    name: str
-    graphs: dict[str, GraphRecord]
+    name: Shown
+    graphs: dict[Name, GraphRecord]
     files: dict[str, FileRecord]
     input: InputSection
     region: RegionSpec
@@ -95,7 +108,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     seen: list[bool] | None = None
     provenance: dict[str, Any] = {}
     parity: dict[str, Any] = {}
-    variants: dict[str, dict[str, GraphRecord]] = {}
+    variants: dict[Name, dict[Name, GraphRecord]] = {}
 
     @property
     def graph_bytes(self) -> int:
@@ -129,6 +142,16 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         file.write(data + b"\n")
 
 
+def output_shapes(record: GraphRecord, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all outputs of a graph by name for those of its inputs; raises BundleError as `resolve_shape` does."""
+    sizes: dict[str, int] = {}
+    for tensor in record.inputs:
+        for dimension, size in zip(tensor.shape, shapes[tensor.name], strict=True):
+            if isinstance(dimension, str):
+                sizes[dimension] = size
+    return {tensor.name: resolve_shape(tensor, sizes) for tensor in record.outputs}
+
+
 def resolve_shape(record: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of an input or output for given sizes of its dynamic dimensions, such as {"batch": 1, "height": 640}.
 
@@ -142,7 +165,7 @@ def _resolve(record: TensorRecord, dimension: int | str, sizes: Mapping[str, int
     if isinstance(dimension, int):
         return dimension
     name, _, divisor = dimension.partition("/")
-    if name not in sizes or (divisor and not divisor.isdigit()):
+    if name not in sizes or (divisor and not re.fullmatch("[0-9]{1,9}", divisor)):
         raise BundleError(f"{record.name} has the dimension {dimension!r}, but only {', '.join(sizes)} are known")
     size, step = sizes[name], int(divisor or 1)
     if step < 1 or size % step:
@@ -156,15 +179,15 @@ def read_manifest(path: Path) -> Manifest:
     class Head(msgspec.Struct):
         format: int
 
-    data = path.read_bytes()
     try:
-        version = msgspec.json.decode(data, type=Head).format
+        data = read_regular(path, LARGEST_MANIFEST)
+        version = decode_json(data, Head).format
         if version > FORMAT:
             raise BundleError(
                 f"bundle {path.parent} has format {version}; this vocabseg reads up to {FORMAT}: upgrade vocabseg"
             )
         if version < 1:
             raise BundleError(f"bundle {path.parent} has format {version}, which never existed: export it again")
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_json(data, Manifest)
+    except ValueError as error:
         raise BundleError(f"{path} is not a valid manifest ({error}): export the bundle again") from None

@@ -95,7 +95,7 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
 
 def adjusted(bundle: Bundle, overrides: Iterable[str]) -> Bundle:
     """The bundle with overrides applied to its manifest; raises ConfigurationError."""
-    return Bundle(bundle.folder, adjust_manifest(bundle.manifest, overrides), bundle.tensors)
+    return bundle.with_manifest(adjust_manifest(bundle.manifest, overrides))
 
 
 def open_adjusted(folder: str | Path | None, overrides: Iterable[str], verify: bool = True) -> Bundle:

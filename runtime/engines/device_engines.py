@@ -2,17 +2,18 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.bundle.manifest import TensorRecord, resolve_shape
+from vocabseg.runtime.bundle.manifest import output_shapes
 from vocabseg.runtime.bundle.plans import TITLES, find_plan
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
 from vocabseg.runtime.engines.choose import VISION, choose
-from vocabseg.runtime.engines.host_engines import Engine
+from vocabseg.runtime.engines.host_engines import graph_engine
 from vocabseg.runtime.engines.interface import Choice, DeviceGraph, KeyedRunnable
 from vocabseg.runtime.errors import BundleError, EngineError
 
@@ -32,13 +33,24 @@ class DeviceEngine:
         self.device = device
         self.name = name
         self.choice = choice
-        graphs = bundle.manifest.graphs_in(choice.variant)
-        digest = graphs[name].digest()[:16] if choice.precision != "float32" and name in graphs else ""
-        self.key = "-".join(filter(None, (choice.name, device.key, choice.precision, digest)))
         self.stream = stream
         self._bundle, self._lock = bundle, lock
         self._record = bundle.graph(name)
         self._graph: DeviceGraph | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Names what runs: of a plan its own hash, since nothing proves that it computes what its graph does."""
+        choice, graphs = self.choice, self._bundle.manifest.graphs_in(self.choice.variant)
+        digest = ""
+        if choice.name in TITLES:
+            from vocabseg.runtime.engines.tensorrt.package import load_package
+
+            info = load_package(choice.name).info
+            digest = find_plan(self._bundle, self.name, choice.precision, self.device, info).record.sha256
+        elif choice.precision != "float32" and self.name in graphs:
+            digest = graphs[self.name].digest()
+        return "-".join(filter(None, (choice.name, self.device.key, choice.precision, digest[:16])))
 
     @property
     def graph(self) -> DeviceGraph:
@@ -64,10 +76,7 @@ class DeviceEngine:
 
     def output_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Shapes of all outputs, given those of the inputs."""
-        sizes: dict[str, int] = {}
-        for record in self._record.inputs:
-            sizes.update(_sizes(record, shapes[record.name]))
-        return {record.name: resolve_shape(record, sizes) for record in self._record.outputs}
+        return output_shapes(self._record, shapes)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run on host arrays and wait; outputs by name, floats as float32. For text, tests and measurements."""
@@ -105,7 +114,7 @@ class DeviceEngines:
             if graph not in self._engines:
                 on_cpu = graph not in VISION and not can_open(self._device, self._bundle, graph, self._choice)
                 self._engines[graph] = (
-                    Engine(self._bundle.graph_path(graph), choose(device="cpu")) if on_cpu
+                    graph_engine(self._bundle, self._bundle.graph(graph), choose(device="cpu")) if on_cpu
                     else DeviceEngine(self._device, self._bundle, graph, self._choice, stream, self._lock)
                 )  # fmt: skip
             return self._engines[graph]
@@ -139,10 +148,6 @@ def can_open(device: Device, bundle: Bundle, graph: str, choice: Choice) -> bool
     except (EngineError, BundleError):
         return False
     return True
-
-
-def _sizes(record: TensorRecord, shape: Sequence[int]) -> dict[str, int]:
-    return {dimension: size for dimension, size in zip(record.shape, shape, strict=True) if isinstance(dimension, str)}
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:

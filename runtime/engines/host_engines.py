@@ -5,17 +5,35 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
+from vocabseg.runtime.bundle.manifest import output_shapes
 from vocabseg.runtime.engines.choose import choose
 from vocabseg.runtime.engines.interface import QUANTISED, Arrays, Choice, Runnable
+from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.threads import thread_count
 
 if TYPE_CHECKING:
     from vocabseg.runtime.bundle.folder import Bundle
+    from vocabseg.runtime.bundle.manifest import GraphRecord
+
+
+class GraphSource(NamedTuple):
+    """The bundle that a graph is of, and its record there."""
+
+    bundle: "Bundle"
+    record: "GraphRecord"
+
+    def check_shapes(self, inputs: Mapping[str, np.ndarray], outputs: Arrays) -> None:
+        """Raise BundleError for an output of another shape than the record gives for these inputs."""
+        due = output_shapes(self.record, {name: array.shape for name, array in inputs.items()})
+        found = {name: array.shape for name, array in outputs.items()}
+        if found != due:
+            path = self.bundle.folder / self.record.file
+            raise BundleError(f"{path} gave outputs of the shapes {found} where {due} are due: export the bundle again")
 
 
 class Engine:
@@ -24,12 +42,20 @@ class Engine:
     Calls from several threads are serialised, except on ONNX Runtime with one thread each (`limit_threads`).
     """
 
-    def __init__(self, path: str | Path, choice: Choice, digest: str | None = None, batched: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        choice: Choice,
+        digest: str | None = None,
+        batched: bool = False,
+        source: "GraphSource | None" = None,
+    ):
         """`digest`, added to the key, distinguishes graphs of one bundle and precision that compute different values.
 
-        `batched`: inputs and outputs hold many samples along their first axis.
+        `batched`: inputs and outputs hold many samples along their first axis. With `source`, the graph's files and the
+        shapes of its outputs must be those on record.
         """
-        self.path = Path(path)
+        self.path, self._source = Path(path), source
         self.choice = choice
         self.batched = batched
         self.key = choice.key if digest is None else f"{choice.key}-{digest[:16]}"
@@ -38,20 +64,28 @@ class Engine:
         self.seconds = 0.0  # spent in runs so far
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the graph on arrays by input name and return all outputs by name; raises EngineError if that fails."""
+        """Run the graph on arrays by input name and return all outputs by name; raises EngineError if that fails.
+
+        Raises BundleError if the graph's files were changed, or an output has another shape than on record.
+        """
         threads = thread_count()
         with self._opening:
             if threads not in self._opened:
+                if self._source is not None:
+                    self._source.bundle.check_unchanged(self._source.record)
                 self._opened[threads] = _open(self.path, self.choice, threads, self.batched)
             runnable = self._opened[threads]
         with nullcontext() if threads == 1 and self.choice.name == "onnxruntime" else self._running:
             begin = time.perf_counter()
             try:
-                return runnable.run(inputs)
+                outputs = runnable.run(inputs)
             finally:
                 spent = time.perf_counter() - begin
                 with self._opening:
                     self.seconds += spent
+        if self._source is not None:
+            self._source.check_shapes(inputs, outputs)
+        return outputs
 
     def close(self) -> None:
         """Free the graph's memory; the next run reopens it."""
@@ -82,7 +116,14 @@ class HostEngines:
         if choice.precision in QUANTISED and record.dtype == "float32":
             # In a quantised bundle: the text encoder, which runs once per name, and graphs that must not be quantised.
             choice = msgspec.structs.replace(choice, precision="float32")
-        return Engine(bundle.path(record.file), choice, digest, batched=graph == "image_encoder")
+        return graph_engine(bundle, record, choice, digest, batched=graph == "image_encoder")
+
+
+def graph_engine(
+    bundle: "Bundle", record: "GraphRecord", choice: Choice, digest: str | None = None, batched: bool = False
+) -> Engine:
+    """The engine of one of a bundle's graphs."""
+    return Engine(bundle.path(record.file), choice, digest, batched, GraphSource(bundle, record))
 
 
 def open_engine(

@@ -157,7 +157,10 @@ VOCABSEG_HD float exponential(float x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * (r * r) + r + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(power) + 127) << 23;
+    // The exponent's bits come from the mantissa of `shifted`, so that NaN is never converted to an integer.
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127u) << 23;
     float scale;
     memcpy(&scale, &bits, sizeof scale);
     return y * scale;

@@ -18,13 +18,16 @@ from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.buffers import StoredArrays
-from vocabseg.runtime.segmenter.cuda_proposals import RegionTable
+from vocabseg.runtime.segmenter.cuda_proposals import FLAGGED, RegionTable
 from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
+from vocabseg.runtime.segmenter.stages import check_usable, unusable
 from vocabseg.runtime.text.embedder import TextEmbedder
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Vocabularies whose text matrices stay on the device.
 REMEMBERED_VOCABULARIES = 8
+# Arrays of an image that only this package's own code asks for.
+HIDDEN = ("table", "flags")
 
 
 class TextMatrices:
@@ -79,16 +82,18 @@ class DeviceArrays(Mapping[str, np.ndarray]):
         if name in ("boxes", "areas"):
             with self._lock:
                 return self.table.on_host()[("boxes", "areas").index(name)]
-        if name == "table" or name not in self.stored:
+        if name in HIDDEN or name not in self.stored:
             raise KeyError(name)
         array = self.stored.on_host(name)
+        graph, output = FLAGGED[name]
+        check_usable(graph, **{output: array})
         if name != "embeddings":
             return array
         features = array.astype(np.float32, copy=False)
         return features / np.linalg.norm(features, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def __contains__(self, name: object) -> bool:
-        return name in ("image", "boxes", "areas") or (name != "table" and name in self.stored)
+        return name in ("image", "boxes", "areas") or (name not in HIDDEN and name in self.stored)
 
     def __iter__(self) -> Iterator[str]:
         names = ("image", "mask_logits", "query_embeddings", "boxes", "areas", "embeddings")
@@ -142,17 +147,20 @@ class PendingResult:
     arrays: DeviceArrays
     names: list[str]
     done: Event
-    host: dict[str, np.ndarray]  # labels and scores, and the image if it was given on the device
+    host: dict[str, np.ndarray]  # labels, scores and flags, and the image if it was given on the device
     stored: StoredArrays
 
     def result(self) -> Result:
-        """Wait for the result."""
+        """Wait for the result; raises EngineError if a network's output holds infinities or NaN."""
         try:
             self.done.synchronize()
         except EngineError as error:
             size = self.regions.output_size
             raise EngineError(f"{error} (while an image of {size} pixels was segmented)") from error
         host = {name: np.array(array) for name, array in self.host.items()}  # pinned memory returns to its pool
+        for flag, (graph, output) in zip(host["flags"], FLAGGED.values(), strict=True):
+            if flag:
+                raise unusable(graph, output)
         labels, scores = host["labels"], host["scores"]
         if "image" in host:
             self.arrays.keep_picture(host["image"])

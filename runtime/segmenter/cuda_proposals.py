@@ -11,6 +11,13 @@ from vocabseg.runtime.cuda.streams import Event, Stream
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.segmenter.buffers import Buffers
 
+# Arrays that come from a network, with the graph's name and the output's.
+FLAGGED = {
+    "mask_logits": ("proposal network", "mask_logits"),
+    "query_embeddings": ("proposal network", "query_embeddings"),
+    "embeddings": ("image encoder", "image_features"),
+}
+
 
 @dataclass(eq=False)
 class Slot:
@@ -109,7 +116,7 @@ class DeviceProposals:
 
     The stage `describe` sets bits, the packed masks, or None with matting; crop_boxes (N, 4) int32; table; and
     selected, reached when these are computed. The embeddings (V, D), not normalised, follow later; those of the first
-    `encoded` regions have been enqueued.
+    `encoded` regions have been enqueued. `flags` (3,) int32 become 1 where one of `FLAGGED` holds infinities or NaN.
     """
 
     image: Any  # (H, W, 3) uint8, on the host or the device
@@ -117,6 +124,7 @@ class DeviceProposals:
     resized: DeviceArray  # (h, w, 3) uint8
     masks: Masks
     query_embeddings: DeviceArray | None
+    flags: DeviceArray
     bits: DeviceArray | None = None
     crop_boxes: DeviceArray | None = None
     table: RegionTable | None = None
@@ -134,15 +142,28 @@ class DeviceProposals:
         assert self.table is not None
         return self.table
 
+    def flag(self, name: str, kernels: Any, stream: Stream) -> None:
+        """Look for infinities and NaN in one of `FLAGGED`."""
+        place = list(FLAGGED).index(name)
+        kernels.find_unusable(self.arrays()[name], self.flags[place : place + 1], stream)
+
     def arrays(self) -> dict[str, DeviceArray]:
         """What later queries need, by name."""
         found = {
             "mask_logits": self.masks.logits,
             "query_embeddings": self.query_embeddings,
+            "flags": self.flags,
             "table": self.table.device if self.table else None,
             "embeddings": self.embeddings,
         }
         return {name: array for name, array in found.items() if array is not None}
+
+
+def new_flags(stream: Stream) -> DeviceArray:
+    """Flags of an image, none of them set."""
+    flags = stream.device.empty((len(FLAGGED),), np.int32)
+    stream.fill(flags, 0)
+    return flags
 
 
 # A part of a batch: the image, its first region, how many regions, and the row of the first.

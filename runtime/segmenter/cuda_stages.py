@@ -28,7 +28,7 @@ from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
 from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, PendingResult, TextMatrices
 from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
-from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot, Slots
+from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot, Slots, new_flags
 from vocabseg.runtime.segmenter.regions import Regions
 from vocabseg.runtime.segmenter.stages import Observed
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -143,7 +143,11 @@ class CudaStages(Observed):
         )
         (height, width), sizes = prepared.network_input.shape[2:], (prepared.resized.shape, prepared.image.shape)
         masks = Masks(logits, (height, width), *((shape[0], shape[1]) for shape in sizes))
-        return DeviceProposals(prepared.image, prepared.slot, prepared.resized, masks, queries)
+        flags = new_flags(self.front)
+        found = DeviceProposals(prepared.image, prepared.slot, prepared.resized, masks, queries, flags)
+        found.flag("mask_logits", self.kernels, self.front)
+        found.flag("query_embeddings", self.kernels, self.front)
+        return found
 
     def given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
@@ -164,7 +168,7 @@ class CudaStages(Observed):
             self.abandon(slot)
             raise
         own = Masks(logits, masks.padded_size, masks.image_size, masks.output_size)
-        return DeviceProposals(image, slot, on_device, own, queries)
+        return DeviceProposals(image, slot, on_device, own, queries, new_flags(self.front))
 
     def _own(self, source: np.ndarray | DeviceArray) -> DeviceArray:
         """The image's own copy of a host array, or of a buffer that the next image overwrites."""
@@ -233,6 +237,8 @@ class CudaStages(Observed):
         self.in_flight.hold(done, *proposals.arrays().values())
 
     def finish(self, proposals: DeviceProposals) -> DeviceArrays:
+        if proposals.embeddings is not None:
+            proposals.flag("embeddings", self.kernels, self.back)
         self.release(proposals)
         stored = StoredArrays(self.download, self.lock, self.back.record(), proposals.arrays())
         self.store.add(stored)
@@ -275,7 +281,7 @@ class CudaStages(Observed):
             self.kernels.compose(masks, answers.probabilities, order, count, labels, scores, self.back)
         composed = self.back.record()
         download.wait(composed)
-        wanted = {"labels": labels, "scores": scores} | arrays.picture_on_device()
+        wanted = {"labels": labels, "scores": scores, "flags": on_device("flags")} | arrays.picture_on_device()
         host = {name: device.pinned(array.shape, array.dtype) for name, array in wanted.items()}
         for name, array in wanted.items():
             download.download(host[name], array)

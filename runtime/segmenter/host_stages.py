@@ -17,7 +17,7 @@ from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.result.result import GivenEvidence, Result
 from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
 from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
-from vocabseg.runtime.segmenter.stages import Observed
+from vocabseg.runtime.segmenter.stages import Observed, check_usable, unusable
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Regions encoded at a time: 16 crops of 224 x 224 keep the encoder's activations near 100 MB (ViT-B/16) and its matrix
@@ -92,6 +92,7 @@ class HostStages(Observed):
         with self.stage("proposal"):
             outputs = self._run("proposal", {"image": prepared.network_input})
         self.note("proposal", **outputs)
+        check_usable("proposal network", **outputs)
         sizes = [_size(prepared.network_input[0, 0]), _size(prepared.resized), _size(prepared.image)]
         masks = Masks(outputs["mask_logits"][0], *sizes)
         return HostProposals(prepared.image, prepared.resized, masks, outputs["query_embeddings"][0])
@@ -117,7 +118,11 @@ class HostStages(Observed):
         progress("encoding regions", count, count)
         if chunks:
             features = np.concatenate(chunks).astype(np.float32, copy=False)
-            proposals.embeddings = features / np.linalg.norm(features, axis=1, keepdims=True)
+            lengths = np.linalg.norm(features, axis=1, keepdims=True)
+            check_usable("image encoder", image_features=lengths)
+            if not lengths.all():
+                raise unusable("image encoder", "image_features")
+            proposals.embeddings = features / lengths
         else:
             proposals.embeddings = np.zeros((0, self._width), np.float32)
 

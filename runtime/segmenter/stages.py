@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.progress import Progress
 
@@ -90,6 +91,19 @@ class Stages(Protocol):
 
     def classify(self, regions: "Regions", vocabulary: "Vocabulary") -> Any: ...
     def compose(self, regions: "Regions", votes: Any, vocabulary: "Vocabulary") -> Pending: ...
+
+
+def unusable(graph: str, output: str) -> EngineError:
+    """The error for an output of a graph that holds infinities, NaN or vectors of zeros, such as after an overflow."""
+    return EngineError(f"the {graph} gave no usable {output} (zero, infinite or not a number): use precision float32")
+
+
+def check_usable(graph: str, **outputs: np.ndarray) -> None:
+    """Raise EngineError for an output that holds an infinity or NaN."""
+    for name, array in outputs.items():
+        # NumPy's least and greatest are NaN if any value is, and need no memory.
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise unusable(graph, name)
 
 
 class Moment:

@@ -6,12 +6,16 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from vocabseg.runtime.bundle.manifest import TokenId
 from vocabseg.runtime.errors import BundleError
+from vocabseg.runtime.files import decode_json, read_regular
 
+# Bytes that the file may have; CLIP's has some 2,000,000.
+LARGEST_FILE = 64 << 20
 WORD_END = "</w>"
 # The pieces that text is split into before merging, as in Radford et al. 2021 (CLIP); case is ignored.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -24,17 +28,17 @@ GONE = -1
 class _Model(msgspec.Struct, frozen=True):
     type: Literal["BPE"]
     end_of_word_suffix: Literal["</w>"]
-    vocab: dict[str, int]
+    vocab: dict[str, TokenId]
     # Pairs, or both joined by a space: the `tokenizers` library reads either and writes pairs.
     merges: list[str | tuple[str, str]]
 
 
 class _Truncation(msgspec.Struct, frozen=True):
-    max_length: int
+    max_length: Annotated[int, msgspec.Meta(ge=2, le=65536)]
 
 
 class _SpecialToken(msgspec.Struct, frozen=True):
-    ids: list[int]
+    ids: list[TokenId]
 
 
 class _PostProcessor(msgspec.Struct, frozen=True):
@@ -97,11 +101,13 @@ class Tokenizer:
         """Read a `tokenizer.json`; raises BundleError if it is missing, damaged or not a CLIP tokenizer."""
         path = Path(path)
         try:
-            document = msgspec.json.decode(path.read_bytes(), type=_Document)
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}): export the bundle again") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            reason = str(error).replace("\n", " ")[:200]
+            data = read_regular(path, LARGEST_FILE)
+        except ValueError as error:
+            raise BundleError(f"{path} cannot be read ({error}): export the bundle again") from None
+        try:
+            document = decode_json(data, _Document)
+        except ValueError as error:
+            reason = str(error)[:200]
             raise BundleError(f"{path} is not a CLIP tokenizer ({reason}): export the bundle again") from None
         specials = _specials(document.post_processor)
         problem = _problem(document, specials)
@@ -234,5 +240,5 @@ def _problem(document: _Document, specials: list[str]) -> str | None:
 
 def _regexes(pre_tokenizer: dict[str, Any]) -> list[str]:
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    patterns = [part.get("pattern") for part in parts if isinstance(part, dict)]
+    patterns = [part.get("pattern") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return [str(pattern.get("Regex")) for pattern in patterns if isinstance(pattern, dict)]

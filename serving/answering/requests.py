@@ -178,5 +178,5 @@ def read_options(parameters: Mapping[str, Any]) -> RequestOptions:
         values[name] = value
     try:
         return msgspec.convert(values, RequestOptions)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of halves of surrogate pairs
         raise RequestError(f"a parameter does not fit: {error}") from None

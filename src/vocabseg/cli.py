@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vocabseg.commands import batch, bench, build, calibrate, doctor, evaluate, export, segment, serve, triton
+from vocabseg.commands.terminal import printable
 from vocabseg.runtime.errors import VocabsegError
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def _fail_unexpected(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vocabseg: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vocabseg: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -114,6 +114,13 @@ class HostKernels:
 
         put(stream, work)
 
+    def find_unusable(self, values, flag, stream) -> None:
+        def work() -> None:
+            if not np.isfinite(view(values)).all():
+                view(flag)[0] = 1
+
+        put(stream, work)
+
     def select_regions(self, boxes, areas, expand_ratio, image_size, order, crop_boxes, count, stream) -> None:
         from vocabseg.runtime.kernels.geometry import expand_boxes
 

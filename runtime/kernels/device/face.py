@@ -260,6 +260,14 @@ class CudaKernels:
         name = f"compose_{'many_' if plan.many else ''}{kind(masks.logits)}"
         self._launch(name, plan.launch, [masks.logits, fragments, order, count, shape, labels, scores], stream)
 
+    def find_unusable(self, values: "DeviceArray", flag: "DeviceArray", stream: "Stream") -> None:
+        """Set flag (1,) int32 to 1 if `values`, of any shape, float32 or float16, holds an infinity or NaN."""
+        array("flag", flag, np.int32, (1,))
+        name = f"find_unusable_{kind(values)}"
+        count = int(np.prod(values.shape, dtype=np.int64))
+        if count:
+            self._launch(name, launch.find_unusable(count), [values, np.int64(count), flag], stream)
+
     def _launch(self, name: str, blocks: launch.Launch, arguments: Sequence[Any], stream: "Stream") -> None:
         function = self._functions.get(name)
         if function is None:

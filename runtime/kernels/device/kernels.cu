@@ -4,3 +4,4 @@
 #include "compose.cuh"
 #include "crops.cuh"
 #include "resize.cuh"
+#include "usable.cuh"

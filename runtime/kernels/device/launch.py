@@ -16,6 +16,7 @@ RESIZE_BLOCK = (32, 8)  # columns and rows of the network input
 BAND_ROWS, GROUP_WORDS, BOX_WARPS = 32, 64, 8
 CROP_ROWS, CROP_RUNS, CROP_THREADS, CROP_IMAGES = 16, 8, 256, 16
 SIDE_ROWS, SIDE_TEXTS, SIDE_THREADS, ROW_THREADS = 8, 64, 128, 256
+USABLE_THREADS = 256
 TILE, COMPOSE_THREADS, STEP_MASKS, STEPS, GROUP_CLASSES = 8, 128, 16, 7, 16
 MOST_MASKS = 65535  # most blocks of a grid in its second and third dimension
 MOST_PIXELS = 2**32 // 3  # of an image that crops are cut from: its bytes are counted in 32 bits
@@ -129,6 +130,11 @@ def compose(masks: int, classes: int, output: Size) -> ComposePlan:
     grid = (_ceil(output[1], TILE), _ceil(output[0], TILE), 1)
     prepare = threads(groups * steps * (GROUP_CLASSES // 16) * WARP)
     return ComposePlan(Launch(grid, (COMPOSE_THREADS, 1, 1), shared), prepare, groups, steps, steps > STEPS)
+
+
+def find_unusable(count: int) -> Launch:
+    """Enough blocks to fill any GPU; each thread takes every so many-th value."""
+    return Launch((min(max(_ceil(count, 8 * USABLE_THREADS), 1), 1024), 1, 1), (USABLE_THREADS, 1, 1))
 
 
 def source_struct(sources: Sequence[np.ndarray]) -> bytes:

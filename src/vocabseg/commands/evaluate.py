@@ -9,7 +9,7 @@ import typer
 
 from vocabseg.commands.options import BundleArgument, Device, Engine, Precision, Quiet, Settings, Target
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import announcer, counting
+from vocabseg.commands.terminal import announcer, counting, printable
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def evaluate(
     files = write_report(evaluation, folder, say)
     broken = evaluation.accuracy.broken
     if broken:
-        print(f"{len(broken)} images were left out, such as: {next(iter(broken.values()))}", file=sys.stderr)
+        first = printable(next(iter(broken.values())))
+        print(f"{len(broken)} images were left out, such as: {first}", file=sys.stderr)
     for line in summary_lines(evaluation.accuracy):
         say(line)
     for path in files:

@@ -15,9 +15,14 @@ SHARES = 1000
 WIDTH = 140
 
 
+def printable(text: str) -> str:
+    """Text in which every character that a terminal would obey is spelt out, such as \\x1b for the escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def announcer(quiet: bool) -> Callable[[str], None]:
     """A function that prints a line, or with `quiet` does nothing."""
-    return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    return (lambda line: None) if quiet else (lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO) -> None:

@@ -6,17 +6,14 @@ import os
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from tests.manifests import small_manifest
+from tests.manifests import write_graph, write_small_bundle
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.manifest import (
     FORMAT,
-    GraphRecord,
     TensorRecord,
     file_record,
     resolve_shape,
-    write_manifest,
 )
 from vocabseg.runtime.bundle.variants import new_variants
 from vocabseg.runtime.errors import BundleError
@@ -24,28 +21,7 @@ from vocabseg.runtime.errors import BundleError
 
 @pytest.fixture
 def folder(tmp_path):
-    """A bundle whose graphs are no graphs: enough for everything that is checked before an engine opens them."""
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    save_file({"query.non_object_embedding": np.ones((1, 4), np.float32)}, folder / "tensors.safetensors")
-    (folder / "tokenizer.json").write_text("{}")
-    graphs = {}
-    for name in ("proposal", "image_encoder", "text_encoder"):
-        (folder / f"{name}.onnx").write_bytes(name.encode() * 10)
-        (folder / f"{name}.onnx.data").write_bytes(b"weights" * 10)
-        record = file_record(folder, f"{name}.onnx")
-        graphs[name] = GraphRecord(
-            file=record.file,
-            bytes=record.bytes,
-            sha256=record.sha256,
-            external=[file_record(folder, f"{name}.onnx.data")],
-            inputs=[],
-            outputs=[],
-            opset=21,
-        )
-    files = {name: file_record(folder, name) for name in ("tokenizer.json", "tensors.safetensors")}
-    write_manifest(small_manifest(graphs=graphs, files=files), folder)
-    return folder
+    return write_small_bundle(tmp_path / "bundle")
 
 
 def edit(folder, change):
@@ -144,29 +120,17 @@ def _record(folder, name):
     return {"file": record.file, "bytes": record.bytes, "sha256": record.sha256}
 
 
-def make_variant(folder, precision="float16", name="proposal", content=b"half"):
+def make_variant(folder, precision="float16", name="proposal", content="half"):
     with new_variants(folder) as variants:
         place = variants.place(precision)
-        (place / f"{name}.onnx").write_bytes(content)
-        (place / f"{name}.onnx.data").write_bytes(content * 2)
-        variants.add(precision, name, record_in(place, name))
-        (place / f"{name}.rounded.onnx").write_bytes(content * 3)
-        variants.add(f"{precision}-rounded", name, record_in(place, name, f"{name}.rounded.onnx"), place=precision)
+        variants.add(precision, name, write_graph(place, name, content))
+        rounded = write_graph(place, name, content, f"{name}.rounded.onnx", f"{name}.onnx.data")
+        variants.add(f"{precision}-rounded", name, rounded, place=precision)
 
 
-def record_in(folder, name, file=None):
-    record = file_record(folder, file or f"{name}.onnx")
-    return GraphRecord(
-        file=record.file,
-        bytes=record.bytes,
-        sha256=record.sha256,
-        external=[file_record(folder, f"{name}.onnx.data")],
-        inputs=[],
-        outputs=[],
-        opset=21,
-        dtype="float16",
-        provenance={"made_from": "0" * 64},
-    )
+def made_as(bundle):
+    """The `content` that `make_variant` got: the end of the weights."""
+    return bundle.graph_path("proposal", "float16").with_name("proposal.onnx.data").read_bytes()[32:].decode()
 
 
 def files(folder):
@@ -193,9 +157,9 @@ def test_a_variant_may_name_files_that_the_bundle_has(folder):
 
 
 def test_a_new_variant_takes_the_place_of_an_old_one(folder):
-    make_variant(folder, content=b"old")
-    make_variant(folder, content=b"newer")
-    assert open_bundle(folder).graph_path("proposal", "float16").read_bytes() == b"newer"
+    make_variant(folder, content="old")
+    make_variant(folder, content="newer")
+    assert made_as(open_bundle(folder)) == "newer"
 
 
 @pytest.mark.parametrize("survived", range(5))
@@ -203,7 +167,7 @@ def test_a_new_variant_takes_the_place_of_an_old_one(folder):
 def test_a_run_that_dies_while_it_adds_a_variant_leaves_a_valid_bundle(folder, monkeypatch, survived, replaced):
     """Every change of the bundle is a rename: die at each in turn."""
     if replaced:
-        make_variant(folder, content=b"old")
+        make_variant(folder, content="old")
     replace, calls = os.replace, iter(range(100))
 
     def dying(source, target):
@@ -215,13 +179,13 @@ def test_a_run_that_dies_while_it_adds_a_variant_leaves_a_valid_bundle(folder, m
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", dying)
         with contextlib.suppress(KeyboardInterrupt) if survived >= renames else pytest.raises(KeyboardInterrupt):
-            make_variant(folder, content=b"newer")
+            make_variant(folder, content="newer")
     bundle = open_bundle(folder)
     if bundle.manifest.variants:
-        expected = b"newer" if survived >= renames else b"old"
-        assert bundle.graph_path("proposal", "float16").read_bytes() == expected
-    make_variant(folder, content=b"newest")
-    assert open_bundle(folder).graph_path("proposal", "float16").read_bytes() == b"newest"
+        expected = "newer" if survived >= renames else "old"
+        assert made_as(bundle) == expected
+    make_variant(folder, content="newest")
+    assert made_as(open_bundle(folder)) == "newest"
 
 
 def test_an_error_while_a_variant_is_written_changes_nothing(folder):
@@ -239,7 +203,8 @@ def test_an_error_while_a_variant_is_written_changes_nothing(folder):
 
 def test_a_changed_byte_in_a_variant_is_found(folder):
     make_variant(folder)
-    (folder / "graphs" / "float16" / "proposal.onnx").write_bytes(b"halg")
+    path = folder / "graphs" / "float16" / "proposal.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
     refused(folder, "float16", "proposal.onnx", "SHA-256")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import vocabseg
+from tests.attack.broken import bundle_with
 from tests.bundles import bundle_for_case
 from tests.cuda_emulation import fake_pycuda, stand_ins
 from tests.cuda_emulation.library import compiler, emulation
@@ -260,14 +261,14 @@ def test_a_forgotten_wait_is_noticed(bundle, host, images, name, text):
         assert any(wrong(seed) for seed in (None, *range(6)))
 
 
-def test_nothing_but_labels_scores_and_the_list_of_regions_comes_back(bundle, image, text):
+def test_nothing_but_labels_scores_flags_and_the_list_of_regions_comes_back(bundle, image, text):
     with emulated(bundle, text=text) as segmenter:
         segmenter(image, NAMES)
         before = dict(segmenter.machine.copies)
         segmenter(image, NAMES)
         masks = segmenter.bundle.graph("proposal").outputs[0].shape[1]
         height, width = image.shape[:2]
-        assert segmenter.machine.copies["down"] - before["down"] == 8 * height * width + 4 * (6 * masks + 1)
+        assert segmenter.machine.copies["down"] - before["down"] == 8 * height * width + 4 * (6 * masks + 1) + 4 * 3
         assert segmenter.machine.copies["up"] - before["up"] == image.nbytes
 
 
@@ -306,7 +307,7 @@ def test_images_on_the_device_are_not_copied_up(bundle, host, images, text):
             assert_same(one, host(images[image], NAMES))
         assert segmenter.machine.copies["up"] == before
         wrong = OnDevice(segmenter.device, images[0].astype(np.float32))
-        with pytest.raises(ImageError, match="float32 on the GPU"):
+        with pytest.raises(ImageError, match="dtype float32"):
             segmenter(wrong, NAMES)
         np.testing.assert_array_equal(segmenter.propose(given[0]).image, images[0])
 
@@ -439,3 +440,41 @@ def test_a_published_network(monkeypatch):
     with emulated(bundle) as segmenter:
         assert_same(segmenter(golden["image_0"], vocabulary), expected)
         assert segmenter.graphs["text_encoder"].batches
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("graph", "output", "named"),
+    [
+        ("proposal", "mask_logits", "proposal network"),
+        ("proposal", "query_embeddings", "proposal network"),
+        ("image_encoder", "image_features", "image encoder"),
+    ],
+)
+def test_numbers_that_are_none_are_told(tmp_path, image, text, graph, output, named, dtype):
+    """Neither image waits for the check, which comes with the labels."""
+    broken = bundle_with(tmp_path / "broken", graph, output, np.nan)
+    message = f"the {named} gave no usable {output}"
+    with emulated_kernels(broken, text=text, dtype=dtype) as segmenter:
+        with pytest.raises(EngineError, match=message):
+            segmenter(image, NAMES)
+        with pytest.raises(EngineError, match=message):
+            list(segmenter.segment_many([image, image], NAMES))
+        regions = segmenter.propose(image)
+        with pytest.raises(EngineError, match=message):
+            _ = (regions.mask_logits, regions.query_embeddings, regions.embeddings)
+
+
+def test_the_last_of_many_values_is_seen(bundle, image, text):
+    with emulated_kernels(bundle, text=text) as segmenter:
+        stages = segmenter.stages
+        for count in (0, 1, 255, 70_001):
+            values = np.zeros(count, np.float32)
+            for wrong in (None, np.nan, np.inf, -np.inf) if count else (None,):
+                if wrong is not None:
+                    values[-1] = wrong
+                with stages.turn():
+                    flag = stages.device.empty((1,), np.int32)
+                    stages.front.fill(flag, 0)
+                    stages.kernels.find_unusable(stages._own(values), flag, stages.front)
+                    assert int(flag.to_host(stages.front)[0]) == (wrong is not None)

@@ -11,7 +11,7 @@ from tests.golden import load_golden
 from tests.manifests import small_manifest
 from vocabseg.export.tokenizer_file import write_tokenizer
 from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.bundle.manifest import FileRecord, GraphRecord, Prompts, PromptSpec, TensorRecord
+from vocabseg.runtime.bundle.manifest import GraphRecord, Prompts, PromptSpec, TensorRecord, file_record
 from vocabseg.runtime.errors import BundleError, EngineError, VocabularyError
 from vocabseg.runtime.text.embedder import TextEmbedder, normalise
 from vocabseg.runtime.text.prompts import PROMPTS, token_sequences
@@ -66,7 +66,7 @@ def make_bundle(
     )
     manifest = small_manifest(
         graphs={"text_encoder": graph, "region_text_encoder": graph},
-        files={"tokenizer": FileRecord(file="tokenizer.json", bytes=1, sha256="cd" * 32)},
+        files={"tokenizer": file_record(folder, "tokenizer.json")},
         prompts=Prompts(query=query, region=region or query),
     )
     return Bundle(folder, manifest, {"query.non_object_embedding": np.full((1, width), 3.0, np.float32)})

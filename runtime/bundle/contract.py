@@ -1,0 +1,108 @@
+"""What the pipeline needs of a bundle's graphs, and whether their files are what the manifest says of them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from vocabseg.runtime.bundle.manifest import GraphRecord, Manifest, TensorRecord
+from vocabseg.runtime.bundle.outline import read_outline
+from vocabseg.runtime.errors import BundleError
+
+# Inputs and outputs by name, with their number of dimensions.
+PROPOSAL = ({"image": 4}, {"mask_logits": 4, "query_embeddings": 3})
+IMAGE_ENCODER = ({"crops": 4}, {"image_features": 2})
+TEXT_ENCODER = ({"token_ids": 2, "eot_index": 1}, {"text_features": 2})
+INTEGERS = ("token_ids", "eot_index")
+FLOATS = ("float32", "float16")
+# Weights lie beside the graph. With a slash, some names mean more than a file to ONNX Runtime and OpenVINO.
+_WEIGHTS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def check_contract(folder: Path, manifest: Manifest) -> None:
+    """Raise BundleError if the manifest lacks a graph, or describes one that fits neither the pipeline nor the rest."""
+    prompts = manifest.prompts
+    for needed in ("proposal", "image_encoder", prompts.query.graph, prompts.region.graph):
+        if needed not in manifest.graphs:
+            raise BundleError(f"bundle {folder} has no graph {needed!r}, which its manifest needs: export it again")
+    for precision, graphs in (("float32", manifest.graphs), *manifest.variants.items()):
+        for name, record in graphs.items():
+            problem = _problem(manifest, name, record)
+            base = manifest.graphs.get(name, record)
+            if not problem and _sizes(record) != _sizes(base):
+                given = _listing([*record.inputs, *record.outputs])
+                problem = f"has {given}, in float32 {_listing([*base.inputs, *base.outputs])}"
+            if problem:
+                raise BundleError(f"bundle {folder}: its graph {name} in {precision} {problem}: export it again")
+    for vision, text in (("proposal", prompts.query.graph), ("image_encoder", prompts.region.graph)):
+        widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
+        if widths[0] != widths[1]:
+            raise BundleError(
+                f"bundle {folder}: its graph {vision} gives embeddings of {widths[0]} values, {text} of {widths[1]}: "
+                "export it again"
+            )
+
+
+def check_graph(folder: Path, record: GraphRecord) -> None:
+    """Raise BundleError for a file that is no graph, has other inputs or outputs than its record, or other weights."""
+    path = folder / record.file
+    if path.suffix != ".onnx":  # to OpenVINO the suffix is the format, and other formats bring files of their own
+        raise BundleError(f"{path} is listed as a graph, but graphs end in .onnx: do not use this bundle")
+    try:
+        outline = read_outline(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is no ONNX graph ({error}): export the bundle again") from None
+    place = PurePosixPath(record.file).parent
+    listed = {external.file for external in record.external}
+    for location in sorted(outline.locations):
+        if not _WEIGHTS.fullmatch(location) or str(place / location) not in listed:
+            raise BundleError(
+                f"{path} has weights in {location[:80]!r}, which the manifest does not list: do not use this bundle"
+            )
+    for what, found, said in (("inputs", outline.inputs, record.inputs), ("outputs", outline.outputs, record.outputs)):
+        if [_fixed(tensor) for tensor in found] != [_fixed(tensor) for tensor in said]:
+            raise BundleError(
+                f"{path} has the {what} {_listing(found)}, but the manifest says {_listing(said)}: export the bundle "
+                "again"
+            )
+
+
+def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
+    """What is wrong with a graph's description, as the end of a sentence."""
+    text = dict.fromkeys((manifest.prompts.query.graph, manifest.prompts.region.graph), TEXT_ENCODER)
+    due = {**text, "proposal": PROPOSAL, "image_encoder": IMAGE_ENCODER}.get(name)
+    if due is None:
+        return None
+    for what, tensors, ranks in zip(("inputs", "outputs"), (record.inputs, record.outputs), due, strict=True):
+        if [(tensor.name, len(tensor.shape)) for tensor in tensors] != list(ranks.items()):
+            wanted = ", ".join(f"{tensor} with {rank} dimensions" for tensor, rank in ranks.items())
+            return f"has the {what} {_listing(tensors)} where {wanted} are due"
+        for tensor in tensors:
+            if tensor.dtype not in (("int64",) if tensor.name in INTEGERS else FLOATS):
+                return f"has {_listing([tensor])}, a type that is not supported there"
+    width = record.outputs[-1].shape[-1]
+    if not isinstance(width, int) or width < 1:
+        return f"gives {_listing(record.outputs[-1:])}, whose width is not fixed"
+    side = manifest.region.crop_size
+    if name == "image_encoder" and record.inputs[0].shape[1:] != [3, side, side]:
+        return f"takes {_listing(record.inputs)}, but the manifest's region.crop_size is {side}"
+    if name == "proposal":
+        masks, queries = (output.shape[1] for output in record.outputs)
+        if record.inputs[0].shape[1] != 3 or masks != queries or not isinstance(masks, int) or masks < 1:
+            return f"has {_listing([*record.inputs, *record.outputs])}, which do not belong together"
+    return None
+
+
+def _sizes(record: GraphRecord) -> list[list[int | None]]:
+    return [_fixed(tensor)[2] for tensor in (*record.inputs, *record.outputs)]
+
+
+def _fixed(tensor: TensorRecord) -> tuple[str, str, list[int | None]]:
+    """What of a tensor must agree; names of dynamic dimensions need not."""
+    return tensor.name, tensor.dtype, [size if isinstance(size, int) else None for size in tensor.shape]
+
+
+def _listing(tensors: Sequence[TensorRecord]) -> str:
+    parts = [
+        f"{tensor.name[:40]!r} {tensor.dtype} [{', '.join(map(str, tensor.shape))[:80]}]" for tensor in tensors[:4]
+    ]
+    return ", ".join(parts) or "none"
