@@ -21,6 +21,7 @@ from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.bundle.settings import apply_settings
 from vocabseg.runtime.engines.choose import choose
 from vocabseg.runtime.engines.interface import QUANTISED
+from vocabseg.runtime.engines.openvino import check_precision
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError
 from vocabseg.runtime.images import IMAGE_SUFFIXES, load_image
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -131,6 +132,8 @@ def _spec(
         return "the package tensorrt is not installed (pip install 'vocabseg[gpu]', with an NVIDIA GPU)"
     try:
         choice = choose(name, device, precision, None, bundle)
+        if choice.name == "openvino":
+            check_precision(precision)
         for graph in bundle.manifest.graphs if choice.device == "cpu" else ():
             bundle.graph(graph, choice.variant)
     except (BundleError, EngineError) as error:

@@ -64,6 +64,10 @@ class HostEngines:
 
     def __init__(self, bundle: "Bundle", choice: Choice):
         bundle.graph("image_encoder", choice.variant)  # fails at once if the bundle lacks this precision
+        if choice.name == "openvino":
+            from vocabseg.runtime.engines.openvino import check_precision
+
+            check_precision(choice.precision)
         self._bundle, self._choice = bundle, choice
         self._engines: dict[str, Engine] = {}
         self._making = threading.Lock()
@@ -81,7 +85,7 @@ class HostEngines:
         choice = self._choice.for_graph(graph)
         if choice.precision in QUANTISED and record.dtype == "float32":
             # In a quantised bundle: the text encoder, which runs once per name, and graphs that must not be quantised.
-            choice = msgspec.structs.replace(choice, precision="float32")
+            choice = msgspec.structs.replace(choice, precision="float32", literal=False)
         return Engine(bundle.path(record.file), choice, digest, batched=graph == "image_encoder")
 
 
@@ -99,4 +103,4 @@ def _open(path: Path, choice: Choice, threads: int, batched: bool) -> Runnable:
         return OpenVinoGraph(path, choice.precision, threads, batched)
     from vocabseg.runtime.engines.onnxruntime_cpu import OnnxRuntimeGraph
 
-    return OnnxRuntimeGraph(path, threads, literal=choice.precision == "fp8")
+    return OnnxRuntimeGraph(path, threads, literal=choice.literal or choice.precision == "fp8")
