@@ -47,12 +47,12 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     The EXIF orientation of files and PIL images is applied. Only the first frame of an animation is used. An alpha
     channel is dropped, not composited (as by PIL's `convert("RGB")`, and so by the published code). 16-bit channels
-    keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Where no value is above 255, grey ones are taken as
-    8-bit numbers in 16 bits, with a warning for files. Grey, palette and CMYK images become RGB.
+    keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey ones with no value above 255 are taken as
+    8-bit numbers, with a warning for files. Grey, palette and CMYK images become RGB.
 
     Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (checked in the
     header, before decoding), has pixels of unknown range (floating point, signed, 32-bit integers, or 12-bit numbers in
-    16 bits, which would come out black), or is a TIFF with more than 8 bits and its channels apart, which Pillow misreads.
+    16 bits, which would come out black), or is a TIFF of 16 bits with its channels apart, which Pillow misreads.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -264,9 +264,8 @@ def _to_rgb(image: Any, name: str, samples: _Samples) -> np.ndarray:
             raise ImageError(f"{name} has colour mode {mode}, which Pillow cannot convert; save it as RGB") from error
     pixels = np.array(image, dtype=np.uint8)
     if samples.deep and pixels.max() <= 0xF:  # Pillow has kept the high bytes, and they hold next to nothing
-        _warn(
-            f"{name} has 16 bits per channel and no value above {int(pixels.max()) << 8 | 255}: it is black, or 12-bit numbers"
-        )
+        most = int(pixels.max()) << 8 | 0xFF
+        _warn(f"{name} has 16 bits per channel and no value above {most}: it is black, or 12-bit numbers")
     return pixels
 
 

@@ -109,7 +109,7 @@ def write_half(
         "versions": {package: version(package) for package in ("onnx", "onnx-ir")},
     }
     domains = (MICROSOFT,) if onnxruntime else ()
-    return save_graph(model, target, rewriting.opset, domains, dtype="float16", provenance=provenance)
+    return save_graph(model, target, domains, dtype="float16", provenance=provenance)
 
 
 class _Rewriting:

@@ -67,7 +67,6 @@ def write_rounded(source: str | Path, target: str | Path, digest: str | None = N
         target,
         data.name if data.is_file() else None,
         model,
-        graph.opset_imports[""],
         dtype="float16",
         provenance={"made_from": digest or graph_digest(source), "rounded": True},
     )
