@@ -1,15 +1,26 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vocabseg.runtime.errors import OutputError
+
+
+def strict_json(content: Any, **layout: Any) -> bytes:
+    """JSON in UTF-8, laid out as `json.dumps` does it; numbers that JSON lacks, NaN and infinities, become null."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, **layout)
+    except ValueError:
+        content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+        text = json.dumps(content, ensure_ascii=False, **layout)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:

@@ -4,17 +4,23 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+# Pixels of a side: padded, two such sides are just within what the image kernels address (2^31 pixels).
+Side = Annotated[int, msgspec.Meta(ge=1, le=32768)]
+# Of colours from 0 to 255, and from 0 to 1; float32 divides by a deviation.
+Mean255 = Annotated[float, msgspec.Meta(ge=0, le=255)]
+Deviation255 = Annotated[float, msgspec.Meta(ge=1e-3, le=255)]
+Mean = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Deviation = Annotated[float, msgspec.Meta(ge=1e-5, le=1)]
 
 
 class InputSection(msgspec.Struct, frozen=True, kw_only=True):
     """How an image becomes the proposal network's input; sizes in pixels, mean and std in 0..255, RGB."""
 
-    min_size: Annotated[int, msgspec.Meta(ge=1)]
-    max_size: Annotated[int, msgspec.Meta(ge=1)]
-    divisor: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
+    min_size: Side
+    max_size: Side
+    divisor: Annotated[int, msgspec.Meta(ge=32, le=1024, multiple_of=32)]
+    mean: tuple[Mean255, Mean255, Mean255]
+    std: tuple[Deviation255, Deviation255, Deviation255]
 
 
 class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,16 +28,16 @@ class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
 
     mask_threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
     mask_fill: Literal["mean", "zero"]
-    expand_ratio: Positive
+    expand_ratio: Annotated[float, msgspec.Meta(ge=0.01, le=100)]
     matting: bool
-    crop_size: Annotated[int, msgspec.Meta(ge=1)]
+    crop_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
 
 
 class RegionSpec(RegionSection, frozen=True, kw_only=True):
     """The same plus the mean and std, 0..1, RGB, that the image encoder was trained with."""
 
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
 
 
 class EnsembleSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,5 +45,5 @@ class EnsembleSection(msgspec.Struct, frozen=True, kw_only=True):
     the exponents swapped for others. A weight of 0 or less means regions only."""
 
     enabled: bool
-    weight: Annotated[float, msgspec.Meta(le=1)]
-    temperature: Positive
+    weight: Annotated[float, msgspec.Meta(ge=-1, le=1)]
+    temperature: Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]

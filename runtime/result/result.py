@@ -1,7 +1,6 @@
 """What a user gets back: labels and scores at once, everything else on request."""
 
 import io
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
-from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.files import atomic_write, strict_json
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
 from vocabseg.runtime.result.panoptic import instances as most_probable_instances
@@ -284,7 +283,6 @@ def _write_picture(path: str | os.PathLike[str], picture: Any, form: str, option
 def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     if Path(path).suffix.lower() != ".json":
         raise OutputError(f"cannot write JSON to {os.fspath(path)!r}: name it .json")
-    text = json.dumps(content, ensure_ascii=False, indent=1)
+    text = strict_json(content, indent=1)
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
-        file.write(b"\n")
+        file.write(text + b"\n")

@@ -4,6 +4,8 @@ import msgspec
 import pytest
 
 from tests.manifests import small_manifest
+from vocabseg.export.configuration import ClipSection, PromptSection, ProposalSection
+from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
 from vocabseg.runtime.bundle.settings import adjust_manifest, apply_settings
 from vocabseg.runtime.errors import ConfigurationError
 
@@ -35,8 +37,20 @@ def test_values_take_the_type_of_the_key():
         ("region.mask_treshold=0.4", "mask_threshold"),
         ("regoin.matting=true", "region"),
         ("region.mask_threshold=4", "<= 1"),
-        ("region.expand_ratio=-3", "> 0"),
-        ("ensemble.temperature=0", "> 0"),
+        ("region.expand_ratio=-3", ">= 0.01"),
+        ("region.expand_ratio=inf", "<= 100"),
+        ("region.mask_threshold=nan", "mask_threshold cannot be nan"),
+        ("region.mean=[2, 0, 0]", "<= 1"),
+        ("region.std=[0.2, 0, 0.2]", ">= 1e-05"),
+        ("ensemble.temperature=0", ">= 0.001"),
+        ("ensemble.temperature=inf", "<= 1"),
+        ("ensemble.weight=7", "<= 1"),
+        ("ensemble.weight=-inf", ">= -1"),
+        ("input.min_size=1000000000", "<= 32768"),
+        ("input.max_size=0", ">= 1"),
+        ("input.divisor=1048576", "<= 1024"),
+        ("input.mean=[nan, 1, 1]", "mean cannot be"),
+        ("input.std=[1e-300, 1, 1]", ">= 0.001"),
         ("region.matting=maybe", "matting"),
         ("region.mask_fill=median", "median"),
         ("input.min_size=large", "min_size"),
@@ -58,6 +72,25 @@ def test_what_does_not_fit_is_told(override, told):
 def test_what_the_graphs_fix_stays_fixed(override):
     with pytest.raises(ConfigurationError):
         adjust_manifest(MANIFEST, [override])
+
+
+def numbers(kind) -> list[str]:
+    """The fields of a section, and of what it holds, whose numbers have no lower or no upper bound."""
+    found = []
+    for field in msgspec.inspect.type_info(kind).fields:
+        inner = getattr(field.type, "item_types", (field.type,))
+        for part in inner:
+            if isinstance(part, (msgspec.inspect.FloatType, msgspec.inspect.IntType)) and None in (
+                part.ge if part.ge is not None else part.gt,
+                part.le if part.le is not None else part.lt,
+            ):
+                found.append(f"{kind.__name__}.{field.name}")
+    return found
+
+
+def test_every_number_has_its_range():
+    for section in (InputSection, RegionSpec, EnsembleSection, ProposalSection, ClipSection, PromptSection):
+        assert numbers(section) == []
 
 
 def test_nothing_else_changes():
