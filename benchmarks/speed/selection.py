@@ -50,7 +50,10 @@ class Effort:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything that is settled before anything is measured; `oracle` is what parity is measured against."""
+    """Everything that is settled before anything is measured; `oracle` is what parity is measured against.
+
+    `unmet` are those of `missing` that leave a wish unfulfilled: nothing else has that name, or that precision.
+    """
 
     bundle: Bundle
     settings: tuple[str, ...]
@@ -62,6 +65,7 @@ class Benchmark:
     oracle_reason: str
     effort: Effort
     device: str = "cpu"
+    unmet: tuple[VariantResult, ...] = ()
 
 
 def make_benchmark(
@@ -94,20 +98,21 @@ def make_benchmark(
     if not precisions:
         wanted = dict.fromkeys([(own.name, own.precision), *((name, "float32") for name in (own.name, *against))])
     specified = partial(_spec, bundle, vocabulary, weights, tuple(settings), device)
-    found: list[VariantSpec] = []
-    missing: list[VariantResult] = []
-    for name, precision in wanted:
-        spec = specified(name, precision)
-        if isinstance(spec, str):
-            missing.append(VariantResult(name=variant_name(name, precision), precision=precision, reason=spec))
-        else:
-            found.append(spec)
+    specs = {pair: specified(*pair) for pair in wanted}
+    found = [spec for spec in specs.values() if not isinstance(spec, str)]
+    missing = {
+        (name, precision): VariantResult(name=variant_name(name, precision), precision=precision, reason=spec)
+        for (name, precision), spec in specs.items()
+        if isinstance(spec, str)
+    }
     if not found:
-        raise EngineError(f"nothing can run here: {missing[0].reason}")
+        raise EngineError(f"nothing can run here: {next(iter(missing.values())).reason}")
+    met = {word for pair in specs.keys() - missing.keys() for word in pair}
+    unmet = tuple(result for pair, result in missing.items() if not met.issuperset(pair))
     oracle, reason = _oracle(specified, weights, found)
     return Benchmark(
-        bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing), oracle, reason,
-        effort or Effort(), device,
+        bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing.values()), oracle, reason,
+        effort or Effort(), device, unmet,
     )  # fmt: skip
 
 
