@@ -45,6 +45,19 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def user_cache() -> Path:
+    """The user's cache folder for vocabseg, which need not exist; raises OutputError for a user without a home."""
+    import platformdirs
+
+    try:
+        folder = Path(platformdirs.user_cache_dir("vocabseg"))
+    except (RuntimeError, OSError, KeyError):  # HOME is not set, and the user id is in no list of users
+        folder = Path("~")
+    if not folder.is_absolute():  # "~", unresolved
+        raise OutputError("this user has no home folder to keep a cache in: set HOME, or VOCABSEG_CACHE_DIR")
+    return folder
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only once the block has ended well; until then an older file stays.

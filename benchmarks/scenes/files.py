@@ -15,6 +15,7 @@ import typer
 
 from vocabseg.benchmarks.scenes.world import CLASSES, OBJECTS, SEEN, SPLITS, WORLD_VERSION, Scene, render_scene
 from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.files import user_cache
 from vocabseg.runtime.progress import Progress, silent
 
 SCENES = 500  # of the test split: what the demo model's published figures are measured on
@@ -76,11 +77,9 @@ def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = N
 
     `notify` gets a line when they are rendered. Raises OutputError where the cache cannot be written.
     """
-    from platformdirs import user_cache_path
-
     from vocabseg.runtime.text.cache import cache_folder
 
-    folder = (cache_folder() or user_cache_path("vocabseg")) / f"world-{WORLD_VERSION}-{seed}-{count}"
+    folder = (cache_folder() or user_cache()) / f"world-{WORLD_VERSION}-{seed}-{count}"
     if (folder / "classes.json").is_file():
         return folder
     if notify is not None:

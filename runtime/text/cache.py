@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.files import user_cache
+
 ENVIRONMENT = "VOCABSEG_CACHE_DIR"
 FILE = "text.sqlite"
 # Some 200,000 embeddings of 512 float32 values.
@@ -26,13 +29,18 @@ TABLE = "CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, value BLOB
 
 
 def cache_folder() -> Path | None:
-    """Where embeddings are kept: VOCABSEG_CACHE_DIR, else the user's cache folder; None when that variable is empty."""
-    chosen = os.environ.get(ENVIRONMENT)
-    if chosen is None:
-        import platformdirs
+    """Where embeddings are kept: VOCABSEG_CACHE_DIR, else the user's cache folder.
 
-        return Path(platformdirs.user_cache_dir("vocabseg"))
-    return Path(chosen) if chosen else None
+    None when that variable is empty, and, with a warning, for a user without a home.
+    """
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    try:
+        return user_cache()
+    except OutputError as error:
+        warnings.warn(f"nothing is cached: {error}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 class TextCache:
@@ -49,8 +57,8 @@ class TextCache:
     def read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are there."""
         found: dict[bytes, bytes] = {}
-        if keys and self.path is not None and self.path.exists():
-            self._use(self.path, lambda connection: found.update(_select(connection, keys)))
+        if keys and self.path is not None:
+            self._use(self.path, lambda connection: found.update(_select(connection, keys)), make=False)
         return found
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
@@ -58,8 +66,10 @@ class TextCache:
         if values and self.path is not None:
             self._use(self.path, lambda connection: _insert(connection, values, self.limit_bytes))
 
-    def _use(self, path: Path, work: Callable[[sqlite3.Connection], None]) -> None:
+    def _use(self, path: Path, work: Callable[[sqlite3.Connection], None], make: bool = True) -> None:
         try:
+            if not make and not path.exists():  # raises PermissionError in a folder that one may not enter
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             # isolation_level None: transactions begin where they are said to.
             with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)) as connection:
