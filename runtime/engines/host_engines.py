@@ -1,7 +1,10 @@
 """A bundle's graphs on a CPU, opened on first use."""
 
+import ctypes
+import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 class Engine:
     """One graph on one engine, opened on first use.
 
-    Calls from several threads are serialised, except on ONNX Runtime with one thread each (`limit_threads`).
+    Calls from several threads are serialised, except on ONNX Runtime with one thread each (`limit_threads`). A forked
+    process opens it anew, since the threads of a graph that was open stay behind in the parent.
     """
 
     def __init__(self, path: str | Path, choice: Choice, digest: str | None = None, batched: bool = False):
@@ -36,6 +40,7 @@ class Engine:
         self._opening, self._running = threading.Lock(), threading.Lock()
         self._opened: dict[int, Runnable] = {}  # by number of threads
         self.seconds = 0.0  # spent in runs so far
+        _engines.add(self)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph on arrays by input name and return all outputs by name; raises EngineError if that fails."""
@@ -57,6 +62,24 @@ class Engine:
         """Free the graph's memory; the next run reopens it."""
         with self._opening:
             self._opened.clear()
+
+    def abandon(self) -> None:
+        """Forget the open graph without freeing it, which would wait for threads that are not there; after a fork."""
+        for runnable in self._opened.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runnable))
+        self._opening, self._running, self._opened = threading.Lock(), threading.Lock(), {}
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.abandon()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class HostEngines:

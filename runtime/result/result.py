@@ -1,5 +1,6 @@
 """What a user gets back: labels and scores at once, everything else on request."""
 
+import importlib
 import io
 import os
 from collections.abc import Collection, Sequence
@@ -81,6 +82,14 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         return f"Result({height} x {width} pixels, {len(self.classes)} classes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold everything on the host, and the kernels by their module's name."""
+        evidence = self.evidence
+        if evidence is None:
+            return Result, (self.labels, self.scores, self.classes, self.image)
+        parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
+        return _restored, (self.labels, self.scores, self.classes, self.image, parts)
 
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
@@ -248,6 +257,13 @@ class Result:
                 raise VocabularyError(f"{item!r} in things is not one of {len(self.classes)} classes; use their names")
             found.add(index)
         return frozenset(found)
+
+
+def _restored(
+    labels: np.ndarray, scores: np.ndarray, classes: list[str], image: np.ndarray | None, parts: tuple[Any, ...]
+) -> Result:
+    *arrays, kernels = parts
+    return Result(labels, scores, classes, image, GivenEvidence(*arrays, importlib.import_module(kernels)))
 
 
 def _described(mask: np.ndarray) -> dict[str, Any]:
