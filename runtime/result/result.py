@@ -262,8 +262,9 @@ class Result:
 def _restored(
     labels: np.ndarray, scores: np.ndarray, classes: list[str], image: np.ndarray | None, parts: tuple[Any, ...]
 ) -> Result:
-    *arrays, kernels = parts
-    return Result(labels, scores, classes, image, GivenEvidence(*arrays, importlib.import_module(kernels)))
+    masks, probabilities, no_object, kernels = parts
+    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels))
+    return Result(labels, scores, classes, image, evidence)
 
 
 def _described(mask: np.ndarray) -> dict[str, Any]:
