@@ -80,7 +80,7 @@ def make_benchmark(
     effort: Effort | None = None,
     device: str = "cpu",
 ) -> Benchmark:
-    """The engine that `vocabseg.load` takes first, then those of `against`, each in every precision that it has.
+    """The engine that `vocabseg.load` takes in each precision, then those of `against` in every one that they have.
 
     Without `precisions`, that engine runs in the precision `vocabseg.load` takes, and everything in float32. `weights`
     are the PyTorch ones, or a text that says why there are none. Raises ConfigurationError for names that do not exist
@@ -94,7 +94,11 @@ def make_benchmark(
             raise ConfigurationError(f"--precision {precision!r}: give some of {', '.join(PRECISIONS)}")
     own = choose(engine, device, None, bundle.manifest.graph_bytes, bundle)
     device = own.device
-    wanted = dict.fromkeys((name, precision) for precision in precisions for name in (own.name, *against))
+    wanted = dict.fromkeys(
+        (name, precision)
+        for precision in precisions
+        for name in (_engine_for(bundle, engine, device, precision, own.name), *against)
+    )
     if not precisions:
         wanted = dict.fromkeys([(own.name, own.precision), *((name, "float32") for name in (own.name, *against))])
     specified = partial(_spec, bundle, vocabulary, weights, tuple(settings), device)
@@ -114,6 +118,14 @@ def make_benchmark(
         bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing.values()), oracle, reason,
         effort or Effort(), device, unmet,
     )  # fmt: skip
+
+
+def _engine_for(bundle: Bundle, engine: str | None, device: str, precision: str, usual: str) -> str:
+    """The engine that `vocabseg.load` takes for a precision; the usual one where none has it, which then says why."""
+    try:
+        return choose(engine, device, precision, bundle.manifest.graph_bytes, bundle).name
+    except (BundleError, EngineError):
+        return usual
 
 
 def _spec(
