@@ -165,13 +165,17 @@ class Calibration:
         return GraphPlan(graph, tried, blocks, best)
 
     def trial(self, kind: str, plans: Mapping[str, GraphPlan]) -> tuple[Trial, Trial]:
-        """Float32 and the graphs of a kind, as they are in the bundle, tried on whole images."""
+        """Float32 and the graphs of a kind, as they are in the bundle, tried on whole images.
+
+        The graphs are computed literally: which blocks stay high is a matter of the graph, which other engines and
+        TensorRT run too, not of what one CPU's instructions make of it.
+        """
         schemes = "/".join(repr(plan.scheme) for plan in plans.values())
-        precisions = [(cpu_engine("float32"), "float32"), (cpu_engine(kind), kind)]
+        precisions = [(cpu_engine("float32"), "float32"), ("onnxruntime", kind)]
         first, second = self.journal.recall(
-            f"{kind}/trial/{self.trial_set.identity}/{schemes}",
+            f"{kind}/literal/{self.trial_set.identity}/{schemes}",
             list[Trial],
-            lambda: run_trials(self.bundle, precisions, self.trial_set, self.progress),
+            lambda: run_trials(self.bundle, precisions, self.trial_set, self.progress, literal=True),
         )
         return first, second
 

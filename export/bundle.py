@@ -16,7 +16,7 @@ from torch import nn
 from vocabseg.export import graph_checks
 from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
-from vocabseg.export.graph.trace import OPSET, export_graph
+from vocabseg.export.graph.trace import OPSET, check_opset, export_graph
 from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
 from vocabseg.export.model.towers import prune_last_block
 from vocabseg.export.text_graphs import TextGraphs, text_graphs
@@ -55,6 +55,7 @@ def export_bundle(
     Raises OutputError if it cannot be written, ImageError for the photo, ConfigurationError for a crop size or CLIP
     models that do not fit, and ExportError if a graph differs from its module or no engine is installed.
     """
+    check_opset(opset)
     target = _check_target(Path(output), overwrite)
     pixels = graph_checks.sample_pixels(sample_image)
     texts = text_graphs(model, configuration)
@@ -80,7 +81,7 @@ def export_bundle(
             prompts=texts.prompts,
             vocabulary=None if vocabulary is None else list(vocabulary.names),
             seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
-            provenance=_provenance(configuration, provenance or {}),
+            provenance=_provenance(configuration, model, provenance or {}),
             parity={
                 "compared_with": "PyTorch, float32",
                 "limits": {"cosine": COSINE_LIMIT, "relative": RELATIVE_LIMIT},
@@ -194,7 +195,7 @@ def _write_tensors(folder: Path, model: Model) -> None:
     (folder / TENSORS).write_bytes(save({"query.non_object_embedding": np.ascontiguousarray(embedding)}))
 
 
-def _provenance(configuration: Configuration, given: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(configuration: Configuration, model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -203,6 +204,7 @@ def _provenance(configuration: Configuration, given: Mapping[str, Any]) -> dict[
         **given,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": versions,
+        "activation": {"query": model.query_clip.activation, "region": model.region_clip.activation},
         "configuration": msgspec.to_builtins(configuration),
     }
 

@@ -25,10 +25,14 @@ class ProposalSection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClipSection(msgspec.Struct, frozen=True, kw_only=True):
-    """open_clip names of the CLIP models; `region_model` only with a separate region adapter of another model."""
+    """open_clip names of the CLIP models; `region_model` only with a separate region adapter of another model.
+
+    `activation` is that of another CLIP for the regions, whose weights do not tell it.
+    """
 
     model: str
     region_model: str | None = None
+    activation: Literal["quick_gelu", "gelu"] | None = None
 
 
 class PromptSection(msgspec.Struct, frozen=True, kw_only=True):

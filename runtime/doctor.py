@@ -55,6 +55,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
         yield package, partial(_package, package, f"not installed ({purpose})")
     for offer in engines.ON_CPU:
         yield f"engine {offer.name}", partial(_cpu_engine, offer)
+    yield "telemetry", _telemetry
     yield "GPU", _gpu
     yield "CUDA kernels", _cuda_kernels
     yield (
@@ -89,6 +90,15 @@ def _cpu_engine(offer: engines.Offer) -> str:
     if not engines.installed(offer.name):
         raise EngineError(f"package {offer.name} is missing: pip install 'vocabseg[cpu]'")
     return f"can run here in {' or '.join(offer.precisions)}"
+
+
+def _telemetry() -> str:
+    value = os.environ.get("ORT_DISABLE_TELEMETRY")
+    if value != "1":
+        raise EngineError(
+            f"ONNX Runtime may keep some: ORT_DISABLE_TELEMETRY is {value!r}; 1, the default here, stops it"
+        )
+    return "none: ORT_DISABLE_TELEMETRY=1 stops that of ONNX Runtime"
 
 
 def _gpu() -> str:

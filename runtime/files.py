@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -20,13 +22,31 @@ Kind = TypeVar("Kind")
 
 
 def cache_folder() -> Path | None:
-    """Where caches are kept: VOCABSEG_CACHE_DIR, else the user's cache folder; None if the variable is empty."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen is None:
-        import platformdirs
+    """Where caches are kept: VOCABSEG_CACHE_DIR, else the user's cache folder.
 
-        return Path(platformdirs.user_cache_dir("vocabseg"))
-    return Path(chosen) if chosen else None
+    None if the variable is empty, and, with a warning, for a user without a home.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    try:
+        return user_cache()
+    except OutputError as error:
+        warnings.warn(f"nothing is cached: {error}", RuntimeWarning, stacklevel=2)
+        return None
+
+
+def user_cache() -> Path:
+    """The user's cache folder for vocabseg, which need not exist; raises OutputError for a user without a home."""
+    import platformdirs
+
+    try:
+        folder = Path(platformdirs.user_cache_dir("vocabseg"))
+    except (RuntimeError, OSError, KeyError):  # HOME is not set, and the user id is in no list of users
+        folder = Path("~")
+    if not folder.is_absolute():  # "~", unresolved
+        raise OutputError("this user has no home folder to keep a cache in: set HOME, or VOCABSEG_CACHE_DIR")
+    return folder
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -50,6 +70,16 @@ def decode_json(data: bytes, kind: type[Kind]) -> Kind:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def strict_json(content: Any, **layout: Any) -> bytes:
+    """JSON in UTF-8, laid out as `json.dumps` does it; numbers that JSON lacks, NaN and infinities, become null."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, **layout)
+    except ValueError:
+        content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+        text = json.dumps(content, ensure_ascii=False, **layout)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:

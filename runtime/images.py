@@ -6,7 +6,8 @@ import io
 import os
 import struct
 import sys
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,9 @@ IMAGE_SUFFIXES = frozenset({
 })  # fmt: skip
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 _ORIENTATION = 0x0112
+# TIFF 6.0: numbers of fields, and the values of them that matter here.
+_BITS, _PHOTOMETRIC, _PLANAR, _FORMAT = 258, 262, 284, 339
+_MIN_IS_WHITE, _SEPARATE, _SIGNED = 0, 2, 2
 
 
 def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -45,11 +49,13 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     The EXIF orientation of files and PIL images is applied. Only the first frame of an animation is used. An alpha
     channel is dropped, not composited (as by PIL's `convert("RGB")`, and so by the published code). 16-bit channels
-    keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey, palette and CMYK images become RGB.
+    keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey ones with no value above 255 are taken as
+    8-bit numbers, with a warning for files. Grey, palette and CMYK images become RGB.
 
     Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (checked in the
-    header, before decoding) or takes too long to read for its size (`image_limits`), or has pixels of unknown range
-    (floating point, 32-bit integers).
+    header, before decoding) or takes too long to read for its size (`image_limits`), has pixels of unknown range
+    (floating point, signed, 32-bit integers, or 12-bit numbers in 16 bits, which would come out black), or is a TIFF of
+    16 bits with its channels apart, which Pillow misreads.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -169,8 +175,9 @@ def _open_header(stream: Any, name: str) -> Any:
 def _from_pillow(image: Any, name: str, max_pixels: int) -> np.ndarray:
     try:
         _check_size(image.width, image.height, name, max_pixels)
+        samples = _samples(image, name)
         image.load()
-        return _to_rgb(_upright(image), name)
+        return _to_rgb(_upright(image), name, samples)
     except ImageError:
         raise
     except MemoryError as error:
@@ -198,7 +205,53 @@ def _upright(image: Any) -> Any:
     return image.transpose(turn[orientation]) if orientation in turn else image
 
 
-def _to_rgb(image: Any, name: str) -> np.ndarray:
+class _Samples(NamedTuple):
+    """How a file holds its pixels: bits of a number, whether 0 is white, and whether it is a file at all."""
+
+    bits: int = 16
+    min_is_white: bool = False
+    deep: bool = False
+    file: bool = False
+
+
+def _samples(image: Any, name: str) -> _Samples:
+    """Looked up before decoding, since Pillow forgets it; raises ImageError for what Pillow decodes wrongly."""
+    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(_BITS, (16,)))
+    if bits > 8 and tags.get(_PLANAR) == _SEPARATE:
+        raise ImageError(
+            f"{name} is a TIFF of {bits} bits with its channels apart; save it with interleaved channels, or 8 bits"
+        )
+    if _SIGNED in tags.get(_FORMAT, ()):
+        raise ImageError(f"{name} has signed pixels, whose range is unknown; save it with 8 or 16 bits without sign")
+    return _Samples(bits, tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE, deep, image.format is not None)
+
+
+def _eight_bits(values: np.ndarray, name: str, samples: _Samples) -> np.ndarray:
+    """Grey integers of up to 16 bits -> uint8; raises ImageError where their range cannot be told."""
+    bits, most = samples.bits, values.max()
+    if bits == 16 and most <= 0xFF:
+        bits = 8
+        if samples.file and most > 0:
+            _warn(f"{name} has 16 bits per pixel and no value above {most}: taken as 8-bit numbers, 255 is white")
+    elif bits == 16 and most <= 0xFFF:
+        raise ImageError(
+            f"{name} has 16 bits per pixel and no value above {most}, as 12-bit numbers have, and would be black; "
+            "multiply them so that 65535 is white"
+        )
+    elif bits == 16 and most <= 0x3FFF:
+        _warn(f"{name} has 16 bits per pixel and no value above {most}: it is dark, where 65535 is white")
+    if samples.min_is_white:
+        values = (1 << bits) - 1 - values.astype(np.int64)
+    return (values >> (bits - 8)).astype(np.uint8)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=7)
+
+
+def _to_rgb(image: Any, name: str, samples: _Samples) -> np.ndarray:
     mode = image.mode
     if mode == "F":
         raise ImageError(
@@ -208,7 +261,7 @@ def _to_rgb(image: Any, name: str) -> np.ndarray:
         values = np.array(image)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ImageError(f"{name} has 32-bit pixels of unknown range; save it with 8 or 16 bits per channel")
-        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.repeat(_eight_bits(values, name, samples)[:, :, None], 3, axis=2)
     if mode == "P" and "transparency" in image.info:
         image = image.copy()  # the caller's image keeps its transparency
         del image.info["transparency"]  # Pillow would warn about it
@@ -219,7 +272,11 @@ def _to_rgb(image: Any, name: str) -> np.ndarray:
             image = image.convert("RGB")
         except ValueError as error:
             raise ImageError(f"{name} has colour mode {mode}, which Pillow cannot convert; save it as RGB") from error
-    return np.array(image, dtype=np.uint8)
+    pixels = np.array(image, dtype=np.uint8)
+    if samples.deep and pixels.max() <= 0xF:  # Pillow has kept the high bytes, and they hold next to nothing
+        most = int(pixels.max()) << 8 | 0xFF
+        _warn(f"{name} has 16 bits per channel and no value above {most}: it is black, or 12-bit numbers")
+    return pixels
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:

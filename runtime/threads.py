@@ -37,14 +37,41 @@ def thread_count(wanted: int | None = None) -> int:
 
 @cache
 def usable_cpus() -> int:
-    """CPUs this process may use: its affinity and, on Linux, the control group's quota, rounded up."""
+    """CPUs this process may use: its affinity and, on Linux, its control groups' least quota, rounded up."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
+    return max(min([count, *map(math.ceil, cpu_quotas())]), 1)
+
+
+def cpu_quotas(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
+    """How many CPUs the process's control group may use, and those around it, of version 1 and 2, where limited.
+
+    `groups` is where their file systems are mounted, `own` lists the process's groups (man 7 cgroups). A container may
+    see its own group as the root, under another name than the one listed.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no control group, or a quota of "max"
-        pass
-    return max(count, 1)
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in lines:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for root in {groups / controllers, groups / "cpu"} if controllers else (groups, groups / "unified"):
+            folder = root / path.lstrip("/")
+            found += [_quota(one) for one in {root, folder, *folder.parents} if one.is_relative_to(root)]
+    return [quota for quota in found if quota is not None]
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that a control group may use; None without a limit."""
+    try:
+        if (folder / "cpu.max").is_file():  # version 2
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such group, or a quota of "max"
+        return None

@@ -1,6 +1,6 @@
 """Two reports side by side: what became faster or slower by more than the figures vary by themselves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vocabseg.benchmarks.page.tables import Table, seconds
@@ -40,6 +40,11 @@ def compare(old: BenchmarkReport, new: BenchmarkReport) -> list[Difference]:
                 one = earlier[what]
                 found.append(Difference(variant.name, what, one.p50, timing.p50, _mark(one, timing)))
     return found
+
+
+def slower_than(differences: Iterable[Difference], percent: float) -> list[Difference]:
+    """Those that became slower by more than `percent`, and by more than they vary, or had too few runs to tell."""
+    return [one for one in differences if one.mark in (SLOWER, UNKNOWN) and one.ratio > 1 + percent / 100]
 
 
 def compare_table(old: BenchmarkReport, new: BenchmarkReport) -> Table:

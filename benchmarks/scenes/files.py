@@ -15,7 +15,7 @@ import typer
 from vocabseg.benchmarks.scenes.world import CLASSES, OBJECTS, SEEN, SPLITS, WORLD_VERSION, Scene, render_scene
 from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import read_regular, whole_folder
+from vocabseg.runtime.files import cache_folder, read_regular, user_cache, whole_folder
 from vocabseg.runtime.progress import Progress, silent
 
 # SHA-256 of the files of a rendered world: figures must not come from scenes that were damaged since.
@@ -79,11 +79,7 @@ def rendered_world(count: int = SCENES, notify: Callable[[str], None] | None = N
 
     `notify` gets a line when they are rendered. Raises OutputError where the cache cannot be written.
     """
-    from platformdirs import user_cache_path
-
-    from vocabseg.runtime.files import cache_folder
-
-    folder = (cache_folder() or user_cache_path("vocabseg")) / f"world-{WORLD_VERSION}-{seed}-{count}"
+    folder = (cache_folder() or user_cache()) / f"world-{WORLD_VERSION}-{seed}-{count}"
     if _intact(folder):
         return folder
     if notify is not None:

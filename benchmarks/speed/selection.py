@@ -21,6 +21,7 @@ from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.bundle.settings import apply_settings
 from vocabseg.runtime.engines.choose import choose
 from vocabseg.runtime.engines.interface import QUANTISED
+from vocabseg.runtime.engines.openvino import check_precision
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError
 from vocabseg.runtime.images import IMAGE_SUFFIXES, load_image
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -49,7 +50,10 @@ class Effort:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything that is settled before anything is measured; `oracle` is what parity is measured against."""
+    """Everything that is settled before anything is measured; `oracle` is what parity is measured against.
+
+    `unmet` are those of `missing` that leave a wish unfulfilled: nothing else has that name, or that precision.
+    """
 
     bundle: Bundle
     settings: tuple[str, ...]
@@ -61,6 +65,7 @@ class Benchmark:
     oracle_reason: str
     effort: Effort
     device: str = "cpu"
+    unmet: tuple[VariantResult, ...] = ()
 
 
 def make_benchmark(
@@ -75,7 +80,7 @@ def make_benchmark(
     effort: Effort | None = None,
     device: str = "cpu",
 ) -> Benchmark:
-    """The engine that `vocabseg.load` takes first, then those of `against`, each in every precision that it has.
+    """The engine that `vocabseg.load` takes in each precision, then those of `against` in every one that they have.
 
     Without `precisions`, that engine runs in the precision `vocabseg.load` takes, and everything in float32. `weights`
     are the PyTorch ones, or a text that says why there are none. Raises ConfigurationError for names that do not exist
@@ -89,25 +94,38 @@ def make_benchmark(
             raise ConfigurationError(f"--precision {precision!r}: give some of {', '.join(PRECISIONS)}")
     own = choose(engine, device, None, bundle.manifest.graph_bytes, bundle)
     device = own.device
-    wanted = dict.fromkeys((name, precision) for precision in precisions for name in (own.name, *against))
+    wanted = dict.fromkeys(
+        (name, precision)
+        for precision in precisions
+        for name in (_engine_for(bundle, engine, device, precision, own.name), *against)
+    )
     if not precisions:
         wanted = dict.fromkeys([(own.name, own.precision), *((name, "float32") for name in (own.name, *against))])
     specified = partial(_spec, bundle, vocabulary, weights, tuple(settings), device)
-    found: list[VariantSpec] = []
-    missing: list[VariantResult] = []
-    for name, precision in wanted:
-        spec = specified(name, precision)
-        if isinstance(spec, str):
-            missing.append(VariantResult(name=variant_name(name, precision), precision=precision, reason=spec))
-        else:
-            found.append(spec)
+    specs = {pair: specified(*pair) for pair in wanted}
+    found = [spec for spec in specs.values() if not isinstance(spec, str)]
+    missing = {
+        (name, precision): VariantResult(name=variant_name(name, precision), precision=precision, reason=spec)
+        for (name, precision), spec in specs.items()
+        if isinstance(spec, str)
+    }
     if not found:
-        raise EngineError(f"nothing can run here: {missing[0].reason}")
+        raise EngineError(f"nothing can run here: {next(iter(missing.values())).reason}")
+    met = {word for pair in specs.keys() - missing.keys() for word in pair}
+    unmet = tuple(result for pair, result in missing.items() if not met.issuperset(pair))
     oracle, reason = _oracle(specified, weights, found)
     return Benchmark(
-        bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing), oracle, reason,
-        effort or Effort(), device,
+        bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing.values()), oracle, reason,
+        effort or Effort(), device, unmet,
     )  # fmt: skip
+
+
+def _engine_for(bundle: Bundle, engine: str | None, device: str, precision: str, usual: str) -> str:
+    """The engine that `vocabseg.load` takes for a precision; the usual one where none has it, which then says why."""
+    try:
+        return choose(engine, device, precision, bundle.manifest.graph_bytes, bundle).name
+    except (BundleError, EngineError):
+        return usual
 
 
 def _spec(
@@ -131,6 +149,8 @@ def _spec(
         return "the package tensorrt is not installed (pip install 'vocabseg[gpu]', with an NVIDIA GPU)"
     try:
         choice = choose(name, device, precision, None, bundle)
+        if choice.name == "openvino":
+            check_precision(precision)
         for graph in bundle.manifest.graphs if choice.device == "cpu" else ():
             bundle.graph(graph, choice.variant)
     except (BundleError, EngineError) as error:

@@ -42,7 +42,7 @@ def write_quantised(
     for node in chosen:
         quantiser.quantise(node, scales[node.activation])
     quantiser.editor.sweep()
-    return save_graph(model, Path(target), model.opset_imports[""], dtype=scheme.kind, **fields)
+    return save_graph(model, Path(target), dtype=scheme.kind, **fields)
 
 
 class _Quantiser:

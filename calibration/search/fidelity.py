@@ -8,13 +8,16 @@ import numpy as np
 
 from vocabseg.calibration.observe.tensor_observer import Feed, open_session
 
+# Worse than any loss; a number, since JSON has no infinity and shares of it would be none.
+BROKEN = 1e6
+
 
 class Fidelity(msgspec.Struct, frozen=True):
     """Attributes:
     cosine, worst: mean and least cosine of the output vectors (embeddings, query embeddings) with the original's.
     masks: mean difference of the mask probabilities; 0 for a graph without masks.
     relative: mean length of the vectors' differences over the original's; it sees a wrong length, too.
-    finite: whether every output was a number.
+    finite: whether every output was a number; otherwise `relative` is BROKEN.
     """
 
     cosine: float
@@ -25,8 +28,8 @@ class Fidelity(msgspec.Struct, frozen=True):
 
     @property
     def loss(self) -> float:
-        """One number to compare by: the mean of 1 - cosine, plus the masks' difference; infinite if not finite."""
-        return 1 - self.cosine + self.masks if self.finite else float("inf")
+        """One number to compare by: the mean of 1 - cosine, plus the masks' difference; BROKEN if not finite."""
+        return 1 - self.cosine + self.masks if self.finite else BROKEN
 
     def figures(self) -> dict[str, float]:
         """For a manifest, with significant digits only."""
@@ -60,7 +63,7 @@ def compare(wanted: Sequence[Sequence[np.ndarray]], found: Sequence[Sequence[np.
     for right, given in zip(wanted, found, strict=True):
         for one, other in zip(right, given, strict=True):
             if not np.isfinite(other).all():
-                return Fidelity(-1.0, -1.0, 1.0, float("inf"), finite=False)
+                return Fidelity(-1.0, -1.0, 1.0, BROKEN, finite=False)
             if one.ndim == 4:
                 masks.append(float(np.abs(_sigmoid(one) - _sigmoid(other)).mean()))
             else:

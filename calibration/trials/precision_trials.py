@@ -1,5 +1,6 @@
 """What each precision costs and gains on whole images: accuracy where labels are known, agreement, time and size."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from vocabseg.calibration.samples.ranges import GRAPHS
 from vocabseg.calibration.search.fidelity import cosine
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.engines.choose import installed
-from vocabseg.runtime.engines.interface import VARIANTS
+from vocabseg.runtime.engines.interface import QUANTISED, VARIANTS
+from vocabseg.runtime.engines.openvino import check_precision, products_saturate
+from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.progress import Progress
 from vocabseg.runtime.segmenter.host_stages import HostStages
 from vocabseg.runtime.segmenter.segmenter import Segmenter
@@ -39,7 +42,7 @@ class Trial(msgspec.Struct, frozen=True):
         cosine, worst: mean and least cosine of region embeddings with float32's, of the same regions.
         agreement: percent of the pixels that have float32's label.
         seconds: median time of an image, from file to labels, all precisions taking turns; None where the engine only
-            emulates a GPU.
+            emulates a GPU, or computes a graph literally.
         bytes: size of the graphs that run for every image (proposals and regions).
     """
 
@@ -89,10 +92,13 @@ class TrialSet:
 
 
 def run_trials(
-    bundle: Bundle, precisions: Sequence[tuple[str, str]], images: TrialSet, progress: Progress
+    bundle: Bundle, precisions: Sequence[tuple[str, str]], images: TrialSet, progress: Progress, literal: bool = False
 ) -> list[Trial]:
-    """Try (engine, precision) pairs, taking turns on every image; the others are compared with the first."""
-    candidates = [_Candidate(bundle, engine, precision, images) for engine, precision in precisions]
+    """Try (engine, precision) pairs, taking turns on every image; the others are compared with the first.
+
+    `literal`: ONNX Runtime computes quantised graphs as they are written.
+    """
+    candidates = [_Candidate(bundle, engine, precision, images, literal) for engine, precision in precisions]
     samples = images.dataset.samples() if images.dataset is not None else []
     for candidate in candidates:
         candidate.segmenter(images.files[0], images.vocabulary)  # warm up
@@ -112,8 +118,8 @@ def run_trials(
 class _Candidate:
     """One precision, opened, with what was measured of it so far."""
 
-    def __init__(self, bundle: Bundle, engine: str, precision: str, images: TrialSet):
-        self.segmenter = Segmenter(bundle, "cpu", engine, precision)
+    def __init__(self, bundle: Bundle, engine: str, precision: str, images: TrialSet, literal: bool):
+        self.segmenter = Segmenter(bundle, "cpu", engine, precision, literal=literal and precision in QUANTISED)
         assert isinstance(self.segmenter.stages, HostStages)
         self.stages = self.segmenter.stages
         self.segmenter.embed_names(images.vocabulary)
@@ -150,7 +156,7 @@ class _Candidate:
             cosine=float(cosines.mean()),
             worst=float(cosines.min()),
             agreement=100 * self.same / self.pixels,
-            seconds=None if self.precision in EMULATED else float(np.median(self.seconds)),
+            seconds=None if self.precision in EMULATED or choice.literal else float(np.median(self.seconds)),
             bytes=sum(records[graph].total_bytes for graph in GRAPHS),
         )
 
@@ -166,14 +172,18 @@ class _Candidate:
 
 def cpu_engine(precision: str) -> str:
     """The engine that a precision is tried in on a CPU."""
-    return "openvino" if precision not in EMULATED and installed("openvino") else "onnxruntime"
+    if precision in EMULATED or not installed("openvino"):
+        return "onnxruntime"
+    return "onnxruntime" if precision == "int8" and products_saturate() else "openvino"
 
 
 def default_precisions(bundle: Bundle) -> list[tuple[str, str]]:
     """(engine, precision) of everything that can be tried here, float32 first."""
     wanted = [(cpu_engine("float32"), "float32")]
     if installed("openvino"):
-        wanted.append(("openvino", "bfloat16"))
+        with contextlib.suppress(EngineError):  # a CPU without bfloat16
+            check_precision("bfloat16")
+            wanted.append(("openvino", "bfloat16"))
     for precision in ("float16", "int8", "fp8"):
         engine = cpu_engine(precision)
         variant = VARIANTS.get((engine, "cpu", precision), precision)

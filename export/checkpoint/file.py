@@ -18,7 +18,8 @@ from vocabseg.runtime.errors import CheckpointError
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint; floats become float32.
 
-    Read are .safetensors, torch.save files (.pth, .pt; the tensors plain, or under "model" or "state_dict"), and
+    Read are .safetensors, torch.save files (.pth, .pt; the tensors plain, or under "model" or "state_dict"; names
+    without the prefixes of wrappers, see bare_name), and
     TorchScript archives such as OpenAI's CLIP, of which only the tensors are read. Raises CheckpointError for a missing
     or damaged file, and for one whose tensors cannot be read without running code.
     """
@@ -29,10 +30,24 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for wrapper in ("model", "state_dict"):
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    tensors = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            name = bare_name(str(key))
+            if name in tensors:
+                raise CheckpointError(f"{path} holds {name} twice, once as {key}: save one model's tensors alone")
+            tensors[name] = value
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name: give a state_dict, plain or under 'model'")
     return {key: value.detach().float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def bare_name(key: str) -> str:
+    """A tensor's name without what wrappers put before it: DataParallel, torch.compile, Lightning."""
+    key = key.replace("._orig_mod.", ".")
+    while key.startswith(("module.", "_orig_mod.", "model.")):
+        key = key.partition(".")[2]
+    return key
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vocabseg.export.checkpoint.file import read_state_dict
+from vocabseg.export.checkpoint.file import bare_name, read_state_dict
 from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS, fill
 from vocabseg.export.configuration import Configuration
-from vocabseg.export.model.clip import ClipModel, build_clip, open_clip_model
+from vocabseg.export.model.clip import ClipModel, build_clip, is_openai_archive, list_problems, open_clip_model
 from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, proposal_sizes, read_proposal_sizes
 from vocabseg.runtime.errors import CheckpointError
 
 QUERY, REGION = "clip_adapter.", "_region_clip_adapter."
-LISTED = 8  # keys named in an error; the others are counted
 PROMPT_LENGTH = 16  # of a published learned prompt: vectors before the class name, none behind it
 CLASSES = 156  # of the published training set (voc15: 15); they only size the training loss
 
@@ -63,7 +62,7 @@ def normalise_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     head, decoder, predictor = "sem_seg_head.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
     result = {}
     for key, value in state_dict.items():
-        name = key.removeprefix("module.")
+        name = bare_name(key)
         if name.startswith("criterion.") or name in ("pixel_mean", "pixel_std") or name.endswith("num_batches_tracked"):
             continue
         if name.startswith(head) and not name.startswith((decoder, predictor)):
@@ -85,7 +84,7 @@ def load_model(
     query, region = _part(tensors, QUERY), _part(tensors, REGION)
     adapters = (QUERY, REGION)
     proposal = _load_proposal({key: tensors[key] for key in tensors if not key.startswith(adapters)}, configuration)
-    source = None if clip_source is None else load_clip_source(clip_source)
+    source = None if clip_source is None else load_clip_source(clip_source, configuration.clip.activation)
     if source is not None and not _part(query, "clip_model."):
         query_clip, source = source, None
     else:
@@ -113,17 +112,31 @@ def load_model(
     return Model(proposal, query_clip, region_clip, query_prompt, region_prompt, non_object)
 
 
-def load_clip_source(source: str | Path) -> ClipModel:
+def load_clip_source(source: str | Path, activation: str | None = None) -> ClipModel:
     """A CLIP by "model::weights" (open_clip's name and tag or file), or from a file.
 
-    The file is in OpenAI's layout, or a published checkpoint, of which the query side's CLIP is taken. Raises
-    CheckpointError or ConfigurationError.
+    The file is in OpenAI's layout, or a published checkpoint, of which the query side's CLIP is taken. Weights do not
+    tell which `activation` they were trained with, "quick_gelu" or "gelu". Without it, OpenAI's archives, published
+    checkpoints and other files get QuickGELU, those with a name what open_clip says of the name; a warning says so
+    where that is a guess. Raises CheckpointError or ConfigurationError.
     """
     name, separator, weights = str(source).partition("::")
-    if separator:
-        return open_clip_model(name, read_state_dict(weights) if Path(weights).is_file() else weights or None)
-    tensors = read_state_dict(source)
-    return build_clip(_part(tensors, QUERY + "clip_model.") or tensors)
+    if separator and not Path(weights).is_file():
+        return open_clip_model(name, weights or None, activation)
+    tensors = read_state_dict(weights if separator else source)
+    own = {} if separator else _part(tensors, QUERY + "clip_model.")
+    known = bool(own or is_openai_archive(tensors))
+    if known and activation is None:
+        activation = "quick_gelu"
+    clip = open_clip_model(name, tensors, activation) if separator else build_clip(own or tensors, activation != "gelu")
+    if activation is None:
+        other = "gelu" if clip.activation == "quick_gelu" else "quick_gelu"
+        warnings.warn(
+            f"{source} does not say which activation it was trained with: {clip.activation} is taken (OpenAI's weights "
+            f"need quick_gelu, most others gelu); say so with --set clip.activation={clip.activation}, or ={other}",
+            stacklevel=3,
+        )
+    return clip
 
 
 def random_state_dict(configuration: Configuration) -> dict[str, Tensor]:
@@ -276,12 +289,10 @@ def _compare(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor],
         for key, shape in expected.items()
         if key in found and tuple(found[key].shape) != tuple(shape)
     ]
-    problems = missing + extra + misshapen
-    if problems:
-        others = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+    if missing or extra or misshapen:
         raise CheckpointError(
             f"the checkpoint does not fit: {len(missing)} keys missing, {len(extra)} extra, {len(misshapen)} misshapen "
-            f"({'; '.join(problems[:LISTED])}{others}): give the checkpoint that belongs to the configuration"
+            f"({list_problems(missing, extra, misshapen)}): give the checkpoint that belongs to the configuration"
         )
 
 

@@ -65,18 +65,23 @@ def graph_digest(path: Path) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def save_graph(model: Any, path: Path, opset: int, domains: Sequence[str] = (), **fields: Any) -> GraphRecord:
+def save_graph(model: Any, path: Path, domains: Sequence[str] = (), **fields: Any) -> GraphRecord:
     """Write an onnx_ir model; weights over 1 MB go to `<path>.data`. `fields` are further ones of the record.
+
+    Its IR version is the lowest that has its opset, since an older engine refuses a file for a newer one alone.
 
     Raises ExportError if the graph is not valid.
     """
+    import onnx
     import onnx_ir
 
+    opset = onnx.helper.make_opsetid("", model.graph.opset_imports[""])
+    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for([opset]))
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     data = weights_file(path).name if size > INLINE_LIMIT else None
     onnx_ir.save(model, path, external_data=data, size_threshold_bytes=1024)
     check_graph_file(path, model, domains)
-    return graph_record(path, data, model, opset, **fields)
+    return graph_record(path, data, model, **fields)
 
 
 def check_graph_file(path: Path, model: Any, domains: Sequence[str] = ()) -> None:
@@ -96,7 +101,7 @@ def check_graph_file(path: Path, model: Any, domains: Sequence[str] = ()) -> Non
             raise ExportError(f"{path.name} uses {node.domain}.{node.op_type}, which is no standard operation")
 
 
-def graph_record(path: Path, data: str | None, model: Any, opset: int, **fields: Any) -> GraphRecord:
+def graph_record(path: Path, data: str | None, model: Any, **fields: Any) -> GraphRecord:
     """The record of the graph at `path`, which is `model`, with its weights in the file `data` of its folder."""
     own = file_record(path.parent, path.name)
 
@@ -117,6 +122,6 @@ def graph_record(path: Path, data: str | None, model: Any, opset: int, **fields:
         external=[file_record(path.parent, data)] if data else [],
         inputs=tensors(model.graph.inputs),
         outputs=tensors(model.graph.outputs),
-        opset=opset,
+        opset=model.graph.opset_imports[""],
         **fields,
     )

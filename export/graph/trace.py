@@ -16,6 +16,7 @@ from vocabseg.runtime.bundle.manifest import GraphRecord
 
 OPSET = 21  # the first with GroupNormalization as one operation that TensorRT parses
 FUSED_OPSET = 23  # the first with Attention
+OPSETS = range(18, 25)  # torch writes none below, and TensorRT parses none above
 STRIDE = 32  # height and width of the proposal network's input are multiples of it
 
 Dimensions = Sequence[int | str]
@@ -34,10 +35,11 @@ def export_graph(
     `sample` holds an input per argument, by name and in order, with a batch of at least two. `dimensions` names the
     sizes of every input and output in order: a number is fixed, a word is dynamic; "height" and "width" are multiples
     of 32. `fused_attention` writes one Attention operation per layer and raises the opset to 23.
-    Exporting the same module twice gives the same bytes. Raises ExportError if the graph is not valid, or contains
-    something that TensorRT's parser does not take.
+    Exporting the same module twice gives the same bytes. Raises ExportError if torch cannot write the opset, or the
+    graph is not valid or contains something that TensorRT's parser does not take.
     """
     path = Path(path)
+    check_opset(opset)
     opset = max(opset, FUSED_OPSET) if fused_attention else opset
     use_fused_attention(module, fused_attention)
     outputs = [name for name in dimensions if name not in sample]
@@ -57,11 +59,21 @@ def export_graph(
         raise ExportError(f"the exporter gave no graph for {path.name}: try another version of torch")
     model = program.model
     _tidy(model, dimensions)
-    record = save_graph(model, path, opset)
+    record = save_graph(model, path)
+    if record.opset != opset:
+        raise ExportError(
+            f"the exporter gave opset {record.opset} for {path.name}, not {opset}: ask for another --opset"
+        )
     problems = check_operators(path)
     if problems:
         raise ExportError(f"TensorRT cannot parse {problems[0]}: change the module, or export without this operation")
     return record
+
+
+def check_opset(opset: int) -> None:
+    """Raise ExportError for an opset that no graph can be written in."""
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} cannot be written: use one of {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def _dynamic_shapes(inputs: Sequence[Dimensions]) -> tuple[dict[int, Any], ...]:

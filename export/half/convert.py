@@ -175,7 +175,7 @@ def write_half(
         "versions": {package: version(package) for package in ("onnx", "onnx-ir")},
     }
     domains = (MICROSOFT,) if onnxruntime else ()
-    return save_graph(model, target, rewriting.opset, domains, dtype=precision, provenance=provenance)
+    return save_graph(model, target, domains, dtype=precision, provenance=provenance)
 
 
 class _Rewriting:

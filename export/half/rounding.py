@@ -70,7 +70,6 @@ def write_rounded(source: str | Path, target: str | Path, digest: str | None = N
         target,
         data.name if data.is_file() else None,
         model,
-        graph.opset_imports[""],
         dtype=precision,
         provenance={"made_from": digest or graph_digest(source), "rounded": True},
     )

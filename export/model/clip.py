@@ -20,8 +20,12 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 CONTEXT_LENGTH = 77
 HEAD_WIDTH = 64
 
+LISTED = 8  # keys named in an error; the others are counted
+
 # In OpenAI's archives beside the weights; they only repeat sizes.
 _SIZES = ("input_resolution", "context_length", "vocab_size")
+# In open_clip's archives, too: the causal mask, which a model makes itself.
+_NO_WEIGHTS = (*_SIZES, "attn_mask", "text.attn_mask")
 
 
 class ClipModel:
@@ -38,6 +42,11 @@ class ClipModel:
         self.context_length: int = self._text.positional_embedding.shape[0]
         self.vocab_size: int = self._text.token_embedding.weight.shape[0]
         self.embed_dim: int = _text_dimension(self._text)
+
+    @property
+    def activation(self) -> str:
+        """Of the text encoder, and so of an image encoder in CLIP's own form: "quick_gelu" or "gelu"."""
+        return "quick_gelu" if any(type(part).__name__ == "QuickGELU" for part in self._text.modules()) else "gelu"
 
     @property
     def token_embedding(self) -> Tensor:
@@ -67,14 +76,20 @@ class ClipModel:
         return TextTower(self._text, causal, extra_rows).eval()
 
 
-def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
+def is_openai_archive(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of one of OpenAI's archives."""
+    return all(name in tensors for name in _SIZES)
+
+
+def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> ClipModel:
     """A CLIP model from a state dict in OpenAI's layout (`visual.*`, `transformer.*`, ...).
 
-    Sizes are read off the tensors; weights become float32. Raises CheckpointError for missing, extra or misshapen keys.
+    Sizes are read off the tensors; weights become float32. `quick_gelu`: trained with OpenAI's approximation of GELU.
+    Raises CheckpointError for missing, extra or misshapen keys.
     """
     from open_clip.model import CLIP
 
-    tensors = {key: value for key, value in state_dict.items() if key not in _SIZES}
+    tensors = {key: value for key, value in state_dict.items() if key not in _NO_WEIGHTS}
     try:
         sizes = _read_sizes(tensors)
     except (KeyError, IndexError, ZeroDivisionError) as error:
@@ -82,16 +97,19 @@ def build_clip(state_dict: Mapping[str, Tensor]) -> ClipModel:
             f"no CLIP weights in OpenAI's layout: cannot read the sizes ({error}); give a full checkpoint"
         ) from None
     with torch.device("meta"):
-        module = CLIP(**sizes, quick_gelu=True)
+        module = CLIP(**sizes, quick_gelu=quick_gelu)
     _load(module, tensors)
     return ClipModel(module)
 
 
-def open_clip_model(name: str, pretrained: str | Mapping[str, Tensor] | None = None) -> ClipModel:
+def open_clip_model(
+    name: str, pretrained: str | Mapping[str, Tensor] | None = None, activation: str | None = None
+) -> ClipModel:
     """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags, or tensors by name.
 
-    Without `pretrained` the weights are random. Raises ConfigurationError for an unknown name or tag and for a model
-    that cannot be used, CheckpointError for weights that cannot be loaded or do not fit.
+    Without `pretrained` the weights are random; `activation` "quick_gelu" or "gelu" replaces the model's. Raises
+    ConfigurationError for an unknown name or tag and for a model that cannot be used, CheckpointError for weights that
+    cannot be loaded or do not fit.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -110,14 +128,15 @@ def open_clip_model(name: str, pretrained: str | Mapping[str, Tensor] | None = N
     try:
         # Weights trained with the sigmoid approximation of GELU need it whatever the architecture's own setting.
         quick = bool(tag and get_pretrained_cfg(name, tag).get("quick_gelu", False))
-        module = open_clip.create_model(name, pretrained=tag, precision="fp32", force_quick_gelu=quick)
+        chosen = {} if activation is None else {"quick_gelu": activation == "quick_gelu"}
+        module = open_clip.create_model(name, pretrained=tag, precision="fp32", force_quick_gelu=quick, **chosen)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"cannot load {name} with weights {tag!r}: {reason}") from error
     if isinstance(pretrained, Mapping):
         from open_clip.convert import convert_state_dict
 
-        tensors = {key: value for key, value in pretrained.items() if key not in _SIZES}
+        tensors = {key: value for key, value in pretrained.items() if key not in _NO_WEIGHTS}
         _load(module, convert_state_dict(module, tensors))
     preprocess = module.visual.preprocess_cfg
     return ClipModel(module, preprocess["mean"], preprocess["std"])
@@ -187,17 +206,25 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for key in wanted:
         if key.endswith("num_batches_tracked"):  # counts training steps; no number depends on it
             found.setdefault(key, torch.zeros((), dtype=torch.int64))
-    problems = [f"missing {key}" for key in wanted if key not in found]
-    problems += [f"unknown {key}" for key in found if key not in wanted]
-    problems += [
+    missing = [f"missing {key}" for key in wanted if key not in found]
+    unknown = [f"unknown {key}" for key in found if key not in wanted]
+    misshapen = [
         f"{key} is {tuple(found[key].shape)}, expected {shape}"
         for key, shape in wanted.items()
         if key in found and tuple(found[key].shape) != shape
     ]
-    if problems:
-        listed = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise CheckpointError(f"CLIP weights do not fit ({len(problems)} keys): {listed}")
+    if missing or unknown or misshapen:
+        count = len(missing) + len(unknown) + len(misshapen)
+        raise CheckpointError(f"CLIP weights do not fit ({count} keys): {list_problems(missing, unknown, misshapen)}")
     module.load_state_dict(found, strict=True, assign=True)
+
+
+def list_problems(*kinds: Sequence[str]) -> str:
+    """Some problems of each kind, so that none hides the others, and how many more there are."""
+    share = LISTED // max(sum(map(bool, kinds)), 1)
+    shown = [problem for kind in kinds for problem in kind[:share]]
+    more = sum(map(len, kinds)) - len(shown)
+    return "; ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _text_dimension(text: Any) -> int:

@@ -128,9 +128,20 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
     """Open a bundle and check its format, its paths and (with `verify`) every file's SHA-256 and every graph's outline.
 
     None opens the built-in demo model. Without `verify`, graphs and tokenizer are checked when they are first used.
-    Raises BundleError, in one line, for anything missing, damaged, newer than this version or outside the folder.
+    Raises BundleError, in one line, for anything missing, unreadable, damaged, newer than this version or outside the
+    folder.
     """
     folder = demo_folder() if folder is None else Path(folder)
+    try:
+        return _open(folder, verify)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BundleError(
+            f"the bundle {folder} cannot be read: {error.filename or folder}: {reason}; check its access rights"
+        ) from error
+
+
+def _open(folder: Path, verify: bool) -> Bundle:
     path = folder / MANIFEST
     if not os.path.isdir(folder):
         raise BundleError(f"no bundle at {folder}: no such folder (make one with `vocabseg export`)")

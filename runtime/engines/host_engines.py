@@ -1,7 +1,10 @@
 """A bundle's graphs on a CPU, opened on first use."""
 
+import ctypes
+import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,7 +42,8 @@ class GraphSource(NamedTuple):
 class Engine:
     """One graph on one engine, opened on first use.
 
-    Calls from several threads are serialised, except on ONNX Runtime with one thread each (`limit_threads`).
+    Calls from several threads are serialised, except on ONNX Runtime with one thread each (`limit_threads`). A forked
+    process opens it anew, since the threads of a graph that was open stay behind in the parent.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Engine:
         self._opening, self._running = threading.Lock(), threading.Lock()
         self._opened: dict[int, Runnable] = {}  # by number of threads
         self.seconds = 0.0  # spent in runs so far
+        _engines.add(self)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph on arrays by input name and return all outputs by name; raises EngineError if that fails.
@@ -92,12 +97,34 @@ class Engine:
         with self._opening:
             self._opened.clear()
 
+    def abandon(self) -> None:
+        """Forget the open graph without freeing it, which would wait for threads that are not there; after a fork."""
+        for runnable in self._opened.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runnable))
+        self._opening, self._running, self._opened = threading.Lock(), threading.Lock(), {}
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.abandon()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 class HostEngines:
     """The engines of a bundle's graphs by name, each created once; thread-safe."""
 
     def __init__(self, bundle: "Bundle", choice: Choice):
         bundle.graph("image_encoder", choice.variant)  # fails at once if the bundle lacks this precision
+        if choice.name == "openvino":
+            from vocabseg.runtime.engines.openvino import check_precision
+
+            check_precision(choice.precision)
         self._bundle, self._choice = bundle, choice
         self._engines: dict[str, Engine] = {}
         self._making = threading.Lock()
@@ -115,7 +142,7 @@ class HostEngines:
         choice = self._choice.for_graph(graph)
         if choice.precision in QUANTISED and record.dtype == "float32":
             # In a quantised bundle: the text encoder, which runs once per name, and graphs that must not be quantised.
-            choice = msgspec.structs.replace(choice, precision="float32")
+            choice = msgspec.structs.replace(choice, precision="float32", literal=False)
         return graph_engine(bundle, record, choice, digest, batched=graph == "image_encoder")
 
 
@@ -140,4 +167,4 @@ def _open(path: Path, choice: Choice, threads: int, batched: bool) -> Runnable:
         return OpenVinoGraph(path, choice.precision, threads, batched)
     from vocabseg.runtime.engines.onnxruntime_cpu import OnnxRuntimeGraph
 
-    return OnnxRuntimeGraph(path, threads, literal=choice.precision == "fp8")
+    return OnnxRuntimeGraph(path, threads, literal=choice.literal or choice.precision == "fp8")

@@ -67,17 +67,21 @@ BFLOAT16_GRAPHS = ("image_encoder",)
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which engine runs a bundle, where and in which precision, and why."""
+    """Which engine runs a bundle, where and in which precision, and why.
+
+    `literal`: a quantised graph is computed on the CPU as it is written, in float32 between its roundings.
+    """
 
     name: str
     device: str
     precision: str
     reason: str
+    literal: bool = False
 
     @property
     def key(self) -> str:
         """Short name under which results of this engine may be cached, such as "openvino-cpu-float32"."""
-        return f"{self.name}-{self.device}-{self.precision}"
+        return f"{self.name}-{self.device}-{self.precision}" + "-literal" * self.literal
 
     @property
     def on_gpu(self) -> bool:

@@ -14,8 +14,8 @@ class OnnxRuntimeGraph:
     """One ONNX graph in a session of the CPU execution provider. Inputs are cast to the graph's types, outputs float32.
 
     FP16 graphs (in the rounding form of `export/half/rounding.py`) are for checks: they are no faster than float32. Nor
-    are graphs with E4M3, which run `literal`: rounded where the graph says so, computed in float32. (The extended
-    optimisations of ONNX Runtime 1.32 break such graphs.)
+    are quantised graphs that run `literal`: rounded where the graph says so, computed in float32. Graphs with E4M3
+    always do. (The extended optimisations of ONNX Runtime 1.32 break them.)
     """
 
     def __init__(self, path: Path, threads: int, literal: bool = False):
@@ -29,6 +29,8 @@ class OnnxRuntimeGraph:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # The arena would hold memory for its largest batch forever; crops come in chunks of one size: little is lost.
         options.enable_cpu_mem_arena = False
+        # Without VNNI its INT8 products of signed weights would overflow 16 bits (no effect on other CPUs).
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if literal:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -1,7 +1,9 @@
 """Graphs on a CPU through OpenVINO."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,19 @@ class OpenVinoGraph:
         """
         import openvino
 
+        check_precision(precision)
         streams = 2 if batched and threads % 2 == 0 else 1
-        hints = {"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}
+        if precision == "int8" and products_saturate():
+            _tell_saturation()
+            hints["LP_TRANSFORMS_MODE"] = "NO"  # quantised values, float32 products: the graph as it is written
         try:
             core = openvino.Core()
             self._compiled = core.compile_model(
                 core.read_model(path),
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": _hint(core, precision),
+                    "INFERENCE_PRECISION_HINT": _hint(precision),
                     "INFERENCE_NUM_THREADS": threads,
                     **hints,
                 },
@@ -65,11 +71,59 @@ class OpenVinoGraph:
         return [request.results for request in self._requests]
 
 
-def _hint(core: Any, precision: str) -> str:
+def check_precision(precision: str) -> None:
+    """Raise EngineError where OpenVINO would compute in another precision than the one asked for, and say nothing."""
+    if precision == "bfloat16" and "BF16" not in _capabilities():
+        raise EngineError(
+            "this CPU has no bfloat16 arithmetic (it needs AVX-512 or AMX), and OpenVINO would compute float32: "
+            "use the precision float32"
+        )
+
+
+@cache
+def products_saturate() -> bool:
+    """Whether OpenVINO's INT8 products are wrong on this CPU: found out by computing one.
+
+    Without VNNI, AVX2 and AVX-512 add pairs of 8-bit products in 16 bits, which overflow and are cut off at 32767. For
+    the product of large values alone that is half the right sum.
+    """
+    import openvino
+    from openvino import opset8
+
+    rows = np.ones((1, 64), np.float32)
+    given = opset8.parameter(rows.shape, np.float32)
+    low, high = (opset8.constant(np.float32(value)) for value in (-128 / 127, 1))
+    quantised = opset8.fake_quantize(given, low, high, low, high, 256)
+    integers = opset8.convert(opset8.constant(np.full((rows.shape[1], 8), 127, np.int8)), np.float32)
+    weights = opset8.multiply(integers, opset8.constant(np.float32(1 / 127)))
+    model = openvino.Model([opset8.matmul(quantised, weights, False, False)], [given], "saturation")
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    (found,) = compiled([rows]).values()
+    return not np.allclose(found, rows.sum(), rtol=0.01)
+
+
+@cache
+def _tell_saturation() -> None:
+    warnings.warn(
+        "this CPU has no VNNI, and OpenVINO's INT8 products would overflow: it computes INT8 graphs in float32, which "
+        "is right and no faster; the engine onnxruntime computes them in INT8",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+@cache
+def _capabilities() -> frozenset[str]:
+    import openvino
+
+    return frozenset(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _hint(precision: str) -> str:
     """The inference precision; the float parts of a quantised graph use the fastest one on this CPU."""
     if precision != "int8":
         return _PRECISIONS[precision]
-    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in _capabilities() else "f32"
 
 
 def _first_line(error: Exception) -> str:

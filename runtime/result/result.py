@@ -1,7 +1,7 @@
 """What a user gets back: labels and scores at once, everything else on request."""
 
+import importlib
 import io
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
-from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.files import atomic_write, strict_json
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
 from vocabseg.runtime.result.panoptic import instances as most_probable_instances
@@ -82,6 +82,14 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         return f"Result({height} x {width} pixels, {len(self.classes)} classes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold everything on the host, and the kernels by their module's name."""
+        evidence = self.evidence
+        if evidence is None:
+            return Result, (self.labels, self.scores, self.classes, self.image)
+        parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
+        return _restored, (self.labels, self.scores, self.classes, self.image, parts)
 
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
@@ -251,6 +259,14 @@ class Result:
         return frozenset(found)
 
 
+def _restored(
+    labels: np.ndarray, scores: np.ndarray, classes: list[str], image: np.ndarray | None, parts: tuple[Any, ...]
+) -> Result:
+    masks, probabilities, no_object, kernels = parts
+    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels))
+    return Result(labels, scores, classes, image, evidence)
+
+
 def _described(mask: np.ndarray) -> dict[str, Any]:
     return {
         "area": int(np.count_nonzero(mask)),
@@ -284,7 +300,6 @@ def _write_picture(path: str | os.PathLike[str], picture: Any, form: str, option
 def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     if Path(path).suffix.lower() != ".json":
         raise OutputError(f"cannot write JSON to {os.fspath(path)!r}: name it .json")
-    text = json.dumps(content, ensure_ascii=False, indent=1)
+    text = strict_json(content, indent=1)
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
-        file.write(b"\n")
+        file.write(text + b"\n")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
@@ -47,10 +48,16 @@ class Segmenter:
         engine: str | None = None,
         precision: str | None = None,
         kernels: str | None = None,
+        literal: bool = False,
     ):
-        """As `load`, for an open bundle; `kernels` "reference" selects the slow ones on the host."""
+        """As `load`, for an open bundle; `kernels` "reference" selects the slow ones on the host.
+
+        `literal`: ONNX Runtime on a CPU computes quantised graphs as they are written (`Choice.literal`).
+        """
         self.bundle = bundle
         self.choice = choose(engine, device, precision, bundle.manifest.graph_bytes, bundle)
+        if literal:
+            self.choice = msgspec.structs.replace(self.choice, literal=True)
         manifest = bundle.manifest
         self.kernels = load_kernels(kernels)  # of the host: on a GPU, for later queries of results
         (width,) = manifest.graphs["image_encoder"].outputs[0].shape[-1:]

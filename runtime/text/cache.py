@@ -40,8 +40,8 @@ class TextCache:
     def read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are stored."""
         found: dict[bytes, bytes] = {}
-        if keys and self.path is not None and self.path.exists():
-            self._use(self.path, lambda connection: found.update(_select(connection, keys)))
+        if keys and self.path is not None:
+            self._use(self.path, lambda connection: found.update(_select(connection, keys)), make=False)
         return found
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
@@ -49,8 +49,10 @@ class TextCache:
         if values and self.path is not None:
             self._use(self.path, lambda connection: _insert(connection, values, self.limit_bytes))
 
-    def _use(self, path: Path, work: Callable[[sqlite3.Connection], None]) -> None:
+    def _use(self, path: Path, work: Callable[[sqlite3.Connection], None], make: bool = True) -> None:
         try:
+            if not make and not path.exists():  # raises PermissionError in a folder that one may not enter
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             # isolation_level None: transactions begin explicitly.
             with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)) as connection:

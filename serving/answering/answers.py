@@ -1,11 +1,11 @@
 """A result -> the tensors that a request asks for."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from vocabseg.runtime.files import strict_json
 from vocabseg.runtime.result.result import Result
 from vocabseg.serving import protocol
 from vocabseg.serving.answering.requests import ImageRequest, RequestError
@@ -64,5 +64,4 @@ def stack(answers: Sequence[Mapping[str, np.ndarray]]) -> Tensors:
 
 
 def _json(content: Any) -> np.ndarray:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return np.array([text.encode("utf-8", "backslashreplace")], object)
+    return np.array([strict_json(content, separators=(",", ":"))], object)

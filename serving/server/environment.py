@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.files import user_cache
 from vocabseg.runtime.progress import Progress
 
 ENVIRONMENT = "VOCABSEG_SERVING_DIR"
@@ -32,13 +33,11 @@ COMPLETE = "complete"
 
 
 def serving_folder() -> Path:
-    """Where environments are kept: VOCABSEG_SERVING_DIR, else the user's cache folder."""
+    """Where environments are kept: VOCABSEG_SERVING_DIR, else the user's cache folder; raises OutputError without."""
     chosen = os.environ.get(ENVIRONMENT)
     if chosen:
         return Path(chosen).absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("vocabseg")) / "serving"
+    return user_cache() / "serving"
 
 
 def check_platform() -> Path:

@@ -1,5 +1,6 @@
 """Open-vocabulary segmentation: `vocabseg.load(bundle)(image, ["cat", "grass"])`."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.regions import Regions
     from vocabseg.runtime.segmenter.segmenter import Segmenter, load
     from vocabseg.runtime.text.vocabulary import Vocabulary
+
+# Read when ONNX Runtime is imported; without it, 1.32 keeps a device id and a log of runs in the user's cache.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load"]
 

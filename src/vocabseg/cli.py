@@ -1,5 +1,6 @@
 """The command line: one verb each for exporting, building, using, serving and measuring a model."""
 
+import errno
 import sys
 from typing import Annotated
 
@@ -17,6 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+# What the file system refuses is a matter of the user's files.
+FILE_TROUBLE = (
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC,
+    errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EMFILE,
+)  # fmt: skip
+
 for module in (segment, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
     verb = module.__name__.rpartition(".")[2]
     app.command(verb, help=module.HELP, epilog=module.EXAMPLE)(getattr(module, verb))
@@ -54,11 +61,20 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
         code = _fail("stopped", 130)
+    except OSError as error:
+        if debug:
+            raise
+        code = _fail_unexpected(error) if error.errno not in FILE_TROUBLE else _fail(_file_trouble(error), 2)
     except Exception as error:
         if debug:
             raise
         code = _fail_unexpected(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _file_trouble(error: OSError) -> str:
+    what = "a file" if error.filename is None else repr(error.filename)
+    return f"{what} cannot be used: {(error.strerror or str(error)).lower()}; check the path and its access rights"
 
 
 def _fail_unexpected(error: Exception) -> int:

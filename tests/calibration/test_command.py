@@ -75,6 +75,12 @@ def test_the_report(calibrated: tuple[Path, Path]) -> None:
     assert (report / "calibration.png").stat().st_size > 20_000
 
 
+def test_what_stays_high_is_decided_on_the_graph_as_it_is_written(calibrated: tuple[Path, Path]) -> None:
+    values = json.loads((calibrated[1] / "search.json").read_text())["values"]
+    (trials,) = (value for key, value in values.items() if key.startswith("int8/literal/"))
+    assert (trials[1]["engine"], trials[1]["precision"], trials[1]["seconds"]) == ("onnxruntime", "int8", None)
+
+
 def test_a_precision_that_is_not_there_names_the_command() -> None:
     with pytest.raises(BundleError, match="vocabseg calibrate"):
         Segmenter(open_bundle(None), "cpu", "onnxruntime", "int8")

@@ -1,12 +1,13 @@
 """Files appear whole or not at all, and what stands in the way is said in one line."""
 
+import json
 import os
 import stat
 
 import pytest
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import atomic_write, check_writable
+from vocabseg.runtime.files import atomic_write, check_writable, strict_json
 
 
 def test_writes_and_replaces(tmp_path):
@@ -98,3 +99,14 @@ def test_a_folder_without_permission(tmp_path):
 def test_check_writable_writes_nothing(tmp_path):
     assert check_writable(tmp_path / "out.png") == (tmp_path / "out.png").resolve()
     assert os.listdir(tmp_path) == []
+
+
+def test_json_holds_no_number_that_json_does_not_have():
+    def fail(name: str) -> None:
+        raise AssertionError(name)
+
+    content = {"a": [1.5, float("nan"), float("inf")], "b": "-Infinity \ud800", "c": -float("inf")}
+    text = strict_json(content, indent=1)
+    expected = {"a": [1.5, None, None], "b": "-Infinity \ud800", "c": None}
+    assert json.loads(text, parse_constant=fail) == expected
+    assert strict_json({"a": "é"}, separators=(",", ":")) == '{"a":"é"}'.encode()

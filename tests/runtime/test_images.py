@@ -106,6 +106,75 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     np.testing.assert_array_equal(load_image(png(4, 2, 16, 2, rows)), expected)
 
 
+def tiff(planes: np.ndarray, photometric: int, separate: bool = False, sample_format: int = 1) -> bytes:
+    """Integers (H, W, C) as an uncompressed TIFF."""
+    height, width, channels = planes.shape
+    little = planes.dtype.newbyteorder("<")
+    parts = [planes[:, :, c] for c in range(channels)] if separate else [planes]
+    strips = [np.ascontiguousarray(part).astype(little).tobytes() for part in parts]
+    offsets, body = [], b""
+    for strip in strips:
+        offsets.append(8 + len(body))
+        body += strip
+    fields = {
+        256: [width], 257: [height], 258: [8 * planes.itemsize] * channels, 259: [1], 262: [photometric],
+        273: offsets, 277: [channels], 278: [height], 279: [len(strip) for strip in strips],
+        284: [2 if separate else 1], 339: [sample_format] * channels,
+    }  # fmt: skip
+    start, entries, extra = 8 + len(body), b"", b""
+    room = start + 2 + 12 * len(fields) + 4
+    for tag, values in fields.items():
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, extra = struct.pack("<I", room + len(extra)), extra + packed
+        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
+    return b"II*\0" + struct.pack("<I", start) + body + struct.pack("<H", len(fields)) + entries + bytes(4) + extra
+
+
+GREY = np.random.default_rng(1).integers(0, 256, (5, 7, 1), np.uint8)
+GREY.flat[:2] = 0, 255
+DEEP = GREY.astype(np.uint16) * 257
+
+
+def test_tiffs_of_every_layout_are_right_or_refused():
+    colours = PHOTO.astype(np.uint16) * 257
+    np.testing.assert_array_equal(load_image(tiff(colours, 2)), PHOTO)
+    np.testing.assert_array_equal(load_image(tiff(PHOTO, 2, separate=True)), PHOTO)
+    assert "TIFF of 16 bits with its channels apart" in message_of(tiff(colours, 2, separate=True))
+    for black, white in ((tiff(GREY, 1), tiff(255 - GREY, 0)), (tiff(DEEP, 1), tiff(65535 - DEEP, 0))):
+        np.testing.assert_array_equal(load_image(black), np.repeat(GREY, 3, 2))
+        np.testing.assert_array_equal(load_image(white), np.repeat(GREY, 3, 2))
+    assert "signed" in message_of(tiff(DEEP.astype(np.int16), 1, sample_format=2))
+
+
+def grey_png(values: np.ndarray) -> bytes:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(values.shape[1], values.shape[0], 16, 0, rows)
+
+
+def test_numbers_in_the_low_bits_never_pass_for_a_black_picture():
+    eight = GREY.astype(np.uint16)
+    for source in (grey_png(eight), tiff(eight, 1), encode(eight[:, :, 0], "TIFF")):
+        with pytest.warns(RuntimeWarning, match="no value above 255: taken as 8-bit numbers"):
+            np.testing.assert_array_equal(load_image(source), np.repeat(GREY, 3, 2))
+    with pytest.warns(RuntimeWarning, match="taken as 8-bit"):
+        np.testing.assert_array_equal(load_image(tiff(255 - eight, 0)), np.repeat(GREY, 3, 2))
+    assert "no value above 4080, as 12-bit numbers have" in message_of(grey_png(eight * 16))
+    with pytest.warns(RuntimeWarning, match="no value above 16320: it is dark"):
+        np.testing.assert_array_equal(load_image(grey_png(eight * 64))[:, :, :1], GREY // 4)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in PHOTO.astype(np.uint16) * 16)
+    with pytest.warns(RuntimeWarning, match="no value above 4095: it is black, or 12-bit"):
+        load_image(png(7, 5, 16, 2, rows))
+
+
+def test_black_is_black_and_pillows_own_integers_are_eight_bits():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not load_image(grey_png(np.zeros((2, 2)))).any()
+        whole = Image.fromarray(GREY[:, :, 0]).convert("I")
+        np.testing.assert_array_equal(load_image(whole), np.repeat(GREY, 3, 2))
+
+
 def test_cmyk_and_other_modes():
     for mode in ("CMYK", "YCbCr", "HSV", "RGBX", "RGBa", "La", "PA"):
         via = {"RGBa": "RGBA", "La": "LA", "PA": "P"}.get(mode, mode)

@@ -20,10 +20,13 @@ HELP = "Measure a bundle: latency of every stage against this machine's peak, th
 EXAMPLE = (
     "Example: vocabseg bench my-bundle --against torch-eager,onnxruntime --checkpoint model_final.pth\n\n"
     "Two reports side by side: vocabseg bench --compare old/bench.json new/bench.json\n\n"
-    "Exit code 3: the parity contract is broken; the first stage beyond its tolerance is named."
+    "Exit code 3: the parity contract is broken, and the first stage beyond its tolerance is named; or --compare found "
+    "a figure slower than --fail-above allows.\n\n"
+    "Exit code 4: something that was asked for could not be measured; the report holds the rest."
 )
-# Of a run that went well and found a broken contract; 1 is a fault of vocabseg, 2 input that cannot be used.
-BROKEN = 3
+# Of a run that went well and found a broken contract, or was incomplete; 1 is a fault of vocabseg, 2 input that cannot
+# be used.
+BROKEN, INCOMPLETE = 3, 4
 
 
 def bench(
@@ -66,11 +69,17 @@ def bench(
             "--compare", metavar="OLD NEW", help="Compare two reports (bench.json) and stop.", show_default=False
         ),
     ] = None,
+    fail_above: Annotated[
+        str | None,
+        typer.Option("--fail-above", help="With --compare: exit code 3 if a figure is slower by more, such as 10%."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     if compare is not None:
-        _compare(*compare)
+        _compare(*compare, None if fail_above is None else _percent(fail_above))
         return
+    if fail_above is not None:
+        raise ConfigurationError("--fail-above goes with --compare OLD NEW")
     from vocabseg.benchmarks.page.output import print_report, write_report
     from vocabseg.benchmarks.speed.run import run_benchmark
     from vocabseg.benchmarks.speed.selection import (
@@ -95,7 +104,7 @@ def bench(
         benchmark = make_benchmark(
             opened,
             default_vocabulary(opened) if classes is None else Vocabulary.of(classes),
-            default_images(Path(scratch)) if images is None else images_in(images, limit),
+            default_images(Path(scratch))[:limit] if images is None else images_in(images, limit),
             find_weights(opened, checkpoint, config, clip, overrides),
             engine, _list(against), _list(precision), overrides, effort, device,
         )  # fmt: skip
@@ -112,8 +121,12 @@ def bench(
         print(path)
     for name, stage in outcome.report.broken:
         print(f"vocabseg: parity is broken: {name} leaves its tolerance first in {stage}", file=sys.stderr)
-    if outcome.report.broken:
-        raise typer.Exit(BROKEN)
+    missing = {one.name for one in benchmark.missing} - {one.name for one in benchmark.unmet}
+    incomplete = [one for one in outcome.report.variants if one.reason is not None and one.name not in missing]
+    for one in incomplete:
+        print(f"vocabseg: asked for and not measured: {one.name}: {one.reason}", file=sys.stderr)
+    if outcome.report.broken or incomplete:
+        raise typer.Exit(BROKEN if outcome.report.broken else INCOMPLETE)
 
 
 def _announce(benchmark: "Benchmark", output: Path, say: Callable[[str], None]) -> None:
@@ -127,17 +140,34 @@ def _announce(benchmark: "Benchmark", output: Path, say: Callable[[str], None]) 
         say(f"Not measured: {missing.name}: {missing.reason}")
 
 
-def _compare(old: Path, new: Path) -> None:
+def _compare(old: Path, new: Path, percent: float | None) -> None:
     from rich.console import Console
 
-    from vocabseg.benchmarks.page.compare import compare_table
+    from vocabseg.benchmarks.page.compare import compare, compare_table, slower_than
     from vocabseg.benchmarks.page.output import print_tables
     from vocabseg.benchmarks.speed.results import read_report
 
-    table = compare_table(read_report(old), read_report(new))
+    reports = read_report(old), read_report(new)
+    table = compare_table(*reports)
     if not table.rows:
         raise ConfigurationError(f"{old} and {new} have no variant in common: nothing can be compared")
     print_tables([table], Console())
+    slower = [] if percent is None else slower_than(compare(*reports), percent)
+    for one in slower:
+        share = f"{100 * (one.ratio - 1):.1f} %"
+        print(f"vocabseg: {one.variant}, {one.what}: {share} slower, {percent:g} % are allowed", file=sys.stderr)
+    if slower:
+        raise typer.Exit(BROKEN)
+
+
+def _percent(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent < float("inf"):
+        raise ConfigurationError(f"--fail-above {text!r}: give a percentage, such as 10%")
+    return percent
 
 
 def _list(text: str) -> list[str]:

@@ -42,8 +42,8 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The report's folder. Default: accuracy-DATASET.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", help="Only the first so many images.")] = None,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes, each with the model in memory.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the first so many images.")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Processes, each with the model.")] = 1,
     measures: Annotated[
         list[Measure] | None,
         typer.Option("--measure", help="Measure only this; may be repeated. Default: all that the data set allows."),

@@ -35,7 +35,11 @@ def export(
     ] = False,
     clip: Annotated[
         str | None,
-        typer.Option("--clip", help="Other CLIP for the regions: a state dict's file, or an open_clip NAME::TAG."),
+        typer.Option(
+            "--clip",
+            help="Other CLIP for the regions: a state dict's file, or an open_clip NAME::TAG or NAME::FILE. "
+            "Files do not tell their activation: --set clip.activation=gelu or quick_gelu.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override an entry of the configuration: section.key=value.")
@@ -46,7 +50,7 @@ def export(
     seen: Annotated[
         str | None, typer.Option("--seen", help="Which of --classes were seen in training, in the same form.")
     ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 21,
+    opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.", min=18, max=24)] = 21,
     fused_attention: Annotated[
         bool, typer.Option("--fused-attention", help="Use ONNX's Attention operator (opset 23).")
     ] = False,

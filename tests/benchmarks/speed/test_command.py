@@ -60,7 +60,8 @@ def test_defaults_and_what_is_written(run: Command, planned: list[Benchmark], tm
         "--output",
         output,
     )
-    assert code == 0, err
+    assert code == 4, err
+    assert err.splitlines()[-1].startswith("vocabseg: asked for and not measured: tensorrt: the package tensorrt")
     assert out.split() == [str(output / name) for name in ("bench.html", "bench.md", "bench.json")]
     assert err.startswith("Measuring c_r50_tiny16_vild on 4 images, 20 classes, with openvino, onnxruntime; the report")
     assert "Parity is measured against ONNX Runtime in float32, not the PyTorch reference: the weights were not" in err
@@ -77,7 +78,8 @@ def test_options_reach_the_benchmark(run: Command, planned: list[Benchmark], tmp
     options = ["--classes", "cat, sky", "--engine", "onnxruntime", "--repeat", 3, "--seconds", 9, "--batches", "2,8"]
     more = ["--precision", "float32,bfloat16", "--cold", 0, "--scenes", 7, "--set", "region.mask_threshold=0.7"]
     code, _, err = run(bundle_for_case(CASE), *options, *more, "--quiet", "-o", tmp_path / "report")
-    assert (code, err) == (0, "")
+    assert code == 4
+    assert err.startswith("vocabseg: asked for and not measured: onnxruntime bfloat16: the engine onnxruntime has no")
     benchmark = planned[0]
     assert benchmark.vocabulary.names == ("cat", "sky")
     assert [spec.name for spec in benchmark.variants] == ["onnxruntime"]
@@ -86,6 +88,41 @@ def test_options_reach_the_benchmark(run: Command, planned: list[Benchmark], tmp
     assert (effort.repeat, effort.seconds, effort.batches, effort.cold, effort.scenes) == (3, 9, (2, 8), 0, 7)
     assert benchmark.bundle.manifest.region.mask_threshold == 0.7
     assert benchmark.settings == ("region.mask_threshold=0.7",)
+
+
+def test_a_precision_that_one_of_several_lacks_is_no_failure(
+    run: Command, planned: list[Benchmark], tmp_path: Path
+) -> None:
+    options = ["--engine", "openvino", "--against", "onnxruntime", "--precision", "float32,bfloat16", "--limit", 2]
+    code, _, err = run(bundle_for_case(CASE), *options, "-o", tmp_path / "report")
+    assert code == 0, err
+    assert "Not measured: onnxruntime bfloat16" in err
+    assert len(planned[0].images) == 2, "--limit counts the images that come with the package, too"
+
+
+def test_a_variant_that_failed_is_told_at_the_end(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = VariantResult(name="openvino", precision="float32", reason="it failed: it fell over")
+    report = made_report(made_variant("onnxruntime"), failed)
+    monkeypatch.setattr(bench_run, "run_benchmark", lambda *_: BenchmarkOutcome(report, [], ("a", "b", "c")))
+    code, out, err = run(bundle_for_case(CASE), "--quiet", "-o", tmp_path / "report")
+    assert (code, err) == (4, "vocabseg: asked for and not measured: openvino: it failed: it fell over\n")
+    assert len(out.split()) == 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("99%", 3), ("10", 3), ("150%", 0), ("10 percent", 2), ("-1%", 2), ("nan", 2)]
+)
+def test_a_slower_report_fails_where_that_was_asked(run: Command, tmp_path: Path, limit: str, expected: int) -> None:
+    for name, seconds in (("old", 0.1), ("new", 0.2)):
+        (tmp_path / f"{name}.json").write_bytes(encode_report(made_report(made_variant("onnxruntime", seconds))))
+    code, _, err = run("--compare", tmp_path / "old.json", tmp_path / "new.json", "--fail-above", limit)
+    assert code == expected
+    if expected == 3:
+        assert f"vocabseg: onnxruntime, end to end: 100.0 % slower, {limit.removesuffix('%')} % are allowed" in err
+    assert run("--compare", tmp_path / "new.json", tmp_path / "old.json", "--fail-above", "0")[0] == 0
+    assert run(bundle_for_case(CASE), "--fail-above", "10%")[0] == 2
 
 
 def test_a_broken_contract_has_an_exit_code_of_its_own(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.reference_cases import shapes
 from vocabseg.export.checkpoint import load as checkpoint
+from vocabseg.export.checkpoint.file import read_state_dict
 from vocabseg.export.checkpoint.load import load_clip_source, load_model, published_shapes, random_state_dict
 from vocabseg.export.checkpoint.random_weights import fill
 from vocabseg.export.configuration import Configuration, load_configuration
@@ -219,6 +220,32 @@ def test_changed_signal_is_warned_about(weights: dict[str, Tensor]) -> None:
         load_model(weights, small_configuration())
 
 
+@pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_prefixes_of_wrappers_are_no_part_of_a_name(weights: dict[str, Tensor], tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": {prefix + key: value for key, value in weights.items()}}, path)
+    assert read_state_dict(path).keys() == weights.keys()
+    load_model({prefix + key: value for key, value in weights.items()}, small_configuration())
+
+
+def test_a_compiled_part_has_its_own_name_and_two_models_are_told(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    compiled = {key.replace("backbone.", "backbone._orig_mod.", 1): value for key, value in weights.items()}
+    torch.save(compiled, path)
+    assert read_state_dict(path).keys() == weights.keys()
+    key = next(iter(weights))
+    torch.save(weights | {f"module.{key}": weights[key]}, path)
+    with pytest.raises(CheckpointError, match=f"holds {key} twice, once as module.{key}"):
+        read_state_dict(path)
+
+
+def test_an_unknown_prefix_is_seen_in_the_message(weights: dict[str, Tensor]) -> None:
+    message = failure({f"net.{key}": value for key, value in weights.items()}, small_configuration())
+    assert "missing backbone." in message
+    assert "extra net.backbone." in message
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say which activation")
 def test_clip_of_ones_own_for_the_regions(weights: dict[str, Tensor], tmp_path: Path) -> None:
     prefix = "_region_clip_adapter.clip_model."
     other = {key: shape for key, shape in shapes("d_separate_diff_clip").items() if key.startswith(prefix)}
@@ -233,6 +260,7 @@ def test_clip_of_ones_own_for_the_regions(weights: dict[str, Tensor], tmp_path: 
     assert model.query_clip.embed_dim == 64
 
 
+@pytest.mark.filterwarnings("ignore:.*does not say which activation")
 def test_checkpoint_without_clip(weights: dict[str, Tensor], tmp_path: Path) -> None:
     prefix = "clip_adapter.clip_model."
     path = tmp_path / "clip.pt"

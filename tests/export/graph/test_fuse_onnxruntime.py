@@ -33,7 +33,7 @@ def fused(path, target, kept=(), group_norm=False):
     infer_types(model)
     counts = fuse(model, set(kept), group_norm)
     Editor(model).forget_types()
-    save_graph(model, target, model.graph.opset_imports[""], ("com.microsoft",))
+    save_graph(model, target, ("com.microsoft",))
     return counts
 
 

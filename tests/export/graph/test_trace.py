@@ -21,6 +21,7 @@ from vocabseg.export.graph.onnx_file import ExportError
 from vocabseg.export.graph.trace import export_graph
 from vocabseg.export.graph_checks import check_graph
 from vocabseg.runtime.engines import choose
+from vocabseg.runtime.engines.host_engines import open_engine
 
 onnx = pytest.importorskip("onnx", reason="graphs are ONNX")
 
@@ -122,6 +123,24 @@ def test_gelu_is_one_operation(tmp_path):
     module = nn.Sequential(nn.Linear(8, 8), nn.GELU())
     export_graph(module, {"x": torch.randn(2, 8)}, {"x": ("batch", 8), "y": ("batch", 8)}, tmp_path / "gelu.onnx")
     assert operations(tmp_path / "gelu.onnx")["Gelu"] == 1
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (20, 9), (21, 10), (24, 10)])
+def test_the_record_says_what_was_written(tmp_path, opset, ir_version):
+    path = tmp_path / "graph.onnx"
+    sizes = {"x": ("batch", 8), "y": ("batch", 8)}
+    record = export_graph(nn.Sequential(nn.Linear(8, 8), nn.GELU()), {"x": torch.randn(2, 8)}, sizes, path, opset)
+    model = onnx.load(path)
+    assert record.opset == model.opset_import[0].version == opset
+    assert model.ir_version == ir_version
+    open_engine(path, "onnxruntime", "cpu", "float32").run({"x": np.ones((3, 8), np.float32)})
+
+
+@pytest.mark.parametrize("opset", [11, 17, 25])
+def test_an_opset_that_cannot_be_written_is_refused(tmp_path, opset):
+    with pytest.raises(ExportError, match=f"opset {opset} cannot be written: use one of 18 to 24"):
+        export_graph(nn.Linear(8, 8), {"x": torch.randn(2, 8)}, {}, tmp_path / "graph.onnx", opset)
+    assert not any(tmp_path.iterdir())
 
 
 def test_fused_attention_is_one_operation_on_four_axes(tmp_path):

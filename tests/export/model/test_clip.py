@@ -1,6 +1,7 @@
 """CLIP's towers against open_clip's own forward, and what is refused."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,64 @@ def registered(tmp_path: Path, name: str, **vision: object) -> str:
     return name
 
 
+def gelus(clip) -> set[str]:
+    return {type(part).__name__ for part in clip.module.modules() if "GELU" in type(part).__name__}
+
+
+QUESTION = "does not say which activation"
+
+
+def test_the_activation_of_a_file_is_asked_for(tmp_path):
+    """OpenAI's archives repeat their sizes; other weights tell nothing."""
+    tensors = clip_tensors(clip_shapes())
+    plain, archive, published = (tmp_path / name for name in ("plain.pt", "archive.pt", "published.pt"))
+    torch.save({"epoch": 32, "state_dict": {f"module.{key}": value for key, value in tensors.items()}}, plain)
+    sizes = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    torch.save(tensors | sizes, archive)
+    torch.save({f"clip_adapter.clip_model.{key}": value for key, value in tensors.items()}, published)
+    with pytest.warns(UserWarning, match=rf"plain\.pt {QUESTION}.*--set clip\.activation=quick_gelu, or =gelu"):
+        assert gelus(load_clip_source(plain)) == {"QuickGELU"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert gelus(load_clip_source(plain, "gelu")) == {"GELU"}
+        assert gelus(load_clip_source(plain, "quick_gelu")) == {"QuickGELU"}
+        for known in (archive, published):
+            assert gelus(load_clip_source(known)) == {"QuickGELU"}
+            assert gelus(load_clip_source(known, "gelu")) == {"GELU"}
+    assert load_clip_source(archive).activation == "quick_gelu"
+    assert load_clip_source(archive, "gelu").activation == "gelu"
+
+
+def test_the_activation_of_a_named_file_is_asked_for(tmp_path):
+    name = registered(tmp_path, "tiny-activation", layers=1, width=64, patch_size=16)
+    weights, archive = tmp_path / "weights.pt", tmp_path / "archive.pt"
+    tensors = open_clip.create_model(name).state_dict()
+    torch.save(tensors, weights)
+    sizes = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    torch.save(tensors | sizes, archive)
+    with pytest.warns(UserWarning, match=f"{QUESTION}.*gelu is taken.*, or =quick_gelu"):
+        assert gelus(load_clip_source(f"{name}::{weights}")) == {"GELU"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert gelus(load_clip_source(f"{name}::{weights}", "quick_gelu")) == {"QuickGELU"}
+        assert gelus(load_clip_source(f"{name}::{archive}")) == {"QuickGELU"}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_torchscript_archive_of_open_clip(tmp_path, named):
+    name = registered(tmp_path, "tiny-script", layers=1, width=64, patch_size=16)
+    path = tmp_path / "script.pt"
+    module = open_clip.create_model(name).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(module), path)
+    clip = load_clip_source(f"{name}::{path}" if named else path, "gelu")
+    with torch.no_grad():
+        crops = noise(2, 3, 32, 32)
+        assert (clip.image_tower(crops) - module.encode_image(crops)).abs().max() <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say which activation")
 def test_any_open_clip_model_by_name(tmp_path):
     name = registered(tmp_path, "tiny-scaled", layers=1, width=64, patch_size=16, ls_init_value=0.1)
     reference = open_clip.create_model(name).eval()

@@ -1,6 +1,8 @@
 """A result computes nothing until it is asked, and what it then gives agrees with its labels."""
 
+import copy
 import json
+import pickle
 import sys
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
-from vocabseg.runtime.kernels import reference
+from vocabseg.runtime.kernels import load_kernels, reference
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.panoptic import panoptic_segments, rle_decode
 from vocabseg.runtime.result.picture import class_colours
@@ -42,6 +44,22 @@ def test_creation_computes_nothing():
     result = Result(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float32), ("a", "b"), evidence=Untouchable())
     assert result.classes == ["a", "b"]
     assert repr(result) == "Result(2 x 3 pixels, 2 classes)"
+
+
+@pytest.mark.parametrize("copied", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("kernels", [reference, load_kernels("host")])
+def test_a_copy_answers_as_the_original(copied, kernels):
+    result = made(kernels)
+    again = copied(result)
+    for name in ("labels", "scores", "image"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(result, name))
+    assert again.classes == result.classes
+    assert again.to_json() == result.to_json()
+    np.testing.assert_array_equal(again.class_scores(), result.class_scores())
+    np.testing.assert_array_equal(again.panoptic()[0], result.panoptic()[0])
+    plain = copied(labelled([[0, 1], [2, -1]]))
+    assert plain.to_json() == labelled([[0, 1], [2, -1]]).to_json()
+    assert plain.evidence is plain.image is None
 
 
 def test_class_scores_agree_with_labels_and_scores():
