@@ -1,5 +1,6 @@
 """`vocabseg batch`: folders, globs, lists and tars in; label maps and run lengths in shards out, on Ray."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 
 from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, Quiet, Settings, Target
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import announcer, counting
+from vocabseg.commands.terminal import FAILED, announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
 
 HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; resumes where it was interrupted."
@@ -16,7 +17,8 @@ EXAMPLE = (
     "Example: vocabseg batch photos/ --classes 'cat, grass, sky' --bundle my-bundle --output segmented/\n\n"
     "Several inputs: vocabseg batch 'raw/**/*.jpg' list.csv shards/*.tar -c @names.txt -b my-bundle -o segmented/\n\n"
     "On a cluster, with folders that all its machines share: --ray-address auto\n\n"
-    "The same command again resumes an interrupted run, and does nothing when all is done."
+    "The same command again resumes an interrupted run, and does nothing when all is done.\n\n"
+    "Exit code 3: every image is broken. Files that are left out of the inputs are listed in left_out.csv."
 )
 
 
@@ -69,7 +71,7 @@ def batch(
     from vocabseg.batch.inputs.find import find_items
     from vocabseg.batch.job import KINDS, Job
     from vocabseg.batch.ray_cluster import Workers
-    from vocabseg.batch.summary import summary_lines, write_summary
+    from vocabseg.batch.summary import failure_lines, frequencies, summary_lines, write_summary
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if device.startswith("cuda:"):
@@ -98,7 +100,7 @@ def batch(
         outcome = run_batch(
             target.opened,
             job,
-            lambda: find_items(inputs, column, id_column),
+            lambda left_out: find_items(inputs, column, id_column, left_out, output),
             shard_size,
             Workers(workers, threads, ray_address),
             retry_broken,
@@ -106,7 +108,12 @@ def batch(
             say,
         )
     files = write_summary(output, fresh=outcome.done + outcome.broken > 0)
-    for line in summary_lines(output, outcome):
+    found = frequencies(output)
+    for line in summary_lines(found, output, outcome):
         say(line)
+    for line in failure_lines(found, output):  # even where nothing else is said
+        print(f"vocabseg: {line}", file=sys.stderr)
     for path in files:
         print(path)
+    if not found.images:
+        raise typer.Exit(FAILED)

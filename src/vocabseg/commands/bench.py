@@ -10,7 +10,7 @@ import typer
 
 from vocabseg.commands.options import BundleArgument, Device, Engine, Quiet, Settings, Target
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import announcer, progress
+from vocabseg.commands.terminal import FAILED, announcer, progress
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ EXAMPLE = (
     "Two reports side by side: vocabseg bench --compare old/bench.json new/bench.json\n\n"
     "Exit code 3: the parity contract is broken; the first stage beyond its tolerance is named."
 )
-# Of a run that went well and found a broken contract; 1 is a fault of vocabseg, 2 input that cannot be used.
-BROKEN = 3
 
 
 def bench(
@@ -81,7 +79,7 @@ def bench(
         images_in,
         make_benchmark,
     )
-    from vocabseg.benchmarks.writing import make_folder
+    from vocabseg.runtime.files import make_folder
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     # Everything is looked at before anything is measured.
@@ -113,7 +111,7 @@ def bench(
     for name, stage in outcome.report.broken:
         print(f"vocabseg: parity is broken: {name} leaves its tolerance first in {stage}", file=sys.stderr)
     if outcome.report.broken:
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(FAILED)
 
 
 def _announce(benchmark: "Benchmark", output: Path, say: Callable[[str], None]) -> None:

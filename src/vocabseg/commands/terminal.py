@@ -8,6 +8,8 @@ from typing import Any
 
 from vocabseg.runtime.progress import Progress, silent
 
+# Exit code of a command that ran and did not get what was asked for; 1 is a fault of vocabseg, 2 unusable input.
+FAILED = 3
 # A total of so many parts or more is a share of the whole, not a number of things: it is shown in percent, and where
 # there is no bar, with a line for each tenth.
 SHARES = 1000
