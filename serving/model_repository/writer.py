@@ -1,7 +1,6 @@
 """A bundle -> a model repository for Triton: configuration, model file, the bundle itself, and how to run it."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -36,25 +36,35 @@ from vocabseg.serving.model import TritonPythonModel  # noqa: E402, F401
 
 
 def write_repository(
-    bundle: Bundle, target: Path, serving: Serving, named: Mapping[str, Vocabulary] | None = None
+    bundle: Bundle,
+    target: Path,
+    serving: Serving,
+    named: Mapping[str, Vocabulary] | None = None,
+    beside: bool = False,
 ) -> Path:
     """Write the repository to a temporary folder and rename it to `target`, which must be missing or empty.
 
     Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. The
-    bundle's files are hard links where the file system allows it, else copies. Returns the model's folder. Raises
-    OutputError where it cannot be written, ConfigurationError for a name that Triton does not take.
+    bundle is copied, with its manifest as it is in memory; with `beside`, unless the two differ, its folder becomes a
+    link to the original, which must then stay where it is. Returns the model's folder. Raises OutputError where it
+    cannot be written, ConfigurationError for a name that Triton does not take.
     """
-    check_target(target)
+    check_target(target, bundle)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", serving.name):
         raise ConfigurationError(f"the model name {serving.name!r}: use letters, digits, '_', '.' and '-'")
     given = named or {}
-    with whole_folder(target, "the model repository", lambda: check_target(target)) as temporary:
+    with whole_folder(target, "the model repository", lambda: check_target(target, bundle)) as temporary:
         model = temporary / serving.name
         version = model / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL_FILE, encoding="utf-8")
         (version / "vocabularies.json").write_bytes(_vocabularies(bundle, given))
-        shutil.copytree(bundle.folder, version / "bundle", copy_function=_link)
+        if beside and read_manifest(bundle.folder / MANIFEST) == bundle.manifest:
+            (version / "bundle").symlink_to(bundle.folder.absolute(), target_is_directory=True)
+        else:
+            # Never links to the files: for onnx, a file with several hard links is an attack.
+            shutil.copytree(bundle.folder, version / "bundle", ignore=shutil.ignore_patterns(".vocabseg-*"))
+            write_manifest(bundle.manifest, version / "bundle")
         (model / "config.pbtxt").write_text(model_configuration(serving), encoding="utf-8")
         (model / "warmup").mkdir()
         (model / "warmup" / WARM_UP_FILE).write_bytes(warm_up_classes())
@@ -63,8 +73,10 @@ def write_repository(
     return target / serving.name
 
 
-def check_target(target: Path) -> None:
-    """Raise OutputError if no repository can be written to `target`."""
+def check_target(target: Path, bundle: Bundle) -> None:
+    """Raise OutputError if no repository with the bundle can be written to `target`."""
+    if target.resolve().is_relative_to(bundle.folder.resolve()):
+        raise OutputError(f"{target} lies in the bundle {bundle.folder}: choose another place")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists already: remove it, or choose another place")
     if not target.parent.is_dir():
@@ -86,10 +98,3 @@ def _entry(vocabulary: Vocabulary) -> NamedVocabulary:
         seen=None if vocabulary.seen is None else [bool(flag) for flag in vocabulary.seen],
         templates=None if vocabulary.templates is None else list(vocabulary.templates),
     )
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
