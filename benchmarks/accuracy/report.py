@@ -10,8 +10,8 @@ from vocabseg.benchmarks.accuracy.evaluate import Accuracy, Evaluation
 from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics
 from vocabseg.benchmarks.accuracy.metrics import SemanticMetrics
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
-from vocabseg.benchmarks.writing import make_folder, markdown_table
-from vocabseg.runtime.files import atomic_write
+from vocabseg.benchmarks.writing import markdown_table
+from vocabseg.runtime.files import atomic_write, make_folder
 
 JSON, MARKDOWN = "accuracy.json", "accuracy.md"
 BARS, CONFUSION, EXAMPLES = "per_class.png", "confusion.png", "examples.png"

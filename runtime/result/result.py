@@ -1,32 +1,21 @@
 """What a user gets back: labels and scores at once, everything else on request."""
 
-import io
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
-from vocabseg.runtime.files import atomic_write
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
 from vocabseg.runtime.result.panoptic import instances as most_probable_instances
+from vocabseg.runtime.result.writing import check_suffix, picture_format, write_json, write_picture
 
 if TYPE_CHECKING:
     import supervision
-
-# File name suffix -> Pillow's format and options.
-PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 4}),
-    ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 92, "subsampling": 0}),
-    ".webp": ("WEBP", {"quality": 92}),
-}
 
 
 class Evidence(Protocol):
@@ -171,8 +160,8 @@ class Result:
 
         Raises OutputError for another suffix, and if the file cannot be written.
         """
-        form, options = _picture_format(path)
-        _write_picture(path, self.draw(), form, options)
+        form, options = picture_format(path)
+        write_picture(path, self.draw(), form, options)
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a PNG whose pixel values are class indices.
@@ -183,8 +172,7 @@ class Result:
         """
         from PIL import Image
 
-        if Path(path).suffix.lower() != ".png":
-            raise OutputError(f"cannot write labels to {os.fspath(path)!r}: only PNG stores them exactly; name it .png")
+        check_suffix("labels", path)
         gaps = bool((self.labels < 0).any())
         values = len(self.classes) + gaps
         if values > 2**16:
@@ -196,13 +184,13 @@ class Result:
             table = np.zeros((256, 3), np.uint8)
             table[: len(self.classes)] = class_colours(len(self.classes))
             picture.putpalette(table.tobytes())
-            _write_picture(path, picture, "PNG", {})
+            write_picture(path, picture, "PNG", {})
         else:
-            _write_picture(path, self.labels.astype(np.uint16), "PNG", {})
+            write_picture(path, self.labels.astype(np.uint16), "PNG", {})
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write what `to_json` returns, as UTF-8; raises OutputError if the file cannot be written."""
-        _write_json(path, self.to_json())
+        write_json(path, self.to_json())
 
     def save_panoptic(
         self,
@@ -217,7 +205,7 @@ class Result:
         for segment in segments:
             shape = _described(segmentation == segment["id"])
             described.append({**segment, "name": self.classes[segment["category_id"]], **shape})
-        _write_json(path, self._json(described))
+        write_json(path, self._json(described))
 
     def _json(self, segments: list[dict[str, Any]]) -> dict[str, Any]:
         return {"image_size": list(self.labels.shape), "classes": self.classes, "segments": segments}
@@ -257,34 +245,3 @@ def _described(mask: np.ndarray) -> dict[str, Any]:
         "bbox": coco_box(mask),
         "segmentation": rle_encode(mask),
     }
-
-
-def _picture_format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    suffix = Path(path).suffix.lower()
-    if suffix not in PICTURES:
-        known = ", ".join(PICTURES)
-        raise OutputError(f"cannot write a picture to {os.fspath(path)!r}: use one of the suffixes {known}")
-    return PICTURES[suffix]
-
-
-def _write_picture(path: str | os.PathLike[str], picture: Any, form: str, options: dict[str, Any]) -> None:
-    from PIL import Image
-
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    encoded = io.BytesIO()
-    try:
-        image.save(encoded, form, **options)
-    except (OSError, ValueError) as error:  # JPEG and WebP limit width and height
-        size = f"{image.width} x {image.height}"
-        raise OutputError(f"cannot write a {form} of {size} pixels ({error}); use .png instead") from error
-    with atomic_write(path) as file:
-        file.write(encoded.getbuffer())
-
-
-def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    if Path(path).suffix.lower() != ".json":
-        raise OutputError(f"cannot write JSON to {os.fspath(path)!r}: name it .json")
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
-        file.write(b"\n")

@@ -294,6 +294,12 @@ def test_export_tells_what_is_wrong(refused, tmp_path):
     refused(*common, "--config", "zsseg-r50-vitb16-vild", told="--random")
     refused(*common, "--config", "zsseg-r50-vitb16-vild", "--random", "--set", "region.foo=1", told="foo")
     refused(*common, told="--config")
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "manifest.json").touch()
+    (held / "w.pth").touch()
+    common = ["export", "--config", "zsseg-r50-vitb16-vild", "--output", held, "--overwrite"]
+    refused(*common, "--checkpoint", held / "w.pth", told=["would replace the input", "w.pth"])
     code, _, err = _run_export(tmp_path, weights)
     assert code == 2
     assert "weights.pth" in err.splitlines()[-1]

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import atomic_write, check_writable
+from vocabseg.runtime.files import atomic_write, check_apart, check_folder, check_writable
 
 
 def test_writes_and_replaces(tmp_path):
@@ -97,4 +97,33 @@ def test_a_folder_without_permission(tmp_path):
 
 def test_check_writable_writes_nothing(tmp_path):
     assert check_writable(tmp_path / "out.png") == (tmp_path / "out.png").resolve()
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_output_is_no_input_however_it_is_named(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "in.png").touch()
+    (tmp_path / "file").symlink_to(tmp_path / "sub" / "in.png")
+    (tmp_path / "folder").symlink_to(tmp_path / "sub")
+    inputs = [tmp_path / "other.png", tmp_path / "folder" / "in.png"]
+    for output in ("sub/in.png", "sub/../sub/in.png", "file", "folder/in.png", "sub", "folder"):
+        with pytest.raises(OutputError, match=r"would replace the input .*in\.png"):
+            check_apart([tmp_path / "new.png", tmp_path / output], inputs)
+    check_apart([tmp_path / "sub" / "in.png.json", tmp_path / "su", tmp_path / "sub" / "i"], inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("file/deeper", "file' is not a folder"), ("nul\0", "null"), ("/proc/1/new", r"cannot write in '/proc/1/new'")],
+)
+def test_folders_that_cannot_be_made(tmp_path, name, message, monkeypatch):
+    (tmp_path / "file").touch()
+    if name.startswith("/proc"):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match=message):
+        check_folder(os.path.join(tmp_path, name))
+
+
+def test_check_folder_makes_nothing(tmp_path):
+    assert check_folder(tmp_path / "a" / "b") == tmp_path.resolve() / "a" / "b"
     assert os.listdir(tmp_path) == []

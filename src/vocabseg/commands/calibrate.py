@@ -64,23 +64,26 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir", "onnxruntime", "matplotlib"), "calibrating", "calibration")
-    from vocabseg.calibration.report.calibration_report import lines, write_report
-    from vocabseg.calibration.samples.calibration_images import choose_images
+    from vocabseg.calibration.report.calibration_report import lines, report_files, write_report
+    from vocabseg.calibration.samples.calibration_images import candidates, choose_images
     from vocabseg.calibration.session import Calibration
     from vocabseg.calibration.trials.accuracy_budget import parse_budget
-    from vocabseg.runtime.bundle.folder import open_bundle
+    from vocabseg.runtime.bundle.folder import check_changeable, open_bundle
+    from vocabseg.runtime.files import check_apart, make_folder
 
     say = announcer(quiet)
     kinds = _kinds(precision)
     allowed = parse_budget(budget, labelled=dataset is not None or images is None)
+    if dataset is not None and data_dir is None:
+        raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
     chosen, held = choose_images(images, count, seed, say)
+    if bundle is not None:
+        check_changeable(bundle)
     opened = open_bundle(bundle or _demo_copy(say))
     name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")
-    try:
-        report_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {report_folder}: {(error.strerror or str(error)).lower()}") from None
+    check_apart(report_files(report_folder), [] if images is None else candidates(images))
+    make_folder(report_folder)
     trial_set = _trial_set(opened, images, dataset, data_dir, split, limit, classes, report_folder, say)
     source = f"{len(chosen)} images" if images is not None else f"{len(chosen)} rendered scenes"
     say(f"Calibrating {name} for {', '.join(kinds)} on {source}: graphs to {folder}, the report to {report_folder}")
@@ -127,9 +130,7 @@ def _trial_set(
     from vocabseg.calibration.trials.precision_trials import TrialSet
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
-    if dataset is not None:
-        if data_dir is None:
-            raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
+    if dataset is not None and data_dir is not None:
         return TrialSet.of(get_dataset(dataset, data_dir, split), limit)
     if images is None:
         return TrialSet.of(get_dataset("world", trial_scenes(scratch, limit, say)), limit)

@@ -59,6 +59,7 @@ def export(
 ) -> None:
     require(EXPORTER, "exporting", "export,cpu")
     from vocabseg.export.configuration import list_configurations, load_configuration
+    from vocabseg.runtime.files import check_apart
 
     if list_:
         for name in list_configurations():
@@ -68,6 +69,9 @@ def export(
         raise ConfigurationError("--config and --output are needed (see `vocabseg export --list` and --help)")
     if random == (checkpoint is not None):
         raise ConfigurationError("give either --checkpoint FILE or --random")
+    lists = [text[1:] for text in (classes, seen) if text is not None and text.startswith("@")]
+    given = [path for path in (checkpoint, sample_image, clip, config, *lists) if path is not None]
+    check_apart([output], [path for path in given if Path(path).exists()])
     load_configuration(config, settings or [])  # an unknown name or key is an error before anything is announced
     vocabulary = _vocabulary(classes, seen)
     if not quiet:
