@@ -9,6 +9,7 @@ from PIL import Image
 
 from vocabseg.benchmarks.scenes.world import render_scene
 from vocabseg.cli import main
+from vocabseg.commands.options import vocabulary_of
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
@@ -170,3 +171,20 @@ def test_folders_and_globs(run, photos: Path) -> None:
 def test_one_of_each_is_counted_as_one(run, photos: Path) -> None:
     _, _, err = run("photos/sub", "-c", "sky", "-o", "out/", "-w", "labels")
     assert "Segmenting c.png into 1 class with demo" in err
+
+
+def test_the_classes_of_a_data_set_go_by_its_name(run, photos: Path) -> None:
+    for name, count, first, last in (
+        ("ade20k-150", 150, "wall", "flag"),
+        ("ade20k-847", 847, "wall", "adding machine, totalizer, totaliser"),
+        ("coco-stuff-171", 171, "person", "wood"),
+        ("coco-stuff-156", 156, "person", "wood"),
+        ("voc-20", 20, "aeroplane", "tvmonitor"),
+        ("pascal-context-59", 59, "aeroplane", "wood"),
+        ("cityscapes-19", 19, "road", "bicycle"),
+    ):
+        classes = vocabulary_of(name).names
+        assert (len(classes), classes[0], classes[-1]) == (count, first, last)
+    assert run("photos/sub/c.png", "-c", "voc-20", "-o", "out.json", "-w", "json", "-q")[0] == 0
+    assert json.loads(Path("out.json").read_text())["classes"] == list(vocabulary_of("voc-20").names)
+    assert vocabulary_of("boeing-747").names == ("boeing-747",)

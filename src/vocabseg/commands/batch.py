@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, Quiet, Settings, Target
+from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, Quiet, Settings, Target, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
@@ -79,7 +79,7 @@ def batch(
     target = Target(bundle, device, engine, precision, settings)
     manifest = target.opened.manifest
     if classes is not None:
-        vocabulary = Vocabulary.of(classes)
+        vocabulary = vocabulary_of(classes)
     elif manifest.vocabulary is not None:
         vocabulary = Vocabulary(manifest.vocabulary, manifest.seen)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleArgument, Device, Engine, Quiet, Settings, Target
+from vocabseg.commands.options import BundleArgument, Device, Engine, Quiet, Settings, Target, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, progress
 from vocabseg.runtime.errors import ConfigurationError
@@ -80,7 +80,6 @@ def bench(
         make_benchmark,
     )
     from vocabseg.runtime.files import make_folder
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     # Everything is looked at before anything is measured.
     effort = Effort(repeat, seconds, _batches(batches), scenes, cold)
@@ -92,7 +91,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
         benchmark = make_benchmark(
             opened,
-            default_vocabulary(opened) if classes is None else Vocabulary.of(classes),
+            default_vocabulary(opened) if classes is None else vocabulary_of(classes),
             default_images(Path(scratch)) if images is None else images_in(images, limit),
             find_weights(opened, checkpoint, config, clip, overrides),
             engine, _list(against), _list(precision), overrides, effort, device,

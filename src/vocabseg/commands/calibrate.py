@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet
+from vocabseg.commands.options import Quiet, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
@@ -128,11 +128,10 @@ def _trial_set(
     from vocabseg.benchmarks.speed.selection import default_vocabulary
     from vocabseg.calibration.samples.calibration_images import image_files, trial_scenes
     from vocabseg.calibration.trials.precision_trials import TrialSet
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if dataset is not None and data_dir is not None:
         return TrialSet.of(get_dataset(dataset, data_dir, split), limit)
     if images is None:
         return TrialSet.of(get_dataset("world", trial_scenes(scratch, limit, say)), limit)
-    vocabulary = default_vocabulary(bundle) if classes is None else Vocabulary.of(classes)
+    vocabulary = default_vocabulary(bundle) if classes is None else vocabulary_of(classes)
     return TrialSet(image_files(images, limit), vocabulary)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet
+from vocabseg.commands.options import Quiet, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import progress
 from vocabseg.runtime.errors import ConfigurationError
@@ -103,8 +103,8 @@ def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
         if seen is not None:
             raise ConfigurationError("--seen goes with --classes: it says which of them were seen in training")
         return None
-    names = Vocabulary.of(classes).names
-    return Vocabulary(names, None if seen is None else Vocabulary.of(seen).names)
+    names = vocabulary_of(classes).names
+    return Vocabulary(names, None if seen is None else vocabulary_of(seen).names)
 
 
 def _summary(folder: Path) -> None:

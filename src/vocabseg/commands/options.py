@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from vocabseg.runtime.bundle.folder import Bundle
     from vocabseg.runtime.segmenter.segmenter import Segmenter
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
 BundleArgument = Annotated[
     Path | None, typer.Argument(help="The bundle's folder; without it, the built-in demo model.", show_default=False)
@@ -21,7 +22,11 @@ BundleOption = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
+    typer.Option(
+        "--classes",
+        "-c",
+        help="Class names separated by commas; @FILE with one on each line; or a data set's name (evaluate --list).",
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
@@ -32,6 +37,19 @@ Precision = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16, int8 or fp8; default: the engine's own.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def vocabulary_of(text: str) -> "Vocabulary":
+    """The names in an option: those of a data set, or as `Vocabulary.of` reads them; raises VocabularyError."""
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+    if text.strip().rpartition("-")[2].isdecimal():
+        from vocabseg.benchmarks.datasets.registry import class_names
+
+        found = class_names(text.strip())
+        if found is not None:
+            return Vocabulary(found)
+    return Vocabulary.of(text)
 
 
 @dataclass(frozen=True)

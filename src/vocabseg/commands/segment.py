@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from vocabseg.commands.options import BundleOption, Classes, Device, Engine, Precision, Quiet, Settings, Target
+from vocabseg.commands.options import (
+    BundleOption,
+    Classes,
+    Device,
+    Engine,
+    Precision,
+    Quiet,
+    Settings,
+    Target,
+    vocabulary_of,
+)
 from vocabseg.commands.terminal import FAILED, announcer, counting, progress
 from vocabseg.runtime.errors import OutputError, VocabsegError
 from vocabseg.runtime.progress import counted
@@ -88,13 +98,13 @@ def segment(
         work = [Work(path, _placed(folder, stem, kinds)) for path, stem in found]
     lists = [Path(text[1:]) for text in (classes, seen) if text is not None and text.startswith("@")]
     _check_outputs(work, folder, lists)
-    names = None if classes is None else Vocabulary.of(classes)
+    names = None if classes is None else vocabulary_of(classes)
     target = Target(bundle, device, engine, precision, settings)
     check_apart((path for each in work for path in each.files.values()), target.opened.folder.rglob("*"))
     segmenter = target.segmenter()
     vocabulary = segmenter.vocabulary(names)
     if seen is not None or template:
-        flags = vocabulary.seen if seen is None else Vocabulary.of(seen).names
+        flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
         vocabulary = Vocabulary(vocabulary.names, flags, template or None)
     what = work[0].image.name if len(work) == 1 else counted(len(work), "image")
     how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
