@@ -178,7 +178,7 @@ class Result:
         if values > 2**16:
             raise OutputError(f"a PNG cannot hold {len(self.classes)} classes; use result.labels and numpy.save")
         if values <= 2**8:
-            from vocabseg.runtime.result.picture import class_colours
+            from vocabseg.runtime.result.colours import class_colours
 
             picture = Image.fromarray(self.labels.astype(np.uint8))
             table = np.zeros((256, 3), np.uint8)

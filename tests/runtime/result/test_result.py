@@ -11,8 +11,8 @@ from PIL import Image
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
 from vocabseg.runtime.kernels import reference
 from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.panoptic import panoptic_segments, rle_decode
-from vocabseg.runtime.result.picture import class_colours
 from vocabseg.runtime.result.result import GivenEvidence, Result
 
 NAMES = ["cat", "трава", "sky \N{CLOUD}"]
