@@ -21,13 +21,13 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def check_suffix(kind: str, path: str | os.PathLike[str]) -> None:
-    """Raise OutputError if no "overlay", "labels", "json" or "panoptic" can be written to a file of this name."""
+    """Raise OutputError if what is to be written, such as "overlay", "labels" or "json", cannot have this name."""
     suffix, name = Path(path).suffix.lower(), os.fspath(path)
     if kind == "overlay":
         picture_format(path)
     elif kind == "labels" and suffix != ".png":
         raise OutputError(f"cannot write labels to {name!r}: only PNG stores them exactly; name it .png")
-    elif kind in ("json", "panoptic") and suffix != ".json":
+    elif kind in ("json", "panoptic", "coco-panoptic") and suffix != ".json":
         raise OutputError(f"cannot write JSON to {name!r}: name it .json")
 
 

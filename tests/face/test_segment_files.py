@@ -1,6 +1,7 @@
 """Which files `vocabseg segment` reads and writes: originals stay, names are checked first, errors end nothing else."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vocabseg.commands.options import vocabulary_of
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
+SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 QUIET = ("-q", "-c", "sky, water, grass")
 
 
@@ -141,7 +143,7 @@ def test_a_result_that_cannot_be_written_does_not_end_the_others(run, photos: Pa
 
     save = Result.save_json
 
-    def full(result: Result, path: Path) -> None:
+    def full(result: Result, path: Path, info: object) -> None:
         if path.name.startswith("a"):
             raise OutputError("the disk is full")
         save(result, path)
@@ -188,3 +190,47 @@ def test_the_classes_of_a_data_set_go_by_its_name(run, photos: Path) -> None:
     assert run("photos/sub/c.png", "-c", "voc-20", "-o", "out.json", "-w", "json", "-q")[0] == 0
     assert json.loads(Path("out.json").read_text())["classes"] == list(vocabulary_of("voc-20").names)
     assert vocabulary_of("boeing-747").names == ("boeing-747",)
+
+
+def test_results_say_what_they_are_of_and_what_made_them(run, photos: Path) -> None:
+    kinds = ("-w", "json", "-w", "panoptic", "-w", "coco-panoptic")
+    options = ("--set", "region.mask_threshold=0.4", "--things", "grass", "--template", "a drawing of a {}.")
+    code, out, err = run("photos/a.png", "-o", "out/", *kinds, *options, *QUIET)
+    assert code == 0, err
+    names = ("a_segmented.json", "a_panoptic.json", "a_coco_panoptic.json", "a_coco_panoptic.png")
+    assert out.split() == [f"out/{name}" for name in names]
+    for name in names[:3]:
+        info = json.loads(Path("out", name).read_text())["info"]
+        assert info["file"] == "photos/a.png"
+        assert info["model"] == "demo"
+        assert info["engine"].endswith("-cpu-float32")
+        assert info["vocabseg"] == version("vocabseg")
+        assert info["settings"]["region"]["mask_threshold"] == 0.4
+        assert info["templates"] == ["a drawing of a {}."]
+    described = json.loads(Path("out/a_panoptic.json").read_text())
+    assert {one["name"]: one["isthing"] for one in described["segments"]}.items() <= {
+        "sky": False, "water": False, "grass": True
+    }.items()  # fmt: skip
+    assert described["segments"]
+
+
+def test_thresholds_decide_which_segments_there_are(run, photos: Path) -> None:
+    def segments(*options: object) -> list[object]:
+        assert run(SCENE, "-o", "p.json", "-w", "panoptic", "-q", *options)[0] == 0
+        return json.loads(Path("p.json").read_text())["segments"]
+
+    assert segments("--object-threshold", 1) == []
+    assert len(segments("--object-threshold", 0, "--overlap-threshold", 0)) > len(segments())
+
+
+def test_panoptic_options_are_checked(run, photos: Path) -> None:
+    code, _, err = run("photos/a.png", "-w", "panoptic", "-o", "p.json", "--things", "sky, lawn", *QUIET)
+    assert (code, err) == (2, "vocabseg: --things 'lawn' is none of the 3 classes: use their names\n")
+    assert "go with --write panoptic" in run("photos/a.png", "--things", "sky", *QUIET)[2]
+    assert (
+        "'--object-threshold': Input should be less than"
+        in run("photos/a.png", "-w", "panoptic", "-o", "p.json", "--object-threshold", 1.5, *QUIET)[2]
+    )
+    assert not Path("p.json").exists()
+    err = run("photos/a.png", "-w", "panoptic", "-o", "p.json", "-c", "sky")[2]
+    assert "Without --things every class is countable" in err
