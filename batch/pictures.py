@@ -10,6 +10,7 @@ from vocabseg.batch.shard import IMAGES, MASKS, committed, shard_folder
 from vocabseg.batch.shard_plan import planned_shards, read_shard
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.progress import counted
 from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.picture import draw_overlay
 
@@ -41,7 +42,7 @@ def plot_frequencies(found: "Frequencies", path: Path) -> None:
     widest = max(shares, default=1.0)
     for place, (index, share) in enumerate(zip(shown, shares, strict=True)):
         count = found.occurrences[index]
-        text = f"{share:.2g} %, {count:,} image{'s' if count != 1 else ''}"
+        text = f"{share:.2g} %, {counted(count, 'image')}"
         axes.text(share + 0.01 * widest, place, text, va="center", fontsize=7.5, color=MUTED)
     axes.set_ylim(max(4, len(shown)) - 0.4, -0.6)
     axes.set_xlim(0, 1.3 * widest)
@@ -52,7 +53,7 @@ def plot_frequencies(found: "Frequencies", path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     rest = f", {len(shown)} most frequent shown" if len(order) > len(shown) else ""
-    title = f"{found.images:,} images: {len(order)} of {len(found.classes)} classes occur{rest}"
+    title = f"{counted(found.images, 'image')}: {len(order)} of {len(found.classes)} classes occur{rest}"
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -10,6 +10,7 @@ def silent(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: "1 image", "2,000 images"; `plural` is for nouns that take more than an s."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2,000 images", "3 classes"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"

@@ -19,6 +19,7 @@ from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
 from vocabseg.benchmarks.writing import markdown_table
 from vocabseg.runtime.doctor import processor
 from vocabseg.runtime.files import atomic_write, make_folder
+from vocabseg.runtime.progress import counted
 
 JSON, MARKDOWN = "accuracy.json", "accuracy.md"
 # Packages that the figures may depend on.
@@ -85,7 +86,7 @@ def circumstances() -> dict[str, Any]:
 def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = (), made: Mapping[str, Any] | None = None) -> str:
     """The report as Markdown; `pictures` are file names to show, `made` are `circumstances`."""
     source = accuracy.source
-    measured = f"{accuracy.images} images" + (f", {len(accuracy.broken)} left out" if accuracy.broken else "")
+    measured = counted(accuracy.images, "image") + (f", {len(accuracy.broken)} left out" if accuracy.broken else "")
     parts = [
         f"# {source.get('model', 'model')} on {accuracy.dataset}",
         f"Engine {source.get('engine', 'unknown')}; {measured}; {len(accuracy.classes)} classes. Figures in percent.",

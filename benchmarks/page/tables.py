@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vocabseg.benchmarks.speed.results import TOTAL, BenchmarkReport, Check, Timing, VariantResult, stage_place
+from vocabseg.runtime.progress import counted
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def headline(report: BenchmarkReport) -> str:
     """One line: what was measured, when."""
     settings = f", {' '.join(report.settings)}" if report.settings else ""
     return (
-        f"{report.bundle} ({report.bundle_digest}{settings}), {report.classes} classes, {len(report.images)} images, "
-        f"{report.rounds} rounds, {report.date}"
+        f"{report.bundle} ({report.bundle_digest}{settings}), {counted(report.classes, 'class')}, "
+        f"{counted(len(report.images), 'image')}, {counted(report.rounds, 'round')}, {report.date}"
     )
 
 

@@ -17,7 +17,7 @@ from vocabseg.calibration.search.fidelity import cosine
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.engines.choose import installed
 from vocabseg.runtime.engines.interface import VARIANTS
-from vocabseg.runtime.progress import Progress
+from vocabseg.runtime.progress import Progress, counted
 from vocabseg.runtime.segmenter.host_stages import HostStages
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ class TrialSet:
         """For a report."""
         if self.dataset is None:
             return "the images themselves, without labels"
-        return f"{len(self.files)} images of {self.dataset.name}"
+        return f"{counted(len(self.files), 'image')} of {self.dataset.name}"
 
     @property
     def identity(self) -> str:

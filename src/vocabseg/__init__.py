@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.segmenter import Segmenter, load
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
+__version__: str
 __all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load"]
 
 # Where each public name lives: imported when first used, so that `vocabseg --help` and the exporter load nothing else.
@@ -24,6 +25,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vocabseg")
     if name not in _HOMES:
         raise AttributeError(f"module 'vocabseg' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -11,6 +11,7 @@ from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, 
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.progress import counted
 
 HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; resumes where it was interrupted."
 EXAMPLE = (
@@ -95,7 +96,7 @@ def batch(
         write=tuple(dict.fromkeys(str(kind) for kind in write or KINDS)),
     )
     say = announcer(quiet)
-    say(f"Segmenting {', '.join(inputs)} into {len(vocabulary)} classes with {manifest.name}")
+    say(f"Segmenting {', '.join(inputs)} into {counted(len(vocabulary), 'class')} with {manifest.name}")
     with counting(quiet, "planning", remaining=False) as report:
         outcome = run_batch(
             target.opened,

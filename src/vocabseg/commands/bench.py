@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleArgument, Device, Engine, Quiet, Settings, Target, vocabulary_of
+from vocabseg.commands.options import (
+    BundleArgument,
+    Device,
+    Engine,
+    Quiet,
+    Settings,
+    Target,
+    precision_names,
+    vocabulary_of,
+)
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, progress
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.benchmarks.speed.selection import Benchmark
@@ -94,7 +104,7 @@ def bench(
             default_vocabulary(opened) if classes is None else vocabulary_of(classes),
             default_images(Path(scratch)) if images is None else images_in(images, limit),
             find_weights(opened, checkpoint, config, clip, overrides),
-            engine, _list(against), _list(precision), overrides, effort, device,
+            engine, _list(against), precision_names(precision), overrides, effort, device,
         )  # fmt: skip
         make_folder(output)
         _announce(benchmark, output, announcer(quiet))
@@ -116,8 +126,8 @@ def bench(
 def _announce(benchmark: "Benchmark", output: Path, say: Callable[[str], None]) -> None:
     names = ", ".join(spec.name for spec in benchmark.variants)
     say(
-        f"Measuring {benchmark.bundle.manifest.name} on {len(benchmark.images)} images, "
-        f"{len(benchmark.vocabulary)} classes, with {names}; the report goes to {output}"
+        f"Measuring {benchmark.bundle.manifest.name} on {counted(len(benchmark.images), 'image')}, "
+        f"{counted(len(benchmark.vocabulary), 'class')}, with {names}; the report goes to {output}"
     )
     say(f"Parity is measured against {benchmark.oracle_reason}")
     for missing in benchmark.missing:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet, vocabulary_of
+from vocabseg.commands.options import Quiet, precision_names, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.calibration.trials.precision_trials import TrialSet
@@ -85,7 +86,7 @@ def calibrate(
     check_apart(report_files(report_folder), [] if images is None else candidates(images))
     make_folder(report_folder)
     trial_set = _trial_set(opened, images, dataset, data_dir, split, limit, classes, report_folder, say)
-    source = f"{len(chosen)} images" if images is not None else f"{len(chosen)} rendered scenes"
+    source = counted(len(chosen), "image" if images is not None else "rendered scene")
     say(f"Calibrating {name} for {', '.join(kinds)} on {source}: graphs to {folder}, the report to {report_folder}")
     with progress(quiet) as tick:
         calibration = Calibration(opened, chosen, held, seed, trial_set, allowed, report_folder, tick, say)
@@ -98,7 +99,7 @@ def calibrate(
 
 
 def _kinds(text: str) -> list[str]:
-    kinds = [part.strip() for part in text.split(",") if part.strip()]
+    kinds = precision_names(text)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ConfigurationError(f"--precision {text!r}: give some of {', '.join(KINDS)}")

@@ -89,7 +89,7 @@ def evaluate(
     check_writable(folder / "accuracy.json") if folder.is_dir() else check_writable(folder)
     count = min(len(data), limit or len(data))
     model = f"{identity['model']} ({identity['engine']})"
-    say(f"Evaluating {model} on {counted(count, 'image')} of {dataset}, {len(data.classes)} classes")
+    say(f"Evaluating {model} on {counted(count, 'image')} of {dataset}, {counted(len(data.classes), 'class')}")
     with counting(quiet, "opening the model") as step:
         evaluation = measure_accuracy(
             source,

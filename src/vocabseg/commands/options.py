@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
+# Short names of precisions, in every command.
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+
+def precision_name(text: str | None) -> str | None:
+    """A precision by its full name: "fp16" is "float16"."""
+    return text if text is None else PRECISIONS.get(text.lower(), text)
+
+
+def precision_names(text: str) -> list[str]:
+    """The precisions of a list separated by commas, by their full names."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [PRECISIONS.get(part.lower(), part) for part in parts]
+
+
 BundleArgument = Annotated[
     Path | None, typer.Argument(help="The bundle's folder; without it, the built-in demo model.", show_default=False)
 ]
@@ -34,7 +49,11 @@ Settings = Annotated[
 Engine = Annotated[str | None, typer.Option(help="openvino, onnxruntime or tensorrt; default: the fastest here.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16, int8 or fp8; default: the engine's own.")
+    str | None,
+    typer.Option(
+        callback=precision_name,
+        help="float32, bfloat16, float16 (or fp32, bf16, fp16), int8 or fp8; default: the engine's own.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 

@@ -121,7 +121,7 @@ def segment(
     info = _info(segmenter, vocabulary)
     what = work[0].image.name if len(work) == 1 else counted(len(work), "image")
     how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
-    say(f"Segmenting {what} into {counted(len(vocabulary), 'class', 'classes')} {how}")
+    say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} {how}")
     written: list[Path] = []
     try:
         if len(work) == 1:
@@ -183,12 +183,12 @@ def _save(result: "Result", work: Work, panoptic: Panoptic, info: dict[str, Any]
 
 def _info(segmenter: "Segmenter", vocabulary: "Vocabulary") -> dict[str, Any]:
     """What the results depend on, besides the image."""
-    from importlib.metadata import version
+    import vocabseg
 
     return {
         "model": segmenter.bundle.manifest.name,
         "engine": segmenter.choice.key,
-        "vocabseg": version("vocabseg"),
+        "vocabseg": vocabseg.__version__,
         "settings": segmenter.bundle.manifest.settings(),
         "seen": None if vocabulary.seen is None else vocabulary.seen.tolist(),
         "templates": vocabulary.templates,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vocabseg.runtime.progress import Progress, silent
+from vocabseg.runtime.progress import Progress, counted, silent
 
 # Exit code of a command that ran and did not get what was asked for; 1 is a fault of vocabseg, 2 unusable input.
 FAILED = 3
@@ -76,7 +76,7 @@ def _tenths() -> Progress:
         nonlocal shown
         if done * 10 // total > shown or (done == total and shown < 10):
             shown = done * 10 // total
-            print(f"  {done} of {total} images, {what}", file=sys.stderr, flush=True)
+            print(f"  {done} of {counted(total, 'image')}, {what}", file=sys.stderr, flush=True)
 
     return report
 
