@@ -47,7 +47,8 @@ class Result:
     """One segmented image.
 
     Attributes:
-        labels: (H, W) int32, indices into `classes`; -1 where no user-supplied mask covers the pixel.
+        labels: (H, W) int32, indices into `classes`: every pixel gets the class with most votes, however few; -1 where
+            no user-supplied mask covers it, or `confident` found too few.
         scores: (H, W) float32, the votes for the winning class: the sum over masks of the mask's probability times the
             class's. They are no probabilities, and above 1 where masks agree; those of described segments are in 0..1.
         classes: the names, in the given order.
@@ -74,6 +75,11 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.labels.shape
         return f"Result({height} x {width} pixels, {len(self.classes)} classes)"
+
+    def confident(self, min_score: float) -> "Result":
+        """The same result with the label -1 where the winning score is below `min_score`."""
+        labels = np.where(self.scores < min_score, np.int32(-1), self.labels)
+        return Result(labels, self.scores, self.classes, self.image, self.evidence)
 
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""

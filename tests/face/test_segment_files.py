@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vocabseg import load
 from vocabseg.benchmarks.scenes.world import render_scene
 from vocabseg.cli import main
 from vocabseg.commands.options import vocabulary_of
@@ -234,3 +235,32 @@ def test_panoptic_options_are_checked(run, photos: Path) -> None:
     assert not Path("p.json").exists()
     err = run("photos/a.png", "-w", "panoptic", "-o", "p.json", "-c", "sky")[2]
     assert "Without --things every class is countable" in err
+
+
+def test_pixels_with_a_low_score_get_no_class(run, photos: Path) -> None:
+    def labels(*options: object) -> np.ndarray:
+        assert run("photos/a.png", "photos/b.png", "-o", "out", "-w", "labels", *QUIET, *options)[0] == 0
+        both = [np.asarray(Image.open(f"out/{name}_labels.png")) for name in "ab"]
+        assert run("photos/a.png", "-o", "alone.png", "-w", "labels", *QUIET, *options)[0] == 0
+        np.testing.assert_array_equal(np.asarray(Image.open("alone.png")), both[0])
+        return both[0]
+
+    scores = load()("photos/a.png", "sky, water, grass").scores
+    usual, some = labels(), labels("--min-score", 0.9)
+    assert 0 < np.count_nonzero(scores < 0.9) < scores.size
+    np.testing.assert_array_equal(some, np.where(scores < 0.9, 255, usual))
+    assert run("photos/a.png", "-o", "x.png", "--min-score", 2, *QUIET)[0] == 2
+
+
+def test_the_demo_model_says_that_it_does_not_know_the_names(run, photos: Path) -> None:
+    def told(names: str) -> bool:
+        code, _, err = run("photos/a.png", "-o", "x.png", "-q", "-c", names)
+        assert code == 0
+        assert err == "" or (err.startswith("vocabseg: the built-in demo model knows") and len(err.splitlines()) == 1)
+        return err != ""
+
+    assert told("person, tree, dog")
+    assert told("orange cat, sofa")
+    assert not told("person, sky")
+    assert not told("Cloudy Sky, dog")
+    assert run("photos/a.png", "-o", "x.png", "-q")[2] == ""

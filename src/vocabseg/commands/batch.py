@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, Quiet, Settings, Target, vocabulary_of
+from vocabseg.commands.options import (
+    FOREIGN,
+    BundleOption,
+    Classes,
+    Engine,
+    Precision,
+    Quiet,
+    Settings,
+    Target,
+    foreign_to_demo,
+    vocabulary_of,
+)
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
@@ -95,6 +106,8 @@ def batch(
         precision,
         write=tuple(dict.fromkeys(str(kind) for kind in write or KINDS)),
     )
+    if foreign_to_demo(target.opened, vocabulary):
+        print(f"vocabseg: {FOREIGN}", file=sys.stderr)
     say = announcer(quiet)
     say(f"Segmenting {', '.join(inputs)} into {counted(len(vocabulary), 'class')} with {manifest.name}")
     with counting(quiet, "planning", remaining=False) as report:

@@ -71,6 +71,22 @@ def vocabulary_of(text: str) -> "Vocabulary":
     return Vocabulary.of(text)
 
 
+FOREIGN = (
+    "the built-in demo model knows coloured shapes on textures, such as 'red circle' or 'brick wall', and none of the "
+    "names: what it finds means nothing; give --bundle a model of your own"
+)
+
+
+def foreign_to_demo(bundle: "Bundle", vocabulary: "Vocabulary") -> bool:
+    """Whether the bundle is the demo model, and no name consists of words that it was trained on."""
+    from vocabseg.runtime.bundle.folder import is_demo
+
+    if not is_demo(bundle.folder):
+        return False
+    known = {word for name in bundle.manifest.vocabulary or () for word in name.split()}
+    return not any(known.issuperset(name.lower().split()) for name in vocabulary)
+
+
 @dataclass(frozen=True)
 class Target:
     """The bundle a command works on (None: the demo model) and how to run it, as the options say."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vocabseg.commands.options import (
+    FOREIGN,
     BundleOption,
     Classes,
     Device,
@@ -17,6 +18,7 @@ from vocabseg.commands.options import (
     Quiet,
     Settings,
     Target,
+    foreign_to_demo,
     vocabulary_of,
     with_groups,
 )
@@ -94,6 +96,9 @@ def segment(
     template: Annotated[
         list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
     ] = None,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Pixels with a lower score get no class (label -1).")
+    ] = 0,
     settings: Settings = None,
     engine: Engine = None,
     device: Device = "auto",
@@ -118,7 +123,9 @@ def segment(
         flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
         vocabulary = Vocabulary(vocabulary.names, flags, template or None)
     panoptic.check(kinds, vocabulary, say)
-    info = _info(segmenter, vocabulary)
+    if foreign_to_demo(target.opened, vocabulary):
+        print(f"vocabseg: {FOREIGN}", file=sys.stderr)
+    info = _info(segmenter, vocabulary) | {"min_score": min_score}
     what = work[0].image.name if len(work) == 1 else counted(len(work), "image")
     how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
     say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} {how}")
@@ -128,10 +135,11 @@ def segment(
             with progress(quiet) as report:
                 result = segmenter(work[0].image, vocabulary, report)
                 report("writing", 0, 1)
-                written += _save(result, work[0], panoptic, info)
+                written += _save(result.confident(min_score), work[0], panoptic, info)
         elif failed := _segment_all(
-            segmenter, work, vocabulary, quiet, lambda result, one: written.extend(_save(result, one, panoptic, info))
-        ):
+            segmenter, work, vocabulary, quiet,
+            lambda result, one: written.extend(_save(result.confident(min_score), one, panoptic, info)),
+        ):  # fmt: skip
             print(f"vocabseg: {failed} of {counted(len(work), 'image')} could not be segmented", file=sys.stderr)
             raise typer.Exit(FAILED)
     finally:
