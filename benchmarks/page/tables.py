@@ -159,6 +159,22 @@ def headline(report: BenchmarkReport) -> str:
     )
 
 
+def verdict(report: BenchmarkReport) -> str:
+    """The outcome in one line: how fast the first variant is beside the others, and whether parity holds."""
+    timed = [variant for variant in report.variants if variant.total is not None]
+    speeds = [
+        f"{other.total.p50 / timed[0].total.p50:.3g} times as fast as {other.name}"
+        for other in timed[1:]
+        if other.total is not None and timed[0].total is not None and timed[0].total.p50
+    ]
+    checked = [variant for variant in report.variants if variant.parity is not None]
+    holds = "parity holds" if checked else "parity was not measured"
+    if report.broken:
+        holds = f"parity is BROKEN by {', '.join(dict.fromkeys(name for name, _ in report.broken))}"
+    name = timed[0].name if timed else report.bundle
+    return f"{name}: {', '.join([*speeds, holds])}"
+
+
 def seconds(value: float) -> str:
     """Three digits and a unit."""
     for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s")):

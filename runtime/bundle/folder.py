@@ -49,6 +49,10 @@ class Bundle:
         self.manifest = manifest
         self.tensors = tensors
 
+    def __repr__(self) -> str:
+        precisions = ", ".join(["float32", *self.manifest.variants])
+        return f"Bundle({self.manifest.name!r} in {str(self.folder)!r}, {precisions})"
+
     def path(self, name: str) -> Path:
         """Path of a file in the bundle."""
         return self.folder / name

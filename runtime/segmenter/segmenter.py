@@ -68,6 +68,9 @@ class Segmenter:
             self._engines = HostEngines(bundle, self.choice)
         self.text = TextEmbedder(bundle, self.engine)
 
+    def __repr__(self) -> str:
+        return f"Segmenter({self.bundle.manifest.name!r}, {self.choice.key})"
+
     def engine(self, graph: str) -> KeyedRunnable:
         """The engine of one of the bundle's graphs, opened on its first run; `run` takes host arrays."""
         return self._engines(graph)  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import pytest
 import vocabseg
 from vocabseg import cli
 from vocabseg.commands import segment as segment_command
+from vocabseg.commands import terminal
 from vocabseg.runtime.progress import counted
 
 VERBS = ("segment", "export", "build", "evaluate", "batch", "bench", "calibrate", "serve", "triton", "doctor")
@@ -92,3 +93,30 @@ def test_numbers_go_with_their_nouns() -> None:
 def test_the_version_is_that_of_the_package(run) -> None:
     assert vocabseg.__version__ == version("vocabseg")
     assert run("--version") == (0, f"vocabseg {vocabseg.__version__}\n", "")
+
+
+def test_a_long_silence_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "SILENCE", 0.2)
+    with terminal.counting(False, "opening the model") as report:
+        time.sleep(0.5)
+        report("segmenting", 3, 100)
+        time.sleep(0.5)
+        report("segmenting", 100, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  opening the model ... 0 s so far"
+    assert any(line.startswith("  3 of 100 images, segmenting ... ") for line in lines)
+    assert lines[-1] == "  100 of 100 images, segmenting"
+    monkeypatch.setattr(terminal, "SILENCE", 60)
+    with terminal.counting(False, "opening the model") as report:
+        report("segmenting", 10, 10)
+    assert capsys.readouterr().err == "  10 of 10 images, segmenting\n"
+    with terminal.counting(True, "opening the model"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_opened_tells_what_it_is() -> None:
+    segmenter = vocabseg.load(engine="onnxruntime", device="cpu")
+    assert repr(segmenter) == "Segmenter('demo', onnxruntime-cpu-float32)"
+    assert repr(segmenter.bundle).startswith("Bundle('demo' in '")
+    assert repr(segmenter.bundle).endswith("/demo', float32)")

@@ -80,6 +80,7 @@ def bench(
         _compare(*compare)
         return
     from vocabseg.benchmarks.page.output import print_report, write_report
+    from vocabseg.benchmarks.page.tables import verdict
     from vocabseg.benchmarks.speed.run import run_benchmark
     from vocabseg.benchmarks.speed.selection import (
         Effort,
@@ -115,6 +116,7 @@ def bench(
         from rich.console import Console
 
         print_report(outcome.report, Console(stderr=True))
+    announcer(quiet)(verdict(outcome.report))
     for path in files:
         print(path)
     for name, stage in outcome.report.broken:

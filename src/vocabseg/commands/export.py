@@ -114,4 +114,8 @@ def _summary(folder: Path) -> None:
     for name, graph in manifest.graphs.items():
         size = (graph.bytes + sum(record.bytes for record in graph.external)) / 1e6
         print(f"  {name:<20} {size:7.1f} MB  opset {graph.opset}")
+    found = manifest.parity["graphs"].values()
+    worst = min(figures["cosine"] for engines in found for outputs in engines.values() for figures in outputs.values())
+    limit = manifest.parity["limits"]["cosine"]
+    print(f"  parity with PyTorch holds: the graphs' worst cosine is {worst:.9g}, the limit {limit:g}")
     print(folder)
