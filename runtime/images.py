@@ -109,9 +109,12 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
 
 
 def _from_file_object(file: Any, max_pixels: int) -> np.ndarray:
-    name = "the given file object"
+    own = getattr(file, "name", None)
+    name = repr(own) if isinstance(own, str) else "the given file object"
     try:
         content = file.read()
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"cannot read {name}: {_reason(error)}; open it in mode 'rb'") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):

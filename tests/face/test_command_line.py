@@ -54,7 +54,7 @@ def refused(run, tmp_path):
         code, out, err = run(*arguments)
         assert code == 2, err
         assert out == ""
-        lines = [line for line in err.splitlines() if not line.startswith(("Segmenting", "  "))]
+        lines = [line for line in err.splitlines() if not line.startswith(("Segmenting", "Exporting", "  "))]
         assert len(lines) == 1, err
         assert lines[0].startswith("vocabseg: ")
         for word in [told] if isinstance(told, str) else told:
@@ -300,6 +300,10 @@ def test_export_tells_what_is_wrong(refused, tmp_path):
     (held / "w.pth").touch()
     common = ["export", "--config", "zsseg-r50-vitb16-vild", "--output", held, "--overwrite"]
     refused(*common, "--checkpoint", held / "w.pth", told=["would replace the input", "w.pth"])
+    # The place is looked at before the weights are.
+    common = ["export", "--config", "zsseg-r50-vitb16-vild", "--checkpoint", weights, "--output"]
+    refused(*common, held, told="there is a bundle at")
+    refused(*common, tmp_path / "none" / "bundle", told="does not exist")
     code, _, err = _run_export(tmp_path, weights)
     assert code == 2
     assert "weights.pth" in err.splitlines()[-1]

@@ -90,11 +90,12 @@ def bench(
         images_in,
         make_benchmark,
     )
-    from vocabseg.runtime.files import make_folder
+    from vocabseg.runtime.files import check_folder, make_folder
 
     # Everything is looked at before anything is measured.
     effort = Effort(repeat, seconds, _batches(batches), scenes, cold)
     require(("onnx",), "counting the graphs' operations", "benchmarks")
+    check_folder(output)
     if checkpoint is None and (config is not None or clip is not None):
         raise ConfigurationError("--config and --clip go with --checkpoint")
     overrides = settings or []

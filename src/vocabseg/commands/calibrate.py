@@ -70,7 +70,7 @@ def calibrate(
     from vocabseg.calibration.session import Calibration
     from vocabseg.calibration.trials.accuracy_budget import parse_budget
     from vocabseg.runtime.bundle.folder import check_changeable, open_bundle
-    from vocabseg.runtime.files import check_apart, make_folder
+    from vocabseg.runtime.files import check_apart, check_folder, make_folder
 
     say = announcer(quiet)
     kinds = _kinds(precision)
@@ -83,6 +83,7 @@ def calibrate(
     opened = open_bundle(bundle or _demo_copy(say))
     name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")
+    check_folder(report_folder)
     check_apart(report_files(report_folder), [] if images is None else candidates(images))
     make_folder(report_folder)
     trial_set = _trial_set(opened, images, dataset, data_dir, split, limit, classes, report_folder, say)

@@ -66,20 +66,23 @@ class Panoptic:
             if name not in classes.names:
                 raise ConfigurationError(f"--things {name!r} is none of the {len(classes)} classes: use their names")
 
-    def save(self, result: "Result", kind: Kind, image: Path, path: Path, info: dict[str, Any]) -> None:
+    def save(self, result: "Result", kind: Kind, image: str, path: Path, info: dict[str, Any]) -> None:
         """Write one of the two panoptic kinds."""
         names = None if self.things is None else vocabulary_of(self.things).names
         how = (names, self.object_threshold, self.overlap_threshold, info)
         if kind is Kind.panoptic:
             result.save_panoptic(path, *how)
         else:
-            result.save_coco_panoptic(path, image.name, *how)
+            result.save_coco_panoptic(path, image, *how)
 
 
 @with_groups
 def segment(
     images: Annotated[
-        list[str], typer.Argument(help="Image files, folders, or globs in quotation marks.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Image files, folders, globs in quotation marks, URLs, or - for standard input.", show_default=False
+        ),
     ],
     classes: Classes = None,
     bundle: BundleOption = None,
@@ -126,14 +129,14 @@ def segment(
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
     info = _info(segmenter, vocabulary) | {"min_score": min_score}
-    what = work[0].image.name if len(work) == 1 else counted(len(work), "image")
+    what = work[0].name if len(work) == 1 else counted(len(work), "image")
     how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
     say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} {how}")
     written: list[Path] = []
     try:
         if len(work) == 1:
             with progress(quiet) as report:
-                result = segmenter(work[0].image, vocabulary, report)
+                result = segmenter(work[0].source, vocabulary, report)
                 report("writing", 0, 1)
                 written += _save(result.confident(min_score), work[0], panoptic, info)
         elif failed := _segment_all(
@@ -158,7 +161,7 @@ def _segment_all(
     with progress(quiet) as stages:
         segmenter.embed_names(vocabulary, stages)
     failed = 0
-    outcomes = segmenter.segment_many((each.image for each in work), vocabulary, on_error="yield")
+    outcomes = segmenter.segment_many((each.source for each in work), vocabulary, on_error="yield")
     with counting(quiet, "opening the model") as report:
         for done, (each, outcome) in enumerate(zip(work, outcomes, strict=True), 1):
             try:
@@ -168,14 +171,14 @@ def _segment_all(
             except VocabsegError as error:
                 print(f"vocabseg: {each.image}: {error}", file=sys.stderr)
                 failed += 1
-            report(each.image.name, done, len(work))
+            report(each.name, done, len(work))
     return failed
 
 
 def _save(result: "Result", work: Work, panoptic: Panoptic, info: dict[str, Any]) -> list[Path]:
     from vocabseg.runtime.files import make_folder
 
-    info = {"file": str(work.image), **info}
+    info = {"file": work.image, **info}
     for kind, path in work.files.items():
         make_folder(path.parent)
         if kind is Kind.overlay:
@@ -185,7 +188,7 @@ def _save(result: "Result", work: Work, panoptic: Panoptic, info: dict[str, Any]
         elif kind is Kind.json:
             result.save_json(path, info)
         else:
-            panoptic.save(result, kind, work.image, path, info)
+            panoptic.save(result, kind, work.name, path, info)
     return work.paths
 
 

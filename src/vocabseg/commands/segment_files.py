@@ -2,17 +2,24 @@
 
 import glob
 import os
+import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from vocabseg.batch.inputs.find import find_files
 from vocabseg.batch.inputs.items import InputError, is_image
-from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.errors import ImageError, OutputError
 from vocabseg.runtime.files import check_apart, check_folder, check_writable
 from vocabseg.runtime.progress import counted
 from vocabseg.runtime.result.writing import PICTURES, check_suffix
+
+# Standard input as an image; and limits of images behind a URL: seconds without an answer, and bytes.
+STDIN = "-"
+TIMEOUT, LARGEST = 30, 500_000_000
 
 
 class Kind(StrEnum):
@@ -36,11 +43,43 @@ SUFFIXES = {
 IN_FOLDER = {**SUFFIXES, Kind.overlay: "_segmented.png", Kind.json: "_segmented.json"}
 
 
+class RemoteImage:
+    """An image file behind a URL, fetched when it is read."""
+
+    def __init__(self, url: str):
+        self.name = url
+
+    def read(self) -> bytes:
+        """The file; raises ImageError where it cannot be had within TIMEOUT seconds, or is larger than LARGEST."""
+        from urllib.request import urlopen
+
+        try:
+            with urlopen(self.name, timeout=TIMEOUT) as answer:
+                content: bytes = answer.read(LARGEST + 1)
+        except (OSError, ValueError, HTTPException) as error:
+            raise ImageError(f"cannot fetch {self.name!r}: {error}; check the address") from None
+        if len(content) > LARGEST:
+            raise ImageError(f"{self.name!r} has more than {LARGEST // 10**6} MB; fetch it and make it smaller")
+        return content
+
+
 class Work(NamedTuple):
     """An image, and where each kind of output of it goes."""
 
-    image: Path
+    image: str
     files: dict[Kind, Path]
+
+    @property
+    def name(self) -> str:
+        """The image's name, without the folders."""
+        return "stdin" if self.image == STDIN else _last(self.image)
+
+    @property
+    def source(self) -> Any:
+        """What `load_image` takes."""
+        if self.image == STDIN:
+            return sys.stdin.buffer
+        return RemoteImage(self.image) if _is_url(self.image) else self.image
 
     @property
     def paths(self) -> list[Path]:
@@ -54,8 +93,8 @@ def planned(
 ) -> list[Work]:
     """The work, after a check that its results can be written and replace neither an image nor another of `inputs`.
 
-    `images` are files, folders and globs; `output` is a file, or a folder that may be missing: where it is one, ends in
-    a slash, or there are several images. Raises InputError, OutputError.
+    `images` are files, folders, globs, URLs and "-" for standard input; `output` is a file, or a folder that may be
+    missing: where it is one, ends in a slash, or there are several images. Raises InputError, OutputError.
     """
     found = list(_found(images, output, say))
     folder = None if output is None else Path(output)
@@ -67,16 +106,19 @@ def planned(
     return work
 
 
-def _found(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
+def _found(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Each image, with its path below the folder or glob it was found in, without the suffix."""
     for given in images:
         path = Path(given)
+        if given == STDIN or _is_url(given):
+            yield given, "stdin" if given == STDIN else Path(_last(given)).stem
+            continue
         if path.is_file() or not (path.is_dir() or glob.has_magic(given)):
-            yield path, path.stem  # one that is not there is told as any image that cannot be read
+            yield given, path.stem  # one that is not there is told as any image that cannot be read
             continue
         others: dict[str, str] = {}
         files = dict(find_files(given, others.__setitem__, output and os.path.realpath(output)))
-        pictures = [(Path(file), os.path.splitext(name)[0]) for file, name in files.items() if is_image(file)]
+        pictures = [(file, os.path.splitext(name)[0]) for file, name in files.items() if is_image(file)]
         if others:
             say(f"Left out of {given}: {counted(len(others), 'other file')}, such as {next(iter(others))}")
         if not pictures:
@@ -104,7 +146,7 @@ def _check(work: list[Work], folder: Path | None, inputs: list[Path]) -> None:
         if len(work) > 1 and not folder.exists() and folder.suffix.lower() in (*PICTURES, ".json"):
             raise OutputError(f"{str(folder)!r} is the name of a file, and there are {len(work)} images: name a folder")
         check_folder(folder)
-    taken: dict[str, Path] = {}
+    taken: dict[str, str] = {}
     for each in work:
         for kind, path in each.files.items():
             check_suffix(kind, path)
@@ -118,4 +160,14 @@ def _check(work: list[Work], folder: Path | None, inputs: list[Path]) -> None:
                     "them apart"
                 )
             taken[place] = each.image
-    check_apart(taken, [*(each.image for each in work), *inputs])
+    check_apart(taken, [*(each.image for each in work if each.image != STDIN and not _is_url(each.image)), *inputs])
+
+
+def _is_url(given: str) -> bool:
+    return given.startswith(("http://", "https://"))
+
+
+def _last(given: str) -> str:
+    """The last part of a path or of a URL's path."""
+    path = unquote(urlsplit(given).path) if _is_url(given) else given
+    return Path(path).name or "image"
