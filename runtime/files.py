@@ -39,7 +39,7 @@ def check_folder(path: str | os.PathLike[str]) -> Path:
 
     Raises OutputError where that cannot be.
     """
-    failed = f"cannot write in {os.fspath(path)!r}"
+    failed = f"cannot {'write in' if os.path.isdir(path) else 'make the folder'} {os.fspath(path)!r}"
     try:
         target = Path(os.path.realpath(path))
         existing = next(place for place in (target, *target.parents) if place.exists())
@@ -57,7 +57,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {_reason(error)}; choose another place") from None
+        raise OutputError(f"cannot make the folder {str(folder)!r}: {_reason(error)}; choose another place") from None
 
 
 def check_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:

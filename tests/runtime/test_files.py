@@ -114,7 +114,11 @@ def test_an_output_is_no_input_however_it_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("file/deeper", "file' is not a folder"), ("nul\0", "null"), ("/proc/1/new", r"cannot write in '/proc/1/new'")],
+    [
+        ("file/deeper", "file' is not a folder"),
+        ("nul\0", "null"),
+        ("/proc/1/new", r"cannot make the folder '/proc/1/new'"),
+    ],
 )
 def test_folders_that_cannot_be_made(tmp_path, name, message, monkeypatch):
     (tmp_path / "file").touch()
