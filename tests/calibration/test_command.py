@@ -99,6 +99,17 @@ def test_the_built_in_model_is_never_changed(
     assert {path: path.stat().st_mtime_ns for path in demo_folder().rglob("*")} == before
 
 
+def test_the_copy_of_the_demo_model_takes_no_other_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vocabseg-demo").mkdir()
+    (tmp_path / "vocabseg-demo" / "mine.txt").touch()
+    assert run("--count", 32, "--limit", 2) == 2
+    assert "that folder holds other files" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine.txt", "vocabseg-demo"]
+
+
 def test_the_report_replaces_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vocabseg.benchmarks.scenes.files import write_scenes
 

@@ -11,8 +11,10 @@ import pytest
 
 import vocabseg
 from vocabseg import cli
+from vocabseg.commands import export as export_command
 from vocabseg.commands import segment as segment_command
 from vocabseg.commands import terminal
+from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.progress import counted
 
 VERBS = ("segment", "export", "build", "evaluate", "batch", "bench", "calibrate", "serve", "triton", "doctor")
@@ -120,3 +122,10 @@ def test_what_is_opened_tells_what_it_is() -> None:
     assert repr(segmenter) == "Segmenter('demo', onnxruntime-cpu-float32)"
     assert repr(segmenter.bundle).startswith("Bundle('demo' in '")
     assert repr(segmenter.bundle).endswith("/demo', float32)")
+
+
+def test_an_export_ends_with_its_parity(capsys: pytest.CaptureFixture[str]) -> None:
+    export_command._summary(demo_folder())
+    *_, verdict, folder = capsys.readouterr().out.splitlines()
+    assert verdict == "  parity with PyTorch holds: the graphs' worst cosine is 1, the limit 0.99999"
+    assert folder == str(demo_folder())

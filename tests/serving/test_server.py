@@ -68,6 +68,19 @@ def test_plain_json_without_a_client(server: Running, local: Segmenter) -> None:
     assert json.loads(output["data"][0]) == local(SCENE, NAMES).to_json()
 
 
+def test_one_bad_image_of_many_does_not_end_the_others_on_request(client: Client, local: Segmenter) -> None:
+    images = [b"no image", SCENE, "none.png", picture(1)]
+    found = list(client.segment_many(images, NAMES, on_error="yield"))
+    assert [type(outcome).__name__ for outcome in found] == ["ImageError", "RemoteResult"] * 2
+    kept = list(client.segment_many(images, NAMES, on_error="skip"))
+    for place, (outcome, other) in enumerate(zip((found[1], found[3]), kept, strict=True)):
+        expected = local((SCENE, picture(1))[place], NAMES)
+        assert np.array_equal(outcome.labels, expected.labels)
+        assert np.array_equal(other.labels, expected.labels)
+    with pytest.raises(ImageError):
+        next(client.segment_many(images, NAMES))
+
+
 def test_with_evidence_the_result_answers_further_questions(client: Client, local: Segmenter) -> None:
     expected, result = local(SCENE, NAMES), client(SCENE, NAMES, evidence=True)
     assert np.array_equal(result.class_scores(), expected.class_scores())

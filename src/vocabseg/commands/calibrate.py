@@ -111,13 +111,14 @@ def _demo_copy(say: Callable[[str], None]) -> Path:
     """A copy of the demo model that may be changed; the package's own stays as it is."""
     from vocabseg.runtime.bundle.folder import demo_folder
     from vocabseg.runtime.bundle.manifest import MANIFEST
+    from vocabseg.runtime.files import whole_folder
 
     if not (DEMO / MANIFEST).is_file():
         say(f"Copying the demo model to {DEMO}")
-        try:
-            shutil.copytree(demo_folder(), DEMO)
-        except OSError as error:
-            raise OutputError(f"cannot copy the demo model to {DEMO}: {error}") from None
+        if DEMO.is_dir() and any(DEMO.iterdir()):
+            raise OutputError(f"cannot copy the demo model to {DEMO}: that folder holds other files; work elsewhere")
+        with whole_folder(DEMO, "the copy of the demo model") as temporary:
+            shutil.copytree(demo_folder(), temporary, dirs_exist_ok=True)
     return DEMO
 
 

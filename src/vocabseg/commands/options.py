@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Short names of precisions, in every command.
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def precision_name(text: str | None) -> str | None:

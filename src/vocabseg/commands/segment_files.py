@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from vocabseg.batch.inputs.find import find_files
-from vocabseg.batch.inputs.items import InputError, is_image
 from vocabseg.runtime.errors import ImageError, OutputError
 from vocabseg.runtime.files import check_apart, check_folder, check_writable
 from vocabseg.runtime.progress import counted
-from vocabseg.runtime.result.writing import PICTURES, check_suffix
 
 # Standard input as an image; and limits of images behind a URL: seconds without an answer, and bytes.
 STDIN = "-"
@@ -108,6 +105,9 @@ def planned(
 
 def _found(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Each image, with its path below the folder or glob it was found in, without the suffix."""
+    from vocabseg.batch.inputs.find import find_files
+    from vocabseg.batch.inputs.items import InputError, is_image
+
     for given in images:
         path = Path(given)
         if given == STDIN or _is_url(given):
@@ -142,6 +142,8 @@ def _named(file: Path, kinds: list[Kind]) -> dict[Kind, Path]:
 
 
 def _check(work: list[Work], folder: Path | None, inputs: list[Path]) -> None:
+    from vocabseg.runtime.result.writing import PICTURES, check_suffix
+
     if folder is not None:
         if len(work) > 1 and not folder.exists() and folder.suffix.lower() in (*PICTURES, ".json"):
             raise OutputError(f"{str(folder)!r} is the name of a file, and there are {len(work)} images: name a folder")
