@@ -22,14 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vocabseg.batch.follower import Follower
-from vocabseg.batch.inputs.items import Item
+from vocabseg.batch.inputs.items import Item, LeftOut, ignored
+from vocabseg.batch.inputs.left_out import recorded
 from vocabseg.batch.job import WORK, Job, check_names, claimed, settle
 from vocabseg.batch.ray_cluster import Workers, connected, remote_choice, shard_rows, sized
 from vocabseg.batch.shard import ERRORS, committed, shard_folder
 from vocabseg.batch.shard_plan import Planned, PlannedShard, extend_plan
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.progress import Progress
+from vocabseg.runtime.progress import Progress, counted
 
 Notify = Callable[[str], None]
 
@@ -46,7 +47,7 @@ class BatchOutcome:
 def run_batch(
     bundle: Bundle,
     job: Job,
-    items: Callable[[], Iterator[Item]],
+    items: Callable[[LeftOut], Iterator[Item]],
     shard_size: int,
     workers: Workers,
     retry_broken: bool,
@@ -55,18 +56,21 @@ def run_batch(
 ) -> BatchOutcome:
     """Segment all of `items` that the output folder does not have yet; `bundle` is the job's, opened and verified.
 
+    `items` tells the function that it is given what it leaves out of the inputs, and why; LEFT_OUT records it.
+
     Raises InputError, OutputError, VocabularyError, BundleError, ConfigurationError or EngineError, in one line, for
     what cannot be used; what was committed by then stays.
     """
     check_names(bundle, job.vocabulary)
-    next(items())  # raises InputError before a folder is made
+    next(items(ignored))  # raises InputError before a folder is made
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(job.output))
         resources = stack.enter_context(connected(workers)) if workers.address is not None else None
         job = replace(job, engine_key=job.choice_key(bundle) if resources is None else remote_choice(job))
         settle(job.output, job.record(bundle))
         _clear_work(job.output)  # left by a driver that died
-        planned = extend_plan(job.output, items(), shard_size)
+        with recorded(job.output) as left_out:
+            planned = extend_plan(job.output, items(left_out), shard_size)
         if retry_broken:
             _forget_broken(job.output)
         pending = _pending(job.output, planned, notify)
@@ -83,10 +87,12 @@ def _pending(output: Path, planned: Planned, notify: Notify) -> list[PlannedShar
     pending = [shard for shard in planned.shards if shard.number not in there]
     total, left = (sum(shard.images for shard in shards) for shards in (planned.shards, pending))
     if planned.absent:
-        notify(f"{planned.absent:,} images of an earlier run are not among the inputs now; the output keeps them")
+        absent = counted(planned.absent, "image")
+        notify(f"{absent} of an earlier run, no longer among the inputs: the output keeps what it has of them")
     if total > left:
         rest = "nothing is left to do" if not left else "going on from there"
-        notify(f"{total - left:,} of {total:,} images are done already: {rest}")
+        are = "is" if total == 1 else "are"
+        notify(f"{total - left:,} of {counted(total, 'image')} {are} done already: {rest}")
     return pending
 
 
@@ -117,9 +123,9 @@ def _work(
     total = sum(shard.images for shard in planned.shards)
     before = total - sum(shard.images for shard in pending)
     count, threads = workers.count or 1, workers.threads or 1
-    each = "a GPU" if workers.gpus else f"{threads} thread{'s' if threads > 1 else ''}"
-    what = f"{count} worker{'s' if count > 1 else ''} with {each} each"
-    notify(f"{total - before:,} images in {len(pending):,} shards, {what} ({job.engine_key})")
+    each = "a GPU" if workers.gpus else counted(threads, "thread")
+    what = f"{counted(count, 'worker')} with {each} each"
+    notify(f"{counted(total - before, 'image')} in {counted(len(pending), 'shard')}, {what} ({job.engine_key})")
     done = broken = 0
     start = time.monotonic()
     with Follower(job.output, total, before, progress) as follower:

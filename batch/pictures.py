@@ -10,7 +10,9 @@ from vocabseg.batch.shard import IMAGES, MASKS, committed, shard_folder
 from vocabseg.batch.shard_plan import planned_shards, read_shard
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import atomic_write
-from vocabseg.runtime.result.picture import class_colours
+from vocabseg.runtime.progress import counted
+from vocabseg.runtime.result.colours import class_colours
+from vocabseg.runtime.result.picture import draw_overlay
 
 if TYPE_CHECKING:
     from vocabseg.batch.summary import Frequencies
@@ -40,7 +42,7 @@ def plot_frequencies(found: "Frequencies", path: Path) -> None:
     widest = max(shares, default=1.0)
     for place, (index, share) in enumerate(zip(shown, shares, strict=True)):
         count = found.occurrences[index]
-        text = f"{share:.2g} %, {count:,} image{'s' if count != 1 else ''}"
+        text = f"{share:.2g} %, {counted(count, 'image')}"
         axes.text(share + 0.01 * widest, place, text, va="center", fontsize=7.5, color=MUTED)
     axes.set_ylim(max(4, len(shown)) - 0.4, -0.6)
     axes.set_xlim(0, 1.3 * widest)
@@ -51,7 +53,7 @@ def plot_frequencies(found: "Frequencies", path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     rest = f", {len(shown)} most frequent shown" if len(order) > len(shown) else ""
-    title = f"{found.images:,} images: {len(order)} of {len(found.classes)} classes occur{rest}"
+    title = f"{counted(found.images, 'image')}: {len(order)} of {len(found.classes)} classes occur{rest}"
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -85,8 +87,8 @@ def contact_sheet(output: Path, found: "Frequencies", path: Path) -> None:
 def _legend(figure: Any, found: "Frequencies", named: list[int], present: int) -> None:
     from matplotlib.patches import Patch
 
-    colours, ranks = class_colours(len(found.classes)) / 255, _ranks(found)
-    handles = [Patch(color=colours[ranks[index]], label=_short(found.classes[index])) for index in named]
+    colours = class_colours(len(found.classes)) / 255
+    handles = [Patch(color=colours[index], label=_short(found.classes[index])) for index in named]
     if present > len(named):
         handles.append(Patch(alpha=0, label=f"and {present - len(named)} more"))
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
@@ -131,27 +133,8 @@ def _cell(
     size = (max(1, round(labels.shape[1] * factor)), max(1, round(labels.shape[0] * factor)))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     small = cv2.resize(labels.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
-    overlay = _painted(image, _ranks(found)[small], class_colours(len(found.classes)))
+    overlay = draw_overlay(small, list(found.classes), image, legend=False, opacity=OPACITY)
     return item, image, overlay, np.unique(labels[labels >= 0]).tolist()
-
-
-def _painted(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The image under the classes' colours. (`draw_overlay` would change colours that look alike in one picture.)"""
-    table = np.concatenate([colours, np.full((1, 3), 255, np.uint8)])  # label -1 takes the last
-    tint = table[labels]
-    painted = (tint * OPACITY + image * (1 - OPACITY)).astype(np.uint8)
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] = labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    painted[edge] = tint[edge] // 2
-    return painted
-
-
-def _ranks(found: "Frequencies") -> np.ndarray:
-    """(C + 1,) int32: each class's place in the order: the most frequent classes get the most distinct colours."""
-    ranks = np.full(len(found.classes) + 1, -1, np.int32)
-    ranks[found.order] = np.arange(len(found.classes))
-    return ranks
 
 
 def _labels(output: Path, number: int, item: Item) -> np.ndarray | None:

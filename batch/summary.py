@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vocabseg.batch.inputs.left_out import FILE as LEFT_OUT
+from vocabseg.batch.inputs.left_out import left_out_line
 from vocabseg.batch.job import SUMMARY, read_record
 from vocabseg.batch.shard import ERRORS, committed, read_counts, schema, shard_folder
 from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.batch.coordinator import BatchOutcome
@@ -64,6 +67,7 @@ def write_summary(output: Path, fresh: bool = True) -> list[Path]:
     folder.mkdir(exist_ok=True)
     found = frequencies(output)
     files = [folder / TABLE, folder / PLOT, output / ERRORS]
+    lists = [output / LEFT_OUT] if (output / LEFT_OUT).is_file() else []
     if found.images:
         files.append(folder / SHEET)
     if fresh or not all(path.is_file() for path in files):
@@ -72,23 +76,31 @@ def write_summary(output: Path, fresh: bool = True) -> list[Path]:
         _write_errors(output)
         if found.images:
             contact_sheet(output, found, folder / SHEET)
-    return files
+    return files + lists
 
 
-def summary_lines(output: Path, outcome: "BatchOutcome") -> list[str]:
+def summary_lines(found: Frequencies, output: Path, outcome: "BatchOutcome") -> list[str]:
     """What the terminal shows at the end."""
-    found = frequencies(output)
     lines = []
     if outcome.seconds:
         rate = (outcome.done + outcome.broken) / outcome.seconds
-        lines.append(f"{outcome.done:,} images in {outcome.seconds:.1f} s, {rate:.2f} images/s including the start")
+        done = counted(outcome.done, "image")
+        lines.append(f"{done} in {outcome.seconds:.1f} s, {rate:.2f} images/s including the start")
     for index in found.order[:SHOWN]:
         if found.pixels[index]:
             name, share = found.classes[index], found.share(index)
-            lines.append(f"  {name:<24} {share:5.1f} % of the pixels, in {found.occurrences[index]:,} images")
+            where = counted(found.occurrences[index], "image")
+            lines.append(f"  {name:<24} {share:5.1f} % of the pixels, in {where}")
+    lines.append(f"{counted(found.images, 'image')} in {output}")
+    return lines
+
+
+def failure_lines(found: Frequencies, output: Path) -> list[str]:
+    """What has no result, and where the reasons are: broken images, and files that were left out of the inputs."""
+    left_out = left_out_line(output)
+    lines = [] if left_out is None else [left_out]
     if found.broken:
-        lines.append(f"{found.broken:,} images are broken: {output / ERRORS} says why; --retry-broken tries again")
-    lines.append(f"{found.images:,} images in {output}")
+        lines.append(f"{counted(found.broken, 'broken image')}: {output / ERRORS} says why; --retry-broken tries again")
     return lines
 
 

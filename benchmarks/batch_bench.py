@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vocabseg.benchmarks.scale.batch_runs import SHARD, SIZE, measure, plot, table
 from vocabseg.benchmarks.speed.machine import describe_machine
-from vocabseg.benchmarks.writing import make_folder
+from vocabseg.runtime.files import make_folder
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def export_bundle(
     models that do not fit, and ExportError if a graph differs from its module or no engine is installed.
     """
     check_opset(opset)
-    target = _check_target(Path(output), overwrite)
+    target = check_target(Path(output), overwrite)
     pixels = graph_checks.sample_pixels(sample_image)
     texts = text_graphs(model, configuration)
     region = RegionSpec(
@@ -64,7 +64,7 @@ def export_bundle(
     )
     photo = Photo(pixels, configuration, region, model.proposal)
     tower = model.region_clip.make_image_tower(region.crop_size)
-    with whole_folder(target, "the bundle", lambda: _check_target(target, overwrite)) as folder:
+    with whole_folder(target, "the bundle", lambda: check_target(target, overwrite)) as folder:
         writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(texts.graphs))
         writer.proposal(model, photo)
         writer.image_encoder(model, tower, photo, region)
@@ -165,7 +165,7 @@ class _Writer:
             self.graph(name, tower, sample, dimensions, inputs)
 
 
-def _check_target(target: Path, overwrite: bool) -> Path:
+def check_target(target: Path, overwrite: bool) -> Path:
     """The folder to write, links resolved; fails before the long work does."""
     target = Path(os.path.realpath(target))
     parent = target.parent

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vocabseg.export.bundle import export_bundle
+from vocabseg.export.bundle import check_target, export_bundle
 from vocabseg.export.checkpoint.load import load_model, random_state_dict, read_state_dict
 from vocabseg.export.configuration import load_configuration
 from vocabseg.runtime.bundle.manifest import sha256_file
@@ -30,6 +30,7 @@ def export_checkpoint(
     Raises ConfigurationError, CheckpointError, ImageError or OutputError; nothing is left behind then.
     """
     settings = load_configuration(configuration, overrides)
+    check_target(Path(output), bool(options.get("overwrite")))
     if checkpoint is None:
         state_dict = random_state_dict(settings)
         provenance = {"weights": "random: they know nothing"}

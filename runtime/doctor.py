@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from vocabseg.runtime.engines import choose as engines
-from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.threads import thread_count
 
 # Package -> what it is for, and how to install it.
@@ -23,6 +23,8 @@ PACKAGES = {
     "open_clip_torch": "export: pip install 'vocabseg[export]'",
     "onnx": "export: pip install 'vocabseg[export]'",
     "onnxscript": "export: pip install 'vocabseg[export]'",
+    "ray": "vocabseg batch: pip install 'vocabseg[batch]'",
+    "tritonclient": "vocabseg.client: pip install 'vocabseg[serving]'",
     "supervision": "optional: Result.to_detections(): pip install supervision",
 }
 
@@ -50,6 +52,8 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
     """What is looked for, and what finds it or raises EngineError."""
     yield "python", _python
     yield "processor", processor
+    yield "memory", _memory
+    yield "cache", _cache
     yield "host kernels", _host_kernels
     for package, purpose in PACKAGES.items():
         yield package, partial(_package, package, f"not installed ({purpose})")
@@ -67,6 +71,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
     yield "engine tensorrt-rtx on the GPU", partial(_tensorrt, "tensorrt-rtx", "it builds plans without a GPU")
     yield "engine onnxruntime on the GPU", _onnxruntime_gpu
     yield "engine used here", _choice
+    yield "engine of the demo model", _demo_choice
 
 
 def _python() -> str:
@@ -149,6 +154,37 @@ def _onnxruntime_gpu() -> str:
 def _choice() -> str:
     choice = engines.choose()
     return f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"
+
+
+def _demo_choice() -> str:
+    from vocabseg.runtime.bundle.folder import open_bundle
+
+    bundle = open_bundle(None, verify=False)
+    choice = engines.choose(model_bytes=bundle.manifest.graph_bytes, bundle=bundle)
+    return f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"
+
+
+def _memory() -> str:
+    try:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {words[0]: int(words[1]) for words in lines}  # in KiB
+        total, free = sizes["MemTotal:"], sizes["MemAvailable:"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return "unknown"  # only Linux tells in this way
+    return f"{free / 2**20:.1f} of {total / 2**20:.1f} GiB free"
+
+
+def _cache() -> str:
+    from vocabseg.runtime.files import CACHE_VARIABLE, cache_folder, check_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return f"text embeddings are not kept, since {CACHE_VARIABLE} is empty"
+    try:
+        check_folder(folder)
+    except VocabsegError as error:
+        raise EngineError(f"text embeddings are not kept: {error}; or set {CACHE_VARIABLE} to another one") from None
+    return f"text embeddings are kept in {folder}"
 
 
 def processor() -> str:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -115,6 +115,46 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
     raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Return `path` with links resolved if a folder is there, or can be made with those above it, and be written in.
+
+    Raises OutputError where that cannot be.
+    """
+    failed = f"cannot {'write in' if os.path.isdir(path) else 'make the folder'} {os.fspath(path)!r}"
+    try:
+        target = Path(os.path.realpath(path))
+        existing = next(place for place in (target, *target.parents) if place.exists())
+        if not existing.is_dir():
+            raise OutputError(f"{failed}: {str(existing)!r} is not a folder; choose another place")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(f"{failed}: no permission to write in {str(existing)!r}; choose another folder")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{failed}: {_reason(error)}; choose another name") from error
+    return target
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, unless it is there; raises OutputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {str(folder)!r}: {_reason(error)}; choose another place") from None
+
+
+def check_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise OutputError if an output is one of the input files, however it is named, or a folder that holds one."""
+    real = {os.path.realpath(path): os.fspath(path) for path in inputs}
+    for given in outputs:
+        output = os.fspath(given)
+        place = os.path.realpath(output)
+        hit = real.get(place)
+        if os.path.isdir(place):
+            folder = os.path.join(place, "")
+            hit = next((name for path, name in real.items() if path.startswith(folder)), None)
+        if hit is not None:
+            raise OutputError(f"{output!r} would replace the input {hit!r}: choose another --output")
 
 
 @contextlib.contextmanager

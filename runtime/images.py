@@ -30,8 +30,8 @@ FORMATS = {
 }
 # Suffixes of the files that count as images when a folder or an archive is searched.
 IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs",
 })  # fmt: skip
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 _ORIENTATION = 0x0112
@@ -118,9 +118,12 @@ def _from_path(path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
 
 
 def _from_file_object(file: Any, max_pixels: int) -> np.ndarray:
-    name = "the given file object"
+    own = getattr(file, "name", None)
+    name = repr(own) if isinstance(own, str) else "the given file object"
     try:
         content = file.read()
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"cannot read {name}: {_reason(error)}; open it in mode 'rb'") from error
     if not isinstance(content, (bytes, bytearray, memoryview)):

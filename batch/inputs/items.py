@@ -1,12 +1,20 @@
 """Items: the images of a batch, each with an id of its own."""
 
 import os
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
 from vocabseg.runtime.errors import VocabsegError
 from vocabseg.runtime.files import open_regular
 from vocabseg.runtime.images import IMAGE_SUFFIXES
+
+# Called with a file or folder among the inputs that is not taken, and the reason.
+LeftOut = Callable[[str, str], None]
+
+
+def ignored(source: str, reason: str) -> None:
+    """Record nothing."""
 
 
 class InputError(VocabsegError):
@@ -41,6 +49,12 @@ class Item(NamedTuple):
 def is_image(name: str) -> bool:
     """Whether a file has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def not_an_image(name: str) -> str:
+    """Why a file without an image's suffix is left out."""
+    ending = os.path.splitext(name)[1].lower()
+    return f"{ending} is no image format that can be read" if ending else "its name has no ending that tells the format"
 
 
 def as_text(name: str) -> str:

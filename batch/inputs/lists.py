@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vocabseg.batch.inputs.items import InputError, Item
+from vocabseg.batch.inputs.items import InputError, Item, is_image
 from vocabseg.runtime.bundle.settings import nearest
 
 # Names of a column of paths, where --column does not say it.
@@ -20,8 +20,9 @@ def list_items(path: str, column: str | None, id_column: str | None) -> Iterator
     """The images that a list names; relative paths start from the list's folder.
 
     `column` holds the paths (default: the first of PATHS that exists, or the only column), `id_column` the ids
-    (default: "id" if it exists, else the path as written is the id). Raises InputError for a list that cannot be read,
-    unknown columns and rows without a path or id.
+    (default: "id" if it exists, else the path as written is the id). A CSV with one column needs no line that names it:
+    a first line with an image's path is an image. Raises InputError for a list that cannot be read, several columns
+    without names, unknown columns, and rows without a path or id.
     """
     folder = os.path.dirname(path)
     row = 0
@@ -63,9 +64,19 @@ def _csv(path: str) -> tuple[Sequence[str], Iterator[Any]]:
         head = file.readline(LONGEST_HEADER)
     if not head.strip():
         raise InputError(f"the list {path!r} is empty: its first line names the columns, such as path,id")
-    types = {name: string() for name in _header(head)}  # or else 0017 would be read as a number
+    names, reading = _header(head), arrow.ReadOptions()
+    images = [name for name in names if is_image(name) or os.path.isfile(os.path.join(os.path.dirname(path), name))]
+    if images and len(names) == 1:
+        names = [PATHS[0]]
+        reading = arrow.ReadOptions(column_names=names)
+    elif images:
+        raise InputError(
+            f"the first line of {path!r} holds the image {images[0]!r}, not the columns' names: put a line such as "
+            "path,id above it"
+        )
+    types = {name: string() for name in names}  # or else 0017 would be read as a number
     options = arrow.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-    reader = arrow.open_csv(path, arrow.ReadOptions(), arrow.ParseOptions(newlines_in_values=False), options)
+    reader = arrow.open_csv(path, reading, arrow.ParseOptions(newlines_in_values=False), options)
     return reader.schema.names, iter(reader)
 
 

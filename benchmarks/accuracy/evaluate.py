@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics, mask_average_preci
 from vocabseg.benchmarks.accuracy.measure import MEASURES, ImageMeasurement, Runner
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix, SemanticMetrics
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
-from vocabseg.benchmarks.accuracy.sources import OpenedSource, Segment, Source, as_source
+from vocabseg.benchmarks.accuracy.sources import OpenedSource, Segment, Source, as_source, described_settings
 from vocabseg.benchmarks.accuracy.state import EvaluationState, dataset_identity
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
 from vocabseg.runtime.errors import ConfigurationError
@@ -48,6 +49,7 @@ class Accuracy(msgspec.Struct, frozen=True):
         semantic, panoptic, masks: metrics in percent; None where there was no truth or no prediction of the kind.
         confusions: the largest ones, by pixels.
         best, worst: images by their own mean IoU.
+        settings: the source's, by section.
     """
 
     dataset: str
@@ -62,6 +64,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     confusions: list[Confusion]
     best: list[ScoredImage]
     worst: list[ScoredImage]
+    settings: dict[str, Any] = {}
 
     def unseen(self, index: int) -> bool:
         """Whether a class was not seen in training."""
@@ -233,6 +236,7 @@ def _summary(
         confusions=[] if confusion is None else largest_confusions(confusion, dataset.classes),
         best=ranked[::-1][:shown],
         worst=ranked[:shown] if len(ranked) > 1 else [],
+        settings=described_settings(source),
     )
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from vocabseg.benchmarks.accuracy.evaluate import Evaluation, Example
 from vocabseg.benchmarks.accuracy.plots import DPI, MUTED, save_figure, short_name
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.result.picture import class_colours, draw_overlay
+from vocabseg.runtime.result.colours import class_colours
+from vocabseg.runtime.result.picture import draw_overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ CELL, TITLE = 3.1, 0.32
 
 
 def plot_examples(evaluation: Evaluation, path: Path) -> None:
-    """One row per image; colours are chosen anew in each row, the same for truth and prediction."""
+    """One row per image; a class has the same colour in all of them."""
     from matplotlib.figure import Figure
 
     rows = [("worst", example) for example in evaluation.worst] + [("best", example) for example in evaluation.best]
@@ -48,12 +49,9 @@ def _row(axes: "np.ndarray", evaluation: Evaluation, kind: str, example: Example
     shares = [np.bincount(labels[labels >= 0], minlength=len(classes)) / labels.size for labels in maps]
     order = np.argsort(-np.maximum(*shares), kind="stable")
     present = [index for index in order.tolist() if shares[0][index] or shares[1][index]]
-    places = np.full(len(classes) + 1, -1)  # the last one is that of label -1
-    places[present] = np.arange(len(present))
-    names = [classes[index] for index in present]
     image = np.ascontiguousarray(load_image(example.image)[::step, ::step])
     pictures = [image] + [
-        draw_overlay(places[labels[::step, ::step]], names, image, legend=False, opacity=OPACITY) for labels in maps
+        draw_overlay(labels[::step, ::step], classes, image, legend=False, opacity=OPACITY) for labels in maps
     ]
     for part, picture in zip(axes, pictures, strict=False):
         part.imshow(picture, interpolation="nearest")
@@ -68,7 +66,8 @@ def _legend(axes: "Axes", evaluation: Evaluation, present: list[int], shares: li
     """The classes with the most pixels, their colours, and their shares of truth and prediction."""
     from matplotlib.patches import Rectangle
 
-    accuracy, colours = evaluation.accuracy, class_colours(len(present))
+    accuracy = evaluation.accuracy
+    colours = class_colours(len(accuracy.classes))
     axes.axis("off")
     axes.set_xlim(0, 1)
     axes.set_ylim(lines + 0.5, -0.5)
@@ -77,7 +76,7 @@ def _legend(axes: "Axes", evaluation: Evaluation, present: list[int], shares: li
     named = present if len(present) < lines else present[: max(1, lines - 1)]
     unseen = [accuracy.unseen(index) for index in named]
     for place, (index, starred) in enumerate(zip(named, unseen, strict=True), start=1):
-        axes.add_patch(Rectangle((0, place - 0.32), 0.05, 0.64, color=colours[place - 1] / 255))
+        axes.add_patch(Rectangle((0, place - 0.32), 0.05, 0.64, color=colours[index] / 255))
         name = short_name(accuracy.classes[index], 24)
         axes.text(0.08, place, name + (" *" if starred else ""), fontsize=8, va="center")
         for right, share in zip((0.8, 1.0), shares, strict=True):

@@ -17,6 +17,7 @@ from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
 from vocabseg.benchmarks.accuracy.sources import Segment, Source
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
 from vocabseg.runtime.errors import EngineError, ImageError
+from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # What can be measured, where the data set has the truth and the result has the parts for it.
@@ -93,7 +94,8 @@ class ImageMeasurement:
             found, described = result.panoptic(things=dataset.things)
             quality.update(found, described, *segments)
         if "masks" in self.measures and hasattr(result, "instances") and dataset.instances(sample) is not None:
-            detections = _detections(result.instances(things=dataset.things, top_k=DETECTIONS))
+            published: dict[str, Any] = {"overlap_threshold": None} if isinstance(result, Result) else {}
+            detections = _detections(result.instances(things=dataset.things, top_k=DETECTIONS, **published))
         return ImageOutcome(sample.image_id, None, cells, counts, score, quality, detections)
 
 

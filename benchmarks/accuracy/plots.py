@@ -8,6 +8,7 @@ import numpy as np
 from vocabseg.benchmarks.accuracy.evaluate import Accuracy
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix, SemanticMetrics
 from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ def _head(axes: "Axes", accuracy: Accuracy, metrics: SemanticMetrics, ranked: li
     axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper left", ncols=len(groups))
     source = accuracy.source
     title = f"{source.get('model', 'model')} on {accuracy.dataset}: mIoU {metrics.miou or 0:.2f}"
-    title += f" over {accuracy.images} images ({source.get('engine', 'unknown engine')})"
+    title += f" over {counted(accuracy.images, 'image')} ({source.get('engine', 'unknown engine')})"
     axes.set_title(title, fontsize=10, loc="left")
     if len(ranked) < HISTOGRAM_CLASSES:
         axes.axis("off")

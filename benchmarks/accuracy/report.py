@@ -1,8 +1,14 @@
 """The report of an evaluation: JSON for programs, Markdown to read, PNG to look at."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -10,10 +16,14 @@ from vocabseg.benchmarks.accuracy.evaluate import Accuracy, Evaluation
 from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics
 from vocabseg.benchmarks.accuracy.metrics import SemanticMetrics
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
-from vocabseg.benchmarks.writing import make_folder, markdown_table
-from vocabseg.runtime.files import atomic_write
+from vocabseg.benchmarks.writing import markdown_table
+from vocabseg.runtime.doctor import processor
+from vocabseg.runtime.files import atomic_write, make_folder
+from vocabseg.runtime.progress import counted
 
 JSON, MARKDOWN = "accuracy.json", "accuracy.md"
+# Packages that the figures may depend on.
+PACKAGES = ("vocabseg", "numpy", "pillow", "openvino", "onnxruntime", "tensorrt", "torch")
 BARS, CONFUSION, EXAMPLES = "per_class.png", "confusion.png", "examples.png"
 # The evaluation set of the classes seen in training, in every data set that has a split.
 SEEN_SET = "base"
@@ -34,11 +44,13 @@ def write_report(
         notify("no pictures: they need the package matplotlib (pip install 'vocabseg[benchmarks]')")
     else:
         pictures = _write_pictures(evaluation, folder)
-    text = to_markdown(evaluation.accuracy, [path.name for path in pictures])
+    made = circumstances()
+    text = to_markdown(evaluation.accuracy, [path.name for path in pictures], made)
     with atomic_write(folder / MARKDOWN) as file:
         file.write(text.encode())
     with atomic_write(folder / JSON) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(evaluation.accuracy), indent=2) + b"\n")
+        content = {**msgspec.to_builtins(evaluation.accuracy), **made}
+        file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     return [folder / MARKDOWN, *pictures, folder / JSON]
 
 
@@ -58,10 +70,23 @@ def _write_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
     return written
 
 
-def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = ()) -> str:
-    """The report as Markdown; `pictures` are file names to show."""
+def circumstances() -> dict[str, Any]:
+    """When and where the report is made: "date" (UTC), "machine", and "versions" by package."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "machine": f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": versions,
+    }
+
+
+def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = (), made: Mapping[str, Any] | None = None) -> str:
+    """The report as Markdown; `pictures` are file names to show, `made` are `circumstances`."""
     source = accuracy.source
-    measured = f"{accuracy.images} images" + (f", {len(accuracy.broken)} left out" if accuracy.broken else "")
+    measured = counted(accuracy.images, "image") + (f", {len(accuracy.broken)} left out" if accuracy.broken else "")
     parts = [
         f"# {source.get('model', 'model')} on {accuracy.dataset}",
         f"Engine {source.get('engine', 'unknown')}; {measured}; {len(accuracy.classes)} classes. Figures in percent.",
@@ -75,6 +100,7 @@ def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = ()) -> str:
     parts += [f"![{name}]({name})" for name in pictures]
     parts += _confusions(accuracy)
     parts += _classes(accuracy)
+    parts += _measured_with(accuracy, made or {})
     if accuracy.broken:
         rows = [[image, reason] for image, reason in accuracy.broken.items()]
         parts += ["## Images left out", markdown_table(["image", "why"], rows)]
@@ -156,6 +182,28 @@ def _classes(accuracy: Accuracy) -> list[str]:
         header += ["mask AP"]
         columns.append(_numbers(accuracy.masks.per_class))
     return ["## Classes", markdown_table(header, zip(*columns, strict=True))]
+
+
+def _measured_with(accuracy: Accuracy, made: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        for name, value in {**made, **accuracy.settings}.items()
+    ]
+    return ["## Measured with", markdown_table(["", ""], rows)] if rows else []
+
+
+def read_source(folder: Path) -> tuple[str, dict[str, str]] | None:
+    """The data set and the source's identity in the report of a folder; None where there is none that can be read."""
+
+    class Head(msgspec.Struct):
+        dataset: str
+        source: dict[str, str]
+
+    try:
+        head = msgspec.json.decode((folder / JSON).read_bytes(), type=Head)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return head.dataset, head.source
 
 
 def _numbers(values: Iterable[float | None]) -> list[str]:

@@ -25,7 +25,8 @@ Segment = Callable[[Any, Vocabulary], Any]
 class Source(Protocol):
     """Something that can be opened, in another process too, and then segments.
 
-    `identity` says in text what it is: results under another identity are never mixed with these.
+    `identity` says in text what it is: results under another identity are never mixed with these. What
+    `described_settings` returns, plain types by section, is in the report; a source may be without it.
     """
 
     @property
@@ -51,6 +52,9 @@ class BundleSource:
         bundle = self._bundle(verify=False)
         choice = choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle)
         return _bundle_identity(bundle, choice.key)
+
+    def described_settings(self) -> dict[str, Any]:
+        return self._bundle(verify=False).manifest.settings()
 
     def open(self) -> Segment:
         from vocabseg.runtime.segmenter.segmenter import Segmenter
@@ -82,6 +86,12 @@ class ReferenceSource:
             "clip": self.clip_source or "the checkpoint's own",
             "engine": "pytorch-reference-float32",
         }
+
+    def described_settings(self) -> dict[str, Any]:
+        from vocabseg.export.configuration import load_configuration
+
+        settings: dict[str, Any] = msgspec.to_builtins(load_configuration(self.configuration, list(self.settings)))
+        return settings
 
     def open(self) -> Segment:
         from vocabseg.export.checkpoint.load import load_model, read_state_dict
@@ -140,6 +150,10 @@ class OpenedSource:
         own: Mapping[str, str] | None = getattr(self.segment, "identity", None)
         return dict(own) if own else {"model": type(self.segment).__qualname__, "engine": "unknown"}
 
+    def described_settings(self) -> dict[str, Any]:
+        bundle = getattr(self.segment, "bundle", None)
+        return bundle.manifest.settings() if isinstance(bundle, Bundle) else {}
+
     def open(self) -> Segment:
         return self.segment
 
@@ -148,6 +162,12 @@ def as_source(thing: Source | Segment) -> Source:
     """`thing` itself if it can be opened, else a source that wraps it."""
     # isinstance would compute its identity, which may take a while.
     return cast(Source, thing) if hasattr(thing, "open") else OpenedSource(thing)
+
+
+def described_settings(source: Source) -> dict[str, Any]:
+    """The settings of a source, plain types by section; none where it does not tell."""
+    describe = getattr(source, "described_settings", None)
+    return {} if describe is None else describe()
 
 
 def _bundle_identity(bundle: Bundle, engine: str) -> dict[str, str]:

@@ -13,9 +13,8 @@ from vocabseg.benchmarks.accuracy.measure import ImageOutcome
 from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
 from vocabseg.benchmarks.datasets.dataset import Dataset
-from vocabseg.benchmarks.writing import make_folder
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import atomic_write, decode_json
+from vocabseg.runtime.files import atomic_write, decode_json, make_folder
 
 FOLDER = "partial"
 FILE = "state.json"

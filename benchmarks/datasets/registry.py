@@ -42,6 +42,25 @@ def get_dataset(name: str, data_dir: str | Path, split: str | None = None) -> Da
     return read(data_dir) if split is None else read(data_dir, split)
 
 
+def class_names(name: str) -> tuple[str, ...] | None:
+    """The classes of a published data set, without its files; None for one that has them in its files, and others."""
+    from vocabseg.benchmarks.datasets import cityscapes, coco_stuff, voc
+    from vocabseg.benchmarks.datasets.label_maps import read_names, read_numbered_names
+
+    stuff = [name for _, name in read_numbered_names("coco_stuff_171.txt")]
+    known = {
+        "coco-stuff-171": stuff,
+        "coco-stuff-156": [name for name in stuff if name not in coco_stuff.UNSEEN],
+        "voc-15": voc.CLASSES,
+        "voc-20": voc.CLASSES,
+        "ade20k-150": read_names("ade20k_150.txt"),
+        "ade20k-847": [name for _, name in read_numbered_names("ade20k_847.txt")],
+        "pascal-context-59": read_names("pascal_context_59.txt"),
+        "cityscapes-19": [name for _, name in cityscapes.CLASSES],
+    }
+    return tuple(known[name]) if name in known else None
+
+
 def describe(name: str) -> str:
     """What a data set is and which files are expected where, several lines; raises DatasetError for an unknown name."""
     module, opener, layout = _home(name)

@@ -12,7 +12,8 @@ from vocabseg.benchmarks.page.tables import Table, headline, rate_text, report_t
 from vocabseg.benchmarks.speed.results import BenchmarkReport
 from vocabseg.benchmarks.speed.run import BenchmarkOutcome, WorstImage
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.result.picture import class_colours, draw_overlay
+from vocabseg.runtime.result.colours import class_colours
+from vocabseg.runtime.result.picture import draw_overlay
 
 # Longer side of a picture in pixels.
 LONGEST = 480

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from vocabseg.benchmarks.page.tables import Table, headline, report_tables
 from vocabseg.benchmarks.speed.results import BenchmarkReport, encode_report
 from vocabseg.benchmarks.speed.run import BenchmarkOutcome
-from vocabseg.benchmarks.writing import make_folder, markdown_table
-from vocabseg.runtime.files import atomic_write
+from vocabseg.benchmarks.writing import markdown_table
+from vocabseg.runtime.files import atomic_write, make_folder
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vocabseg.benchmarks.speed.results import TOTAL, BenchmarkReport, Check, Timing, VariantResult, stage_place
+from vocabseg.runtime.progress import counted
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,25 @@ def headline(report: BenchmarkReport) -> str:
     """One line: what was measured, when."""
     settings = f", {' '.join(report.settings)}" if report.settings else ""
     return (
-        f"{report.bundle} ({report.bundle_digest}{settings}), {report.classes} classes, {len(report.images)} images, "
-        f"{report.rounds} rounds, {report.date}"
+        f"{report.bundle} ({report.bundle_digest}{settings}), {counted(report.classes, 'class')}, "
+        f"{counted(len(report.images), 'image')}, {counted(report.rounds, 'round')}, {report.date}"
     )
+
+
+def verdict(report: BenchmarkReport) -> str:
+    """The outcome in one line: how fast the first variant is beside the others, and whether parity holds."""
+    timed = [variant for variant in report.variants if variant.total is not None]
+    speeds = [
+        f"{other.total.p50 / timed[0].total.p50:.3g} times as fast as {other.name}"
+        for other in timed[1:]
+        if other.total is not None and timed[0].total is not None and timed[0].total.p50
+    ]
+    checked = [variant for variant in report.variants if variant.parity is not None]
+    holds = "parity holds" if checked else "parity was not measured"
+    if report.broken:
+        holds = f"parity is BROKEN by {', '.join(dict.fromkeys(name for name, _ in report.broken))}"
+    name = timed[0].name if timed else report.bundle
+    return f"{name}: {', '.join([*speeds, holds])}"
 
 
 def seconds(value: float) -> str:

@@ -65,7 +65,7 @@ def served(
     `environment` is where the server is installed.
     """
     (folder / "server").mkdir(parents=True)
-    write_repository(bundle, folder / "models", serving)
+    write_repository(bundle, folder / "models", serving, beside=True)
     server = start(environment, folder / "models", serving.name, folder / "server", ports=Ports(0, 0, 0))
     try:
         server.wait_until_ready(300)

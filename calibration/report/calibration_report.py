@@ -76,9 +76,14 @@ def lines(report: CalibrationReport) -> list[str]:
     return [*text, "* no other one is both faster and better", *report.notes, report.choice]
 
 
+def report_files(folder: Path) -> list[Path]:
+    """calibration.json, calibration.md and calibration.png in `folder`."""
+    return [folder / f"calibration.{suffix}" for suffix in ("json", "md", "png")]
+
+
 def write_report(report: CalibrationReport, folder: Path) -> list[Path]:
-    """calibration.json, calibration.md and calibration.png in `folder`; returns them. Raises OutputError."""
-    data, page, picture = (folder / f"calibration.{suffix}" for suffix in ("json", "md", "png"))
+    """Write `report_files`; returns them. Raises OutputError."""
+    data, page, picture = report_files(folder)
     with atomic_write(data) as file:
         file.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     with atomic_write(page) as file:

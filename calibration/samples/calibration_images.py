@@ -57,7 +57,7 @@ def choose_images(
 
 def image_files(folder: Path, limit: int) -> list[Path]:
     """The first `limit` images below a folder that can be read, by name."""
-    return list(islice(_readable(_candidates(folder), lambda line: None), limit))
+    return list(islice(_readable(candidates(folder), lambda line: None), limit))
 
 
 def trial_scenes(folder: Path, count: int, notify: Notify) -> Path:
@@ -96,7 +96,7 @@ def _scene(seed: int, index: int) -> np.ndarray:
 def _from_folder(folder: Path, count: int, seed: int, notify: Notify) -> list[CalibrationImage]:
     if not folder.is_dir():
         raise CalibrationError(f"--images {folder}: there is no such folder; give one with at least {FEWEST} images")
-    files = _candidates(folder)
+    files = candidates(folder)
     if not files:
         raise CalibrationError(f"--images {folder} holds no image: give another folder")
     order = np.random.default_rng(seed).permutation(len(files))
@@ -119,7 +119,7 @@ def _from_folder(folder: Path, count: int, seed: int, notify: Notify) -> list[Ca
     return chosen
 
 
-def _candidates(folder: Path) -> list[Path]:
+def candidates(folder: Path) -> list[Path]:
     """The files below a folder whose names end as those of images do, in order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 

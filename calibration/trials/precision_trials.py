@@ -20,7 +20,7 @@ from vocabseg.runtime.engines.choose import installed
 from vocabseg.runtime.engines.interface import QUANTISED, VARIANTS
 from vocabseg.runtime.engines.openvino import check_precision, products_saturate
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.progress import Progress
+from vocabseg.runtime.progress import Progress, counted
 from vocabseg.runtime.segmenter.host_stages import HostStages
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -82,7 +82,7 @@ class TrialSet:
         """For a report."""
         if self.dataset is None:
             return "the images themselves, without labels"
-        return f"{len(self.files)} images of {self.dataset.name}"
+        return f"{counted(len(self.files), 'image')} of {self.dataset.name}"
 
     @property
     def identity(self) -> str:

@@ -33,6 +33,20 @@ def demo_folder() -> Path:
     return Path(package.origin).parent / "demo"
 
 
+def is_demo(folder: str | Path) -> bool:
+    """Whether a folder is that of the built-in demo model, through links and otherwise."""
+    return Path(folder).resolve() == demo_folder().resolve()
+
+
+def check_changeable(folder: str | Path) -> None:
+    """Raise BundleError for the built-in demo model: nothing is written into the installed package."""
+    if is_demo(folder):
+        raise BundleError(
+            f"{folder} is the built-in demo model, which belongs to the installed package and is never changed: "
+            "`vocabseg calibrate --output report` works on a copy of it, vocabseg-demo; or copy the folder yourself"
+        )
+
+
 class Stamp(NamedTuple):
     """What tells that a file was replaced or written to: its size in bytes, time of change in ns, and inode."""
 
@@ -86,6 +100,10 @@ class Bundle:
         if touched and isinstance(record, GraphRecord):
             check_graph(self.folder, record)
 
+    def __repr__(self) -> str:
+        precisions = ", ".join(["float32", *self.manifest.variants])
+        return f"Bundle({self.manifest.name!r} in {str(self.folder)!r}, {precisions})"
+
     def path(self, name: str) -> Path:
         """Path of a file in the bundle; raises BundleError if it was changed after the bundle was opened."""
         for record in self.manifest.files.values():
@@ -108,6 +126,11 @@ class Bundle:
         if graph in graphs:
             return graphs[graph]
         if graph in self.manifest.graphs:
+            if is_demo(self.folder):
+                raise BundleError(
+                    f"the demo model has no {graph} in {precision}: `vocabseg calibrate --output report` makes a copy "
+                    "of it with graphs in lower precision, vocabseg-demo; then give --bundle vocabseg-demo"
+                )
             raise BundleError(
                 f"bundle {self.folder} has no {graph} in {precision}: make it with "
                 f"`vocabseg {_COMMANDS.get(precision, _CALIBRATE).format(folder=self.folder, precision=precision)}`"

@@ -115,6 +115,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Size of all graphs with their weights, in float32."""
         return sum(record.total_bytes for record in self.graphs.values())
 
+    def settings(self) -> dict[str, Any]:
+        """The sections that decide what the graphs' outputs become, as plain types: for reports."""
+        sections = {"input": self.input, "region": self.region, "ensemble": self.ensemble, "prompts": self.prompts}
+        return {name: msgspec.to_builtins(section) for name, section in sections.items()}
+
     def graphs_in(self, precision: str) -> dict[str, GraphRecord]:
         """The graphs of one precision; empty if the bundle has none."""
         return self.graphs if precision == "float32" else self.variants.get(precision, {})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from vocabseg.runtime.bundle.folder import check_changeable
 from vocabseg.runtime.bundle.manifest import MANIFEST, GraphRecord, Manifest, read_manifest, write_manifest
 from vocabseg.runtime.errors import BundleError, OutputError
 
@@ -49,11 +50,12 @@ def new_variants(bundle: str | Path) -> Iterator[NewVariants]:
     the bundle is unchanged, with one exception: a process that dies between replacing older files and registering the
     new ones leaves a valid bundle without either.
 
-    Raises BundleError if there is no bundle, and OutputError if it cannot be written.
+    Raises BundleError if there is no bundle, or it is the built-in demo model, and OutputError if it cannot be written.
     """
     bundle = Path(bundle)
     if not (bundle / MANIFEST).is_file():
         raise BundleError(f"no bundle at {bundle}: it contains no {MANIFEST} (make one with `vocabseg export`)")
+    check_changeable(bundle)
     staging = bundle / f".vocabseg-{secrets.token_hex(8)}.part"
     try:
         staging.mkdir()

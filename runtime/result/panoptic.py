@@ -134,6 +134,7 @@ def instances(
     masks: np.ndarray | MaskRows,
     things: Collection[int] | None = None,
     top_k: int = 100,
+    overlap_threshold: float | None = None,
 ) -> list[Instance]:
     """The `top_k` most probable pairs of mask and class, as objects, best score first (MaskFormer's instance rule).
 
@@ -142,6 +143,8 @@ def instances(
         masks: (N, H, W) mask probabilities in 0..1.
         things: pairs of other classes are dropped after the `top_k` are selected; None keeps every class.
         top_k: how many pairs take part. One mask may be an object of several classes.
+        overlap_threshold: an object is dropped if its intersection over union with a better one of the same class
+            exceeds this; None, the published rule, keeps all.
 
     An object's mask is where the probability is above 0.5; objects without such a pixel are omitted. Its score is the
     class probability times the mean mask probability inside. Raises ValueError if probabilities and masks differ in
@@ -167,7 +170,29 @@ def instances(
         for category in categories[queries == query].tolist():
             score = float(probabilities[query, category]) * quality
             found.append(Instance(category, score, box, inside, size))
-    return sorted(found, key=lambda instance: -instance.score)
+    found.sort(key=lambda instance: -instance.score)
+    return found if overlap_threshold is None else _without_duplicates(found, overlap_threshold)
+
+
+def _without_duplicates(found: list[Instance], overlap_threshold: float) -> list[Instance]:
+    kept: list[Instance] = []
+    for one in found:
+        if all(one.class_index != other.class_index or _overlap(one, other) <= overlap_threshold for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _overlap(one: Instance, other: Instance) -> float:
+    """Intersection over union of two masks."""
+    corners = [*map(max, one.box[:2], other.box[:2]), *map(min, one.box[2:], other.box[2:])]
+    x1, y1, x2, y2 = corners
+    if x2 <= x1 or y2 <= y1:
+        return 0.0
+    parts = [
+        each.inside[y1 - each.box[1] : y2 - each.box[1], x1 - each.box[0] : x2 - each.box[0]] for each in (one, other)
+    ]
+    shared = int(np.count_nonzero(parts[0] & parts[1]))
+    return shared / (int(np.count_nonzero(one.inside)) + int(np.count_nonzero(other.inside)) - shared)
 
 
 def rle_encode(mask: np.ndarray) -> dict[str, Any]:

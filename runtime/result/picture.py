@@ -5,53 +5,12 @@ import math
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.legend import THEMES, LegendEntry, legend_panel
 
-# The first seven are Okabe and Ito's (jfly.uni-koeln.de/color); each further one is the colour of a coarse RGB grid
-# farthest from those before it in OKLab, for normal, protanopic and deuteranopic vision (Machado et al. 2009).
-PALETTE = (
-    "0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 961e4b 00ffe1 0000ff 8778ff 00d287 "
-    "964b00 c31e96 691ec3 5ae1ff a5f096 e10fd2 f05a69 960087 a54b5a ff78d2 f0c34b 3c5aff"
-)
-ALIKE = 25.0  # CIELAB distance below which two tints over a photo are hard to tell apart
-GOLDEN_TURN = (math.sqrt(5) - 1) / 2  # steps of this fraction of the colour circle never repeat
 # Pictures smaller than this are enlarged by an integer factor, so that a legend of readable size fits beside them.
 SMALLEST_WITH_LEGEND = 320
 BAND = 256  # rows painted at a time, so that huge pictures need little extra memory
-
-
-def class_colours(count: int) -> np.ndarray:
-    """Colours (count, 3) uint8 RGB of the classes; a class's colour depends on its index alone."""
-    colours = np.empty((count, 3), np.uint8)
-    for index in range(count):
-        colours[index] = _colour(index)
-    return colours
-
-
-def distinct_colours(colours: np.ndarray, present: list[int]) -> np.ndarray:
-    """`colours` (count, 3) uint8 RGB, changed so that no two of the classes `present`, largest first, look alike.
-
-    A class keeps its colour unless a larger class in the same picture has a similar one, as happens among a hundred
-    classes; it then gets the first colour of the palette that is far from those in use, or else the farthest one.
-    """
-    import cv2
-
-    def lab(rgb: np.ndarray) -> np.ndarray:
-        pixels = np.ascontiguousarray(rgb.reshape(1, -1, 3)).astype(np.float32) / 255
-        return cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)[0]
-
-    result = colours.copy()
-    spare = np.array([_colour(index) for index in range(len(PALETTE.split()))], np.uint8)
-    used = np.empty((0, 3), np.float32)
-    for index in present:
-        own = lab(colours[index])
-        if len(used) and np.linalg.norm(used - own, axis=1).min() < ALIKE:
-            distances = np.linalg.norm(lab(spare)[:, None] - used, axis=2).min(axis=1)
-            far = np.flatnonzero(distances >= ALIKE)
-            result[index] = spare[far[0] if len(far) else distances.argmax()]
-            own = lab(result[index])
-        used = np.concatenate([used, own])
-    return result
 
 
 def draw_overlay(
@@ -83,7 +42,7 @@ def draw_overlay(
         labels, image = _enlarged(labels, image)
     height, width = labels.shape
     by_area = _by_area(labels, len(classes))
-    colours = distinct_colours(class_colours(len(classes)), [index for index, _ in by_area if index >= 0])
+    colours = class_colours(len(classes))
     if not legend:
         canvas = np.empty((height, width, 3), np.uint8)
     else:
@@ -174,17 +133,3 @@ def _enlarged(labels: np.ndarray, image: np.ndarray | None) -> tuple[np.ndarray,
     if image is not None:
         image = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
     return labels, image
-
-
-def _colour(index: int) -> tuple[int, int, int]:
-    fixed = PALETTE.split()
-    if index < len(fixed):
-        red, green, blue = bytes.fromhex(fixed[index])
-        return red, green, blue
-    import colorsys
-
-    place = index - len(fixed)
-    hue = (place * GOLDEN_TURN + 0.1) % 1
-    saturation, value = ((0.85, 0.9), (0.5, 0.95), (0.95, 0.62))[place % 3]
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
-    return red, green, blue

@@ -1,63 +1,32 @@
 """What a user gets back: labels and scores at once, everything else on request."""
 
 import importlib
-import io
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
-from vocabseg.runtime.files import atomic_write, strict_json
-from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.coco import coco_panoptic
+from vocabseg.runtime.result.evidence import Evidence, GivenEvidence
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
 from vocabseg.runtime.result.panoptic import instances as most_probable_instances
+from vocabseg.runtime.result.writing import check_suffix, picture_format, write_json, write_picture
 
 if TYPE_CHECKING:
     import supervision
-
-# File name suffix -> Pillow's format and options.
-PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 4}),
-    ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 92, "subsampling": 0}),
-    ".webp": ("WEBP", {"quality": 92}),
-}
-
-
-class Evidence(Protocol):
-    """What a result is computed from: M masks, their class probabilities, and the kernels that resample them."""
-
-    @property
-    def masks(self) -> Masks: ...
-    @property
-    def class_probabilities(self) -> np.ndarray: ...  # (M, C) float32
-    @property
-    def no_object(self) -> np.ndarray: ...  # (M,) float32, the probability that a query is "no object"
-    @property
-    def kernels(self) -> ModuleType: ...
-
-
-@dataclass(frozen=True, eq=False)
-class GivenEvidence:
-    """Evidence that is already computed."""
-
-    masks: Masks
-    class_probabilities: np.ndarray
-    no_object: np.ndarray
-    kernels: ModuleType
 
 
 class Result:
     """One segmented image.
 
     Attributes:
-        labels: (H, W) int32, indices into `classes`; -1 where no user-supplied mask covers the pixel.
-        scores: (H, W) float32, the score of the winning class: a sum over masks, at least 0, possibly above 1.
+        labels: (H, W) int32, indices into `classes`: every pixel gets the class with most votes, however few; -1 where
+            no user-supplied mask covers it, or `confident` found too few.
+        scores: (H, W) float32, the votes for the winning class: the sum over masks of the mask's probability times the
+            class's. They are no probabilities, and above 1 where masks agree; those of described segments are in 0..1.
         classes: the names, in the given order.
         image: (H, W, 3) uint8 RGB, or None.
         evidence: what the further outputs are computed from; None limits the result to what the labels provide.
@@ -91,6 +60,11 @@ class Result:
         parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
         return _restored, (self.labels, self.scores, self.classes, self.image, parts)
 
+    def confident(self, min_score: float) -> "Result":
+        """The same result with the label -1 where the winning score is below `min_score`."""
+        labels = np.where(self.scores < min_score, np.int32(-1), self.labels)
+        return Result(labels, self.scores, self.classes, self.image, self.evidence)
+
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
         known = self._known_evidence()
@@ -120,14 +94,22 @@ class Result:
         countable = self._indices(range(len(self.classes)) if things is None else things)
         return panoptic_segments(probabilities, self._masks(), countable, object_mask_threshold, overlap_threshold)
 
-    def instances(self, things: Collection[str | int] | None = None, top_k: int = 100) -> list[Instance]:
+    def instances(
+        self,
+        things: Collection[str | int] | None = None,
+        top_k: int = 100,
+        overlap_threshold: float | None = 0.5,
+    ) -> list[Instance]:
         """The objects among the `top_k` most probable pairs of mask and class, best first; they may overlap.
 
-        `things`, names or indices, keeps only those classes; None keeps all. Each has `.class_index`, `.score`, `.box`
-        (x1, y1, x2, y2) and `.mask` (H, W) bool. Raises VocabularyError for a thing that is not a class.
+        `things`, names or indices, keeps only those classes; None keeps all. An object is dropped whose intersection
+        over union with a better one of its class exceeds `overlap_threshold`; None keeps all, as the published rule
+        does. Each has `.class_index`, `.score` (0..1), `.box` (x1, y1, x2, y2) and `.mask` (H, W) bool. Raises
+        VocabularyError for a thing that is not a class.
         """
         countable = None if things is None else self._indices(things)
-        return most_probable_instances(self._known_evidence().class_probabilities, self._masks(), countable, top_k)
+        probabilities = self._known_evidence().class_probabilities
+        return most_probable_instances(probabilities, self._masks(), countable, top_k, overlap_threshold)
 
     def draw(self, legend: bool = True, opacity: float = 0.6, theme: str = "light") -> np.ndarray:
         """The picture with every class in its colour, uint8 RGB; with the legend, larger than the image.
@@ -142,8 +124,8 @@ class Result:
         """A dictionary of plain types: {"image_size": [H, W], "classes": [name], "segments": [one per class present]}.
 
         A segment is {"category_id": index into classes, "name", "area": pixels, "bbox": [x, y, width, height],
-        "score": mean winning score, "segmentation": COCO run lengths {"size": [H, W], "counts"}}, in the order of the
-        classes; pixels in no segment carry the label -1.
+        "score": the mean over its pixels of `scores`, each taken as 1 at most, "segmentation": COCO run lengths
+        {"size": [H, W], "counts"}}, in the order of the classes; pixels in no segment carry the label -1.
         """
         segments = []
         for index, mask, score in self._present():
@@ -151,7 +133,7 @@ class Result:
         return self._json(segments)
 
     def to_detections(self) -> "supervision.Detections":
-        """A `supervision.Detections` with one detection per class present: mask, box, mean winning score, class index.
+        """A `supervision.Detections`, one for each class present: mask, box, class index, and the score of `to_json`.
 
         `data["class_name"]` holds the names. Raises VocabsegError if the package supervision is not installed.
         """
@@ -179,8 +161,8 @@ class Result:
 
         Raises OutputError for another suffix, and if the file cannot be written.
         """
-        form, options = _picture_format(path)
-        _write_picture(path, self.draw(), form, options)
+        form, options = picture_format(path)
+        write_picture(path, self.draw(), form, options)
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a PNG whose pixel values are class indices.
@@ -191,26 +173,28 @@ class Result:
         """
         from PIL import Image
 
-        if Path(path).suffix.lower() != ".png":
-            raise OutputError(f"cannot write labels to {os.fspath(path)!r}: only PNG stores them exactly; name it .png")
+        check_suffix("labels", path)
         gaps = bool((self.labels < 0).any())
         values = len(self.classes) + gaps
         if values > 2**16:
             raise OutputError(f"a PNG cannot hold {len(self.classes)} classes; use result.labels and numpy.save")
         if values <= 2**8:
-            from vocabseg.runtime.result.picture import class_colours
+            from vocabseg.runtime.result.colours import class_colours
 
             picture = Image.fromarray(self.labels.astype(np.uint8))
             table = np.zeros((256, 3), np.uint8)
             table[: len(self.classes)] = class_colours(len(self.classes))
             picture.putpalette(table.tobytes())
-            _write_picture(path, picture, "PNG", {})
+            write_picture(path, picture, "PNG", {})
         else:
-            _write_picture(path, self.labels.astype(np.uint16), "PNG", {})
+            write_picture(path, self.labels.astype(np.uint16), "PNG", {})
 
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write what `to_json` returns, as UTF-8; raises OutputError if the file cannot be written."""
-        _write_json(path, self.to_json())
+    def save_json(self, path: str | os.PathLike[str], info: Mapping[str, Any] | None = None) -> None:
+        """Write what `to_json` returns, as UTF-8, and with `info`, plain types, an entry "info" before it.
+
+        Raises OutputError if the file cannot be written.
+        """
+        write_json(path, _with_info(info, self.to_json()))
 
     def save_panoptic(
         self,
@@ -218,24 +202,46 @@ class Result:
         things: Collection[str | int] | None = None,
         object_mask_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
+        info: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write what `panoptic` returns as JSON, in the form of `to_json` plus "id" and "isthing" for each segment."""
+        """Write what `panoptic` returns as JSON, in the form of `save_json` plus each segment's "id" and "isthing"."""
         segmentation, segments = self.panoptic(things, object_mask_threshold, overlap_threshold)
         described = []
         for segment in segments:
             shape = _described(segmentation == segment["id"])
             described.append({**segment, "name": self.classes[segment["category_id"]], **shape})
-        _write_json(path, self._json(described))
+        write_json(path, _with_info(info, self._json(described)))
+
+    def save_coco_panoptic(
+        self,
+        path: str | os.PathLike[str],
+        file_name: str,
+        things: Collection[str | int] | None = None,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write what `panoptic` returns in COCO's panoptic format: JSON at `path`, the ids as a PNG of the same stem.
+
+        `file_name` is the image's. Categories are the indices into `classes`; pixels in no segment are 0. Raises as
+        `panoptic`, and OutputError if the files cannot be written.
+        """
+        check_suffix("json", path)
+        segmentation, segments = self.panoptic(things, object_mask_threshold, overlap_threshold)
+        countable = self._indices(range(len(self.classes)) if things is None else things)
+        picture, described = coco_panoptic(file_name, os.fspath(path), segmentation, segments, self.classes, countable)
+        write_picture(Path(path).with_suffix(".png"), picture, "PNG", {})
+        write_json(path, _with_info(info, described))
 
     def _json(self, segments: list[dict[str, Any]]) -> dict[str, Any]:
         return {"image_size": list(self.labels.shape), "classes": self.classes, "segments": segments}
 
     def _present(self) -> Any:
-        """Index, mask (H, W) bool and mean score of each class that has a pixel."""
+        """Index, mask (H, W) bool and score in 0..1 of each class that has a pixel."""
         counts = np.bincount(self.labels.ravel() + 1, minlength=len(self.classes) + 1)[1:]
         for index in np.flatnonzero(counts).tolist():
             mask = self.labels == index
-            yield index, mask, float(self.scores[mask].mean(dtype=np.float64))
+            yield index, mask, float(np.minimum(self.scores[mask], 1).mean(dtype=np.float64))
 
     def _known_evidence(self) -> Evidence:
         if self.evidence is None:
@@ -267,39 +273,13 @@ def _restored(
     return Result(labels, scores, classes, image, evidence)
 
 
+def _with_info(info: Mapping[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
+    return content if info is None else {"info": dict(info), **content}
+
+
 def _described(mask: np.ndarray) -> dict[str, Any]:
     return {
         "area": int(np.count_nonzero(mask)),
         "bbox": coco_box(mask),
         "segmentation": rle_encode(mask),
     }
-
-
-def _picture_format(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    suffix = Path(path).suffix.lower()
-    if suffix not in PICTURES:
-        known = ", ".join(PICTURES)
-        raise OutputError(f"cannot write a picture to {os.fspath(path)!r}: use one of the suffixes {known}")
-    return PICTURES[suffix]
-
-
-def _write_picture(path: str | os.PathLike[str], picture: Any, form: str, options: dict[str, Any]) -> None:
-    from PIL import Image
-
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    encoded = io.BytesIO()
-    try:
-        image.save(encoded, form, **options)
-    except (OSError, ValueError) as error:  # JPEG and WebP limit width and height
-        size = f"{image.width} x {image.height}"
-        raise OutputError(f"cannot write a {form} of {size} pixels ({error}); use .png instead") from error
-    with atomic_write(path) as file:
-        file.write(encoded.getbuffer())
-
-
-def _write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    if Path(path).suffix.lower() != ".json":
-        raise OutputError(f"cannot write JSON to {os.fspath(path)!r}: name it .json")
-    text = strict_json(content, indent=1)
-    with atomic_write(path) as file:
-        file.write(text + b"\n")

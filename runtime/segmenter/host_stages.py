@@ -14,7 +14,8 @@ from vocabseg.runtime.kernels.cropping import Cropping
 from vocabseg.runtime.kernels.geometry import expand_boxes, padded_size, resized_size
 from vocabseg.runtime.masks import Masks, Size
 from vocabseg.runtime.progress import Progress, silent
-from vocabseg.runtime.result.result import GivenEvidence, Result
+from vocabseg.runtime.result.evidence import GivenEvidence
+from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
 from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
 from vocabseg.runtime.segmenter.stages import Observed, check_usable, unusable

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vocabseg.runtime.errors import DeviceMemoryError, ImageError, VocabsegError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.regions import Regions
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -27,21 +28,30 @@ RESULTS = 4
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 Pairs = Iterable[tuple[Any, Vocabulary]]
+Outcome = Result | VocabsegError  # what became of one image
 
 
-def side_by_side(segment: Callable[[tuple[Any, Vocabulary]], Result], pairs: Pairs, threads: int) -> Iterator[Result]:
+def attempt(work: Callable[..., Found], *given: Any) -> Found | VocabsegError:
+    """What `work` returns, or the error if the image is at fault: it cannot be read, or is too large for the memory."""
+    try:
+        return work(*given)
+    except (ImageError, DeviceMemoryError) as error:
+        return error
+
+
+def side_by_side(segment: Callable[[tuple[Any, Vocabulary]], Result], pairs: Pairs, threads: int) -> Iterator[Outcome]:
     """Segment as many images at a time as there are threads, each on a single thread."""
     with ThreadPoolExecutor(threads, "images", limit_threads, (1,)) as pool:
-        yield from _in_order(pool, segment, pairs, threads)
+        yield from _in_order(pool, lambda pair: attempt(segment, pair), pairs, threads)
 
 
 def one_ahead(
     propose: Callable[[Any], Found], finish: Callable[[Found, Vocabulary], Result], pairs: Pairs
-) -> Iterator[Result]:
+) -> Iterator[Outcome]:
     """While `finish` encodes one image's regions, `propose` reads the next image and finds its proposals."""
     with ThreadPoolExecutor(1, "proposals") as pool:
-        for proposals, vocabulary in _in_order(pool, lambda pair: (propose(pair[0]), pair[1]), pairs, 1):
-            yield finish(proposals, vocabulary)
+        for found, vocabulary in _in_order(pool, lambda pair: (attempt(propose, pair[0]), pair[1]), pairs, 1):
+            yield found if isinstance(found, VocabsegError) else attempt(finish, found, vocabulary)
 
 
 def _in_order(pool: Executor, work: Callable[[Item], Found], items: Iterable[Item], count: int) -> Iterator[Found]:
@@ -78,13 +88,13 @@ class Line:
         self._filled = 0
         self._pending: deque[PendingResult] = deque()
 
-    def segment(self, pairs: Pairs) -> Iterator[Result]:
-        """The results in order; an image's error is raised when its turn comes."""
+    def segment(self, pairs: Pairs) -> Iterator[Outcome]:
+        """The outcomes in order; an error of `pairs` itself is raised when its turn comes."""
         workers = min(DECODERS, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers, "decode") as pool:
             try:
                 loaded = _in_order(
-                    pool, lambda pair: (self._stages.load(pair[0]), pair[1]), pairs, workers + PROPOSED_AHEAD
+                    pool, lambda pair: (attempt(self._stages.load, pair[0]), pair[1]), pairs, workers + PROPOSED_AHEAD
                 )
                 while True:
                     try:
@@ -94,19 +104,28 @@ class Line:
                         raise
                     if vocabulary is None:
                         break
-                    self._put(image, vocabulary)
+                    proposals = image if isinstance(image, VocabsegError) else attempt(self._start, image)
+                    if isinstance(proposals, VocabsegError):
+                        yield from self._rest()
+                        yield proposals
+                        continue
+                    self._put(proposals, vocabulary)
                     yield from self._results(RESULTS)
                 yield from self._rest()
             finally:
                 self._leave()
 
-    def _put(self, image: Any, vocabulary: Vocabulary) -> None:
-        """Start an image, and advance those before it."""
+    def _start(self, image: Any) -> "DeviceProposals":
         stages = self._stages
         with stages.turn():
-            self._vocabularies.append(vocabulary)
             proposals = stages.propose(stages.prepare(image))
             stages.describe(proposals)
+            return proposals
+
+    def _put(self, proposals: "DeviceProposals", vocabulary: Vocabulary) -> None:
+        """Take an image whose proposals are being computed, and advance those before it."""
+        with self._stages.turn():
+            self._vocabularies.append(vocabulary)
             self._proposed.append(proposals)
             while len(self._proposed) > PROPOSED_AHEAD:
                 self._pack(self._proposed.popleft())

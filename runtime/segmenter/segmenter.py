@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 import numpy as np
@@ -11,14 +11,14 @@ from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.engines.choose import SMALL_MODEL_BYTES, choose
 from vocabseg.runtime.engines.host_engines import HostEngines
 from vocabseg.runtime.engines.interface import KeyedRunnable
-from vocabseg.runtime.errors import ImageError, VocabularyError
+from vocabseg.runtime.errors import ImageError, OnError, VocabsegError, VocabularyError, sifted
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks, Size
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.host_stages import HostStages
-from vocabseg.runtime.segmenter.many import Line, one_ahead, side_by_side
+from vocabseg.runtime.segmenter.many import Line, Outcome, one_ahead, side_by_side
 from vocabseg.runtime.segmenter.regions import Regions
 from vocabseg.runtime.segmenter.stages import Proposals, Stages
 from vocabseg.runtime.text.embedder import TextEmbedder
@@ -74,6 +74,9 @@ class Segmenter:
         else:
             self._engines = HostEngines(bundle, self.choice)
         self.text = TextEmbedder(bundle, self.engine)
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.bundle.manifest.name!r}, {self.choice.key})"
 
     def engine(self, graph: str) -> KeyedRunnable:
         """The engine of one of the bundle's graphs, opened on its first run; `run` takes host arrays."""
@@ -166,22 +169,43 @@ class Segmenter:
             proposals = stages.given(image, resized, Masks(mask_logits, padded, *sizes), query_embeddings)
         return self._describe(stages, proposals, progress or silent)
 
-    def segment_many(self, images: Iterable[Any], vocabulary: Names | None = None) -> Iterator[Result]:
+    @overload
+    def segment_many(
+        self, images: Iterable[Any], vocabulary: Names | None = None, on_error: Literal["raise", "skip"] = "raise"
+    ) -> Iterator[Result]: ...
+    @overload
+    def segment_many(
+        self, images: Iterable[Any], vocabulary: Names | None = None, *, on_error: Literal["yield"]
+    ) -> Iterator[Outcome]: ...
+    def segment_many(
+        self, images: Iterable[Any], vocabulary: Names | None = None, on_error: OnError = "raise"
+    ) -> Iterator[Outcome]:
         """Segment images in order; each result equals that of a call with the image alone.
 
         While the regions of one image are encoded, the next one is read and its proposals are found; a small model
-        works on as many images as there are threads, and a GPU encodes regions of several images together. An image's
-        error is raised when its turn comes.
+        works on as many images as there are threads, and a GPU encodes regions of several images together.
+
+        `on_error` says what becomes of an image that cannot be read or is too large for the device's memory: its
+        ImageError or DeviceMemoryError is raised when its turn comes, which ends the iteration ("raise"); the image is
+        left out ("skip"); or the error takes the place of the result ("yield"). All other errors are raised.
+        Raises VocabularyError for unusable names, ConfigurationError for another `on_error`.
         """
         vocabulary = self.vocabulary(vocabulary)
         self.embed_names(vocabulary)
-        yield from self.segment_pairs((image, vocabulary) for image in images)
+        yield from sifted(self._outcomes((image, vocabulary) for image in images), on_error)
 
     def segment_pairs(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Result]:
         """`segment_many` with a vocabulary for each image, such as a server's waiting requests.
 
-        Proposals and region embeddings do not depend on the vocabulary, so mixing vocabularies costs nothing.
+        Proposals and region embeddings do not depend on the vocabulary, so mixing vocabularies costs nothing. An
+        image's error is raised when its turn comes.
         """
+        for outcome in self._outcomes(pairs):
+            if isinstance(outcome, VocabsegError):
+                raise outcome
+            yield outcome
+
+    def _outcomes(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Outcome]:
         threads = thread_count()
         if self.choice.on_gpu:
             stages: Any = self.stages

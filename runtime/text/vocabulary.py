@@ -1,12 +1,12 @@
 """Vocabulary: the class names to look for, which of them were seen in training, and how they become prompts."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vocabseg.runtime.errors import VocabularyError
+from vocabseg.runtime.text.class_names import names_in_text
 from vocabseg.runtime.text.prompts import shorten
 
 
@@ -40,19 +40,13 @@ class Vocabulary:
 
     @classmethod
     def of(cls, value: "Vocabulary | Iterable[str] | str") -> "Vocabulary":
-        """Return a Vocabulary as is; or make one from a list, a comma-separated string or "@file", one name per line.
+        """A Vocabulary as it is; names out of a list; or names in a text, as `names_in_text` reads them.
 
-        Raises VocabularyError as the constructor does, and for a file that cannot be read.
+        Such as "cat, grass" or "@names.txt". Raises VocabularyError as the constructor and `names_in_text` do.
         """
         if isinstance(value, Vocabulary):
             return value
-        if not isinstance(value, str):
-            return cls(value)
-        if value.startswith("@"):
-            return cls(_read_names(Path(value[1:])))
-        if not value.strip():
-            raise VocabularyError("the vocabulary is empty: give at least one class name")
-        return cls(value.split(","))
+        return cls(names_in_text(value) if isinstance(value, str) else value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Vocabulary is immutable: create another one with the {name} that you want")
@@ -99,6 +93,8 @@ def _items(values: Any, what: str) -> list[Any]:
     """The elements of a collection that must not be a single string."""
     if isinstance(values, str | bytes):
         raise VocabularyError(f"{what} are the single string {_short(values)!r}: give a list of them")
+    if isinstance(values, Mapping):
+        raise VocabularyError(f"{what} are a dictionary, whose values would be lost: give a list, such as its keys")
     try:
         return list(values)
     except TypeError:
@@ -158,21 +154,3 @@ def _checked_templates(values: Any) -> tuple[str, ...]:
                 "where the class name belongs"
             )
     return tuple(str(template) for template in templates)
-
-
-def _read_names(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise VocabularyError(
-            f"the file of class names {_short(str(path))!r} cannot be read: {error.strerror or error}"
-        ) from None
-    except (UnicodeDecodeError, ValueError):
-        raise VocabularyError(
-            f"the file of class names {_short(str(path))!r} is not UTF-8 text: save it as UTF-8, one name per line"
-        ) from None
-    # Not splitlines, which also splits at form feeds and the like.
-    names = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
-    if not names:
-        raise VocabularyError(f"the file of class names {_short(str(path))!r} is empty: write one name per line")
-    return names

@@ -1,6 +1,8 @@
 """A request's tensors and parameters -> a request per image, checked before anything is computed."""
 
+import binascii
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from vocabseg.serving.protocol import (
 
 # Parameters that hold a list, as JSON.
 LISTS = ("seen", "templates", "things")
+BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 
 class RequestError(VocabsegError):
@@ -90,7 +93,9 @@ class RequestReader:
                 raise ImageError(f"{PIXELS} has {width} x {height} pixels: give at least 1 x 1 and at most {limit}")
             return list(pixels)
         assert files is not None
-        contents = [content if isinstance(content, bytes) else bytes(content) for content in files.ravel()]
+        contents = [
+            _from_base64(content if isinstance(content, bytes) else bytes(content)) for content in files.ravel()
+        ]
         for content in contents:
             if len(content) > self.limits.max_image_bytes:
                 limit = f"{self.limits.max_image_bytes / 10**6:g} MB"
@@ -149,6 +154,17 @@ class RequestReader:
                 "which this server takes: give fewer names or templates"
             )
         return vocabulary
+
+
+def _from_base64(content: bytes) -> bytes:
+    """The file in base64 text, which is how JSON carries one, with or without "data:...;base64,"; else `content`."""
+    text = content.partition(b";base64,")[2] if content.startswith(b"data:") else content
+    if not BASE64.fullmatch(text):  # as for every image file, whose header holds other bytes
+        return content
+    try:
+        return binascii.a2b_base64(text)
+    except binascii.Error:
+        return content
 
 
 def adjust(vocabulary: Vocabulary, options: RequestOptions) -> Vocabulary:

@@ -11,7 +11,8 @@ import numpy as np
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.masks import Masks
-from vocabseg.runtime.result.result import GivenEvidence, Result
+from vocabseg.runtime.result.evidence import GivenEvidence
+from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving import protocol
 

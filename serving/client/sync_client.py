@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vocabseg.runtime.errors import ImageError, OnError, VocabsegError, sifted
 from vocabseg.runtime.result.result import Result
 from vocabseg.serving import protocol
 from vocabseg.serving.client.call import Call, VocabularyName, panoptic_call, segment_call
@@ -66,14 +67,34 @@ class Client:
         return VocabularyName(name)
 
     def segment_many(
-        self, images: Iterable[Any], vocabulary: Any = None, evidence: bool = False, concurrency: int = CONCURRENCY
-    ) -> Iterator[Result]:
-        """Segment images, several requests at a time; results come in order."""
+        self,
+        images: Iterable[Any],
+        vocabulary: Any = None,
+        evidence: bool = False,
+        concurrency: int = CONCURRENCY,
+        on_error: OnError = "raise",
+    ) -> Iterator[Any]:
+        """Segment images, several requests at a time; results come in order.
+
+        `on_error` says what becomes of an image that cannot be used: its ImageError is raised and ends the iteration
+        ("raise"), the image is left out ("skip"), or the error takes the place of the result ("yield").
+        """
+        return sifted(self._outcomes(images, vocabulary, evidence, concurrency), on_error)
+
+    def _outcomes(
+        self, images: Iterable[Any], vocabulary: Any, evidence: bool, concurrency: int
+    ) -> Iterator[Result | VocabsegError]:
+        def segment(image: Any) -> Result | VocabsegError:
+            try:
+                return self(image, vocabulary, evidence)
+            except ImageError as error:
+                return error
+
         with ThreadPoolExecutor(concurrency, "client") as pool:
-            coming: list[Future[Result]] = []
+            coming: list[Future[Result | VocabsegError]] = []
             try:
                 for image in images:
-                    coming.append(pool.submit(self, image, vocabulary, evidence))
+                    coming.append(pool.submit(segment, image))
                     if len(coming) >= concurrency:
                         yield coming.pop(0).result()
                 while coming:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from vocabseg.runtime.bundle.folder import Bundle, listed_files
-from vocabseg.runtime.bundle.manifest import write_manifest
+from vocabseg.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
 from vocabseg.runtime.bundle.plans import ENGINES
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import whole_folder
@@ -39,26 +39,33 @@ from vocabseg.serving.model import TritonPythonModel  # noqa: E402, F401
 
 
 def write_repository(
-    bundle: Bundle, target: Path, serving: Serving, named: Mapping[str, Vocabulary] | None = None
+    bundle: Bundle,
+    target: Path,
+    serving: Serving,
+    named: Mapping[str, Vocabulary] | None = None,
+    beside: bool = False,
 ) -> Path:
     """Write the repository to a temporary folder and rename it to `target`, which must be missing or empty.
 
     Requests can name the `named` vocabularies; the bundle's own, if it has one, is for requests without names. What the
-    bundle's manifest lists and its engines are hard links where the file system allows it, else copies. Returns the
-    model's folder. Raises OutputError where it cannot be written, ConfigurationError for a name that Triton does not
-    take.
+    bundle's manifest lists and its engines are copied, with the manifest as it is in memory; with `beside`, unless the
+    two differ, its folder becomes a link to the original, which must then stay where it is. Returns the model's folder.
+    Raises OutputError where it cannot be written, ConfigurationError for a name that Triton does not take.
     """
-    check_target(target)
+    check_target(target, bundle)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", serving.name):
         raise ConfigurationError(f"the model name {serving.name!r}: use letters, digits, '_', '.' and '-'")
     given = named or {}
-    with whole_folder(target, "the model repository", lambda: check_target(target)) as temporary:
+    with whole_folder(target, "the model repository", lambda: check_target(target, bundle)) as temporary:
         model = temporary / serving.name
         version = model / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL_FILE, encoding="utf-8")
         (version / "vocabularies.json").write_bytes(_vocabularies(bundle, given))
-        _copy_bundle(bundle, version / "bundle")
+        if beside and read_manifest(bundle.folder / MANIFEST) == bundle.manifest:
+            (version / "bundle").symlink_to(bundle.folder.absolute(), target_is_directory=True)
+        else:
+            _copy_bundle(bundle, version / "bundle")
         (model / "config.pbtxt").write_text(model_configuration(serving), encoding="utf-8")
         (model / "warmup").mkdir()
         (model / "warmup" / WARM_UP_FILE).write_bytes(warm_up_classes())
@@ -69,8 +76,10 @@ def write_repository(
     return target / serving.name
 
 
-def check_target(target: Path) -> None:
-    """Raise OutputError if no repository can be written to `target`."""
+def check_target(target: Path, bundle: Bundle) -> None:
+    """Raise OutputError if no repository with the bundle can be written to `target`."""
+    if target.resolve().is_relative_to(bundle.folder.resolve()):
+        raise OutputError(f"{target} lies in the bundle {bundle.folder}: choose another place")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists already: remove it, or choose another place")
     if not target.parent.is_dir():
@@ -95,20 +104,20 @@ def _entry(vocabulary: Vocabulary) -> NamedVocabulary:
 
 
 def _copy_bundle(bundle: Bundle, target: Path) -> None:
-    """What the manifest lists, the manifest as it was adjusted, and the engines; never what a link leads to outside."""
+    """What the manifest lists, the manifest as it was adjusted, and the engines; never what a link leads to outside.
+
+    Copies, no hard links: for onnx, a file with several of them is an attack.
+    """
     for name in sorted({record.file for record in listed_files(bundle.manifest)}):
-        _link(bundle.path(name), target / name)
+        _copy(bundle.path(name), target / name)
     engines = bundle.path(ENGINES)
     for folder, _, names in () if engines.is_symlink() else os.walk(engines):  # which follows no links further down
         for path in (Path(folder) / name for name in sorted(names)):
             if path.is_file() and not path.is_symlink():
-                _link(path, target / path.relative_to(bundle.folder))
+                _copy(path, target / path.relative_to(bundle.folder))
     write_manifest(bundle.manifest, target)
 
 
-def _link(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
+    shutil.copy2(source, target)

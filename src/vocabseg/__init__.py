@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Read when ONNX Runtime is imported; without it, 1.32 keeps a device id and a log of runs in the user's cache.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+__version__: str
 __all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load"]
 
 # Where each public name lives: imported when first used, so that `vocabseg --help` and the exporter load nothing else.
@@ -28,6 +29,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vocabseg")
     if name not in _HOMES:
         raise AttributeError(f"module 'vocabseg' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

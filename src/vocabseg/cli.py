@@ -10,11 +10,14 @@ from vocabseg.commands import batch, bench, build, calibrate, doctor, evaluate, 
 from vocabseg.commands.terminal import printable
 from vocabseg.runtime.errors import VocabsegError
 
+# Verbs that go on where they were stopped, and the exit code of being stopped by Ctrl-C.
+RESUMED = ("batch", "evaluate", "calibrate")
+STOPPED = 130
+
 app = typer.Typer(
     name="vocabseg",
     help="Open-vocabulary segmentation: from a PyTorch checkpoint to fast engines, with proven parity.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -31,9 +34,9 @@ for module in (segment, export, build, evaluate, batch, bench, calibrate, serve,
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import vocabseg
 
-        print(f"vocabseg {version('vocabseg')}")
+        print(f"vocabseg {vocabseg.__version__}")
         raise typer.Exit
 
 
@@ -48,19 +51,28 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: exit code 0 for success, 2 for input that cannot be used, 1 for a fault of its own."""
+    """Run the command line and leave it with one of the exit codes.
+
+    0: success; 1: a fault of vocabseg; 2: input that cannot be used; 3: not all that was asked for came out, as the
+    verb's help says; 130: stopped by Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--debug" in arguments:  # accepted before or after the verb
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     debug = "--debug" in arguments
+    if len(arguments) == debug:
+        arguments = ["--help"]
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="vocabseg", standalone_mode=False)
+        if code == STOPPED:  # how typer tells of Ctrl-C, since 0.16
+            raise KeyboardInterrupt
     except VocabsegError as error:
         if debug:
             raise
         code = _fail(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
-        code = _fail("stopped", 130)
+        resumed = any(argument in RESUMED for argument in arguments)
+        code = _fail("stopped; the same command goes on" if resumed else "stopped", STOPPED)
     except OSError as error:
         if debug:
             raise

@@ -183,6 +183,34 @@ def test_images_that_come_later_and_broken_ones_that_are_mended(
     assert (output / "summary" / "contact_sheet.png").is_file()
 
 
+def test_what_was_left_out_is_counted_and_listed_and_all_broken_is_a_failure(tmp_path: Path) -> None:
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    write_images(photos, 1)
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "1, and 2.txt").write_text("notes")
+    options = ("-c", CLASSES, "-w", "labels", "--threads", 1, "-q")
+    done = run(photos, "-o", output, *options)
+    assert done.returncode == 0, done.stderr
+    assert "2 files left out (1: .txt is no image format that can be read; 1: .heic is no image" in done.stderr
+    assert (output / "left_out.csv").read_text().splitlines()[1:] == [
+        f'"{photos}/1, and 2.txt",.txt is no image format that can be read',
+        f"{photos}/IMG_1.HEIC,.heic is no image format that can be read",
+    ]
+    assert done.stdout.split()[-1] == str(output / "left_out.csv")
+    (photos / "IMG_1.HEIC").unlink()
+    (photos / "1, and 2.txt").unlink()
+    again = run(photos, "-o", output, *options)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert not (output / "left_out.csv").exists()
+    for path in photos.iterdir():
+        path.write_bytes(b"no image")
+    broken = tmp_path / "broken"
+    for _ in range(2):  # the second time nothing is left to do
+        done = run(photos, "-o", broken, *options)
+        assert done.returncode == 3, done.stderr
+        assert "1 broken image" in done.stderr
+
+
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     photos, output = tmp_path / "photos", tmp_path / "out"
     for path in write_images(photos, 20):

@@ -88,6 +88,77 @@ def test_tars_give_their_images_without_being_unpacked(tmp_path: Path) -> None:
     assert [item.read() for item in items] == [b"zero", b"one", b"two" * 1000]
 
 
+def left_out(*inputs: object, output: Path | None = None) -> tuple[list[str], dict[str, str]]:
+    """The ids of the images, and what is left out with the reasons."""
+    others: dict[str, str] = {}
+    items = find_items([str(given) for given in inputs], None, None, others.__setitem__, output)
+    return [item.id for item in items], others
+
+
+def test_a_list_of_one_column_needs_no_header(tmp_path: Path) -> None:
+    listed = tmp_path / "list.csv"
+    for text in ("a.png\nb.png\n", "\ufeffa.png\r\n\r\nb.png\r\n", '"a.png"\n"b.png"'):
+        listed.write_bytes(text.encode())
+        assert ids(listed) == ["a.png", "b.png"]
+    touch(tmp_path / "no-ending")
+    listed.write_text("no-ending\nb.png\n")
+    assert ids(listed) == ["no-ending", "b.png"]
+    listed.write_text("photo\na.png\n")
+    assert ids(listed) == ["a.png"]
+    listed.write_text("a.png,1\nb.png,2\n")
+    with pytest.raises(InputError, match=r"holds the image 'a\.png', not the columns' names"):
+        ids(listed)
+
+
+def test_names_with_dots_in_tars_are_images_unless_another_one_is_the_sample(tmp_path: Path) -> None:
+    names = ("a.png", "img_2020.01.02.png", "img_2020.01.03.png", "x/v1.0.jpg", "x/7.seg.png", "x/7.json", "x/7.png",
+             "8.rgb.png", "8.depth.png", "9.heic", "9.json", "._a.png", "readme")  # fmt: skip
+    path = write_tar(tmp_path / "t.tar", {name: name.encode() for name in names})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    taken, others = left_out(path)
+    assert taken == [
+        f"t.tar/{name}"
+        for name in (
+            "a.png", "img_2020.01.02.png", "img_2020.01.03.png", "x/v1.0.jpg", "x/7.png", "8.rgb.png", "8.depth.png"
+        )
+    ]  # fmt: skip
+    assert others == {
+        "t.tar/x/7.seg.png": "another part of a sample that has an image",
+        "t.tar/9.heic": ".heic is no image format that can be read",
+        "t.tar/9.json": ".json is no image format that can be read",
+        "t.tar/._a.png": "hidden: its name starts with a dot",
+        "t.tar/readme": "its name has no ending that tells the format",
+        "t.tar/link.png": "a link within the tar",
+    }
+    assert [item.read() for item in find_items([str(path)], None, None)][1] == b"img_2020.01.02.png"
+
+
+def test_what_folders_and_globs_leave_out_is_told(tmp_path: Path) -> None:
+    touch(*(tmp_path / "in" / name for name in ("a.png", "b.MPO", "IMG_1.HEIC", "c.jxl", "raw", "d/.e.png", "d/n.txt")))
+    touch(tmp_path / "in" / "out" / "shards" / "a.png", tmp_path / "elsewhere" / "f.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    taken, others = left_out(tmp_path / "in", output=tmp_path / "in" / "out")
+    assert taken == ["a.png", "b.MPO"]
+    reasons = {os.path.relpath(path, tmp_path / "in"): reason for path, reason in others.items()}
+    assert reasons == {
+        "IMG_1.HEIC": ".heic is no image format that can be read",
+        "c.jxl": ".jxl is no image format that can be read",
+        "raw": "its name has no ending that tells the format",
+        "d/.e.png": "hidden: its name starts with a dot",
+        "d/n.txt": ".txt is no image format that can be read",
+        "link": "a link to a folder: give that folder by itself",
+    }
+    taken, others = left_out(tmp_path / "in" / "*", output=tmp_path / "in" / "out")
+    assert taken == ["a.png", "b.MPO"]
+    assert {Path(path).name for path in others} == {"IMG_1.HEIC", "c.jxl", "raw", "d", "link"}
+    assert left_out(tmp_path / "in" / "**" / "*.png", output=tmp_path / "in" / "out")[0] == ["a.png", "link/f.png"]
+    with pytest.raises(InputError, match=r"no image found in .*n\.txt' was left out \(\.txt is no image format"):
+        ids(tmp_path / "in" / "d" / "*.txt")
+
+
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     try:
         touch(Path(os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9.png")))

@@ -17,6 +17,7 @@ from vocabseg.calibration.samples.calibration_images import choose_images
 from vocabseg.export.half.recipe import read_recipe
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.bundle.manifest import file_record
+from vocabseg.runtime.bundle.variants import new_variants
 from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
@@ -84,6 +85,49 @@ def test_what_stays_high_is_decided_on_the_graph_as_it_is_written(calibrated: tu
 def test_a_precision_that_is_not_there_names_the_command() -> None:
     with pytest.raises(BundleError, match="vocabseg calibrate"):
         Segmenter(open_bundle(None), "cpu", "onnxruntime", "int8")
+
+
+def test_the_built_in_model_is_never_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in demo_folder().rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(demo_folder())
+    for precision in ("int8", "float16"):  # the command that the error names works on a copy
+        with pytest.raises(BundleError, match="`vocabseg calibrate --output report` makes a copy of it"):
+            open_bundle(None).graph("proposal", precision)
+    for folder in (demo_folder(), tmp_path / "link"):
+        assert run(folder, "--count", 32, "--precision", "int8", "--limit", 2, "--output", "report") == 2
+        assert "is the built-in demo model" in capsys.readouterr().err.splitlines()[-1]
+        with pytest.raises(BundleError, match="is the built-in demo model"), new_variants(folder):
+            pass
+    assert not (tmp_path / "report").exists()
+    assert {path: path.stat().st_mtime_ns for path in demo_folder().rglob("*")} == before
+
+
+def test_the_copy_of_the_demo_model_takes_no_other_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vocabseg-demo").mkdir()
+    (tmp_path / "vocabseg-demo" / "mine.txt").touch()
+    assert run("--count", 32, "--limit", 2) == 2
+    assert "that folder holds other files" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine.txt", "vocabseg-demo"]
+
+
+def test_the_report_replaces_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vocabseg.benchmarks.scenes.files import write_scenes
+
+    photos, bundle = tmp_path / "photos", tmp_path / "bundle"
+    photos.mkdir()
+    shutil.copytree(demo_folder(), bundle)
+    write_scenes(photos, 33, size=(96, 96))
+    shutil.move(next(photos.glob("*.*")), photos / "calibration.png")
+    before = (photos / "calibration.png").read_bytes()
+    assert run(bundle, "--images", photos, "--count", 32, "--precision", "int8", "--output", photos) == 2
+    assert "calibration.png' would replace the input" in capsys.readouterr().err
+    assert (photos / "calibration.png").read_bytes() == before
 
 
 def test_a_quantised_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def refused(run, tmp_path):
         code, out, err = run(*arguments)
         assert code == 2, err
         assert out == ""
-        lines = [line for line in err.splitlines() if not line.startswith(("Segmenting", "  "))]
+        lines = [line for line in err.splitlines() if not line.startswith(("Segmenting", "Exporting", "  "))]
         assert len(lines) == 1, err
         assert lines[0].startswith("vocabseg: ")
         for word in [told] if isinstance(told, str) else told:
@@ -146,7 +146,7 @@ def test_settings_and_seen_change_the_outcome(run, bundle, photo, tmp_path):
             *options,
         )
         assert code == 0, err
-        return json.loads((tmp_path / "l.json").read_text())
+        return json.loads((tmp_path / "l.json").read_text())["segments"]
 
     usual = labels()
     assert labels() == usual
@@ -294,6 +294,16 @@ def test_export_tells_what_is_wrong(refused, tmp_path):
     refused(*common, "--config", "zsseg-r50-vitb16-vild", told="--random")
     refused(*common, "--config", "zsseg-r50-vitb16-vild", "--random", "--set", "region.foo=1", told="foo")
     refused(*common, told="--config")
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "manifest.json").touch()
+    (held / "w.pth").touch()
+    common = ["export", "--config", "zsseg-r50-vitb16-vild", "--output", held, "--overwrite"]
+    refused(*common, "--checkpoint", held / "w.pth", told=["would replace the input", "w.pth"])
+    # The place is looked at before the weights are.
+    common = ["export", "--config", "zsseg-r50-vitb16-vild", "--checkpoint", weights, "--output"]
+    refused(*common, held, told="there is a bundle at")
+    refused(*common, tmp_path / "none" / "bundle", told="does not exist")
     code, _, err = _run_export(tmp_path, weights)
     assert code == 2
     assert "weights.pth" in err.splitlines()[-1]

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.files import atomic_write, check_writable, strict_json
+from vocabseg.runtime.files import atomic_write, check_apart, check_folder, check_writable, strict_json
 
 
 def test_writes_and_replaces(tmp_path):
@@ -110,3 +110,36 @@ def test_json_holds_no_number_that_json_does_not_have():
     expected = {"a": [1.5, None, None], "b": "-Infinity \ud800", "c": None}
     assert json.loads(text, parse_constant=fail) == expected
     assert strict_json({"a": "é"}, separators=(",", ":")) == '{"a":"é"}'.encode()
+
+
+def test_an_output_is_no_input_however_it_is_named(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "in.png").touch()
+    (tmp_path / "file").symlink_to(tmp_path / "sub" / "in.png")
+    (tmp_path / "folder").symlink_to(tmp_path / "sub")
+    inputs = [tmp_path / "other.png", tmp_path / "folder" / "in.png"]
+    for output in ("sub/in.png", "sub/../sub/in.png", "file", "folder/in.png", "sub", "folder"):
+        with pytest.raises(OutputError, match=r"would replace the input .*in\.png"):
+            check_apart([tmp_path / "new.png", tmp_path / output], inputs)
+    check_apart([tmp_path / "sub" / "in.png.json", tmp_path / "su", tmp_path / "sub" / "i"], inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/deeper", "file' is not a folder"),
+        ("nul\0", "null"),
+        ("/proc/1/new", r"cannot make the folder '/proc/1/new'"),
+    ],
+)
+def test_folders_that_cannot_be_made(tmp_path, name, message, monkeypatch):
+    (tmp_path / "file").touch()
+    if name.startswith("/proc"):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match=message):
+        check_folder(os.path.join(tmp_path, name))
+
+
+def test_check_folder_makes_nothing(tmp_path):
+    assert check_folder(tmp_path / "a" / "b") == tmp_path.resolve() / "a" / "b"
+    assert os.listdir(tmp_path) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vocabseg.runtime.errors import ImageError
-from vocabseg.runtime.images import load_image
+from vocabseg.runtime.images import FORMATS, IMAGE_SUFFIXES, load_image
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -332,3 +332,13 @@ def test_damaged_files(image_format, data):
         position = data.draw(st.integers(0, len(content) - 1))
         content[position] ^= data.draw(st.integers(1, 255))
     read_or_refuse(bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content))
+
+
+def test_every_file_that_can_be_read_counts_as_an_image():
+    Image.init()
+    known = {ending for ending, form in Image.registered_extensions().items() if form in (*FORMATS, "MPO")}
+    assert known <= IMAGE_SUFFIXES
+    stream = io.BytesIO()
+    left, right = (Image.new("RGB", (30, 20), colour) for colour in ("red", "blue"))
+    left.save(stream, "MPO", save_all=True, append_images=[right])
+    assert load_image(stream.getvalue())[10, 10].tolist() == pytest.approx([255, 0, 0], abs=3)

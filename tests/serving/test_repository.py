@@ -1,12 +1,14 @@
 """The model repository on disk, its configuration and the environment's checks; no server is started."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from vocabseg.runtime.bundle.folder import open_bundle
+from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.model_repository.model_configuration import Serving, model_configuration, warm_up_classes
@@ -44,6 +46,31 @@ def test_what_starts_it_restricts_it_and_puts_a_proxy_before_it(tmp_path: Path) 
     assert services["triton"]["ports"] == ["127.0.0.1:8002:8002"]
     assert all(port.startswith("127.0.0.1:") for port in services["proxy"]["ports"])
     assert "max_size 7000000" in (tmp_path / "models" / "Caddyfile").read_text()
+
+
+def test_the_bundle_is_copied_with_its_settings_or_stands_beside(tmp_path: Path) -> None:
+    import onnx
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(demo_folder(), folder)
+    (folder / ".vocabseg-0.part").mkdir()
+    opened = open_adjusted(folder, ["region.mask_threshold=0.4"])
+    copy = write_repository(opened, tmp_path / "models", Serving(name="a")) / "1" / "bundle"
+    for path in (path for root in (folder, copy) for path in root.rglob("*") if path.is_file()):
+        assert path.stat().st_nlink == 1, f"{path} has hard links, which onnx takes for an attack"
+    onnx.load(folder / "proposal.onnx")
+    assert not (copy / ".vocabseg-0.part").exists()
+    assert open_bundle(copy).manifest.region.mask_threshold == 0.4
+    assert open_bundle(folder).manifest.region.mask_threshold == 0.5
+    changed = write_repository(opened, tmp_path / "changed", Serving(name="b"), beside=True) / "1" / "bundle"
+    assert not changed.is_symlink()
+    assert open_bundle(changed).manifest.region.mask_threshold == 0.4
+    beside = write_repository(open_bundle(folder), tmp_path / "beside", Serving(name="c"), beside=True) / "1" / "bundle"
+    assert beside.resolve() == folder
+    assert open_bundle(beside).manifest == open_bundle(folder).manifest
+    with pytest.raises(OutputError, match="lies in the bundle"):
+        write_repository(opened, folder / "models", Serving())
+    assert not (folder / "models").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

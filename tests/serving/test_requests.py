@@ -1,5 +1,6 @@
 """What a request is read as, without a server: limits, vocabularies and options."""
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,19 @@ def test_each_image_of_a_request_has_its_own_names() -> None:
     first, second = reader().read({IMAGE: files, CLASSES: np.array([[b"a"], [b"b"]], object)}, {}, [])
     assert (first.image, second.image) == (b"one", b"two")
     assert (first.vocabulary.names, second.vocabulary.names) == (("a",), ("b",))
+
+
+@pytest.mark.parametrize("before", [b"", b"data:image/png;base64,"])
+def test_an_image_file_may_be_base64_text(before: bytes) -> None:
+    content = b"\x89PNG\r\n\x1a\n\0"
+    for text in (base64.b64encode(content), base64.encodebytes(content)):
+        (request,) = reader().read({IMAGE: np.array([[before + text]], object), CLASSES: names("a")}, {}, [])
+        assert request.image == content
+    for other in (content, b"one", b"P3\n1 1 1\n", before + b"====" if before else b"===="):
+        (request,) = reader().read({IMAGE: np.array([[other[:10]]], object), CLASSES: names("a")}, {}, [])
+        assert request.image == other[:10]
+    with pytest.raises(ImageError, match="more than 1e-05 MB"):
+        reader().read({IMAGE: np.array([[before + base64.b64encode(b"\xff" * 11)]], object)}, {}, [])
 
 
 def test_named_vocabularies_keep_what_a_request_does_not_override() -> None:

@@ -1,9 +1,12 @@
 """A real server with the demo model answers what the local segmenter answers, and stands what clients do to it."""
 
 import asyncio
+import base64
 import http.client
+import json
 import socket
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,33 @@ def test_the_answer_is_the_local_one_to_the_last_bit(client: Client, local: Segm
     assert np.array_equal(result.scores, expected.scores)
     assert np.array_equal(result.image, expected.image)
     assert len(np.unique(expected.labels)) > 1
+
+
+def test_plain_json_without_a_client(server: Running, local: Segmenter) -> None:
+    def text(name: str, *data: str) -> dict[str, Any]:
+        return {"name": name, "shape": [1, len(data)], "datatype": "BYTES", "data": list(data)}
+
+    image = base64.b64encode(SCENE.read_bytes()).decode()
+    question = {"inputs": [text("IMAGE", image), text("CLASSES", *NAMES)], "outputs": [{"name": "SEGMENTS"}]}
+    asked = urllib.request.Request(
+        f"{server.http}/v2/models/vocabseg/infer", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        (output,) = json.load(answer)["outputs"]
+    assert json.loads(output["data"][0]) == local(SCENE, NAMES).to_json()
+
+
+def test_one_bad_image_of_many_does_not_end_the_others_on_request(client: Client, local: Segmenter) -> None:
+    images = [b"no image", SCENE, "none.png", picture(1)]
+    found = list(client.segment_many(images, NAMES, on_error="yield"))
+    assert [type(outcome).__name__ for outcome in found] == ["ImageError", "RemoteResult"] * 2
+    kept = list(client.segment_many(images, NAMES, on_error="skip"))
+    for place, (outcome, other) in enumerate(zip((found[1], found[3]), kept, strict=True)):
+        expected = local((SCENE, picture(1))[place], NAMES)
+        assert np.array_equal(outcome.labels, expected.labels)
+        assert np.array_equal(other.labels, expected.labels)
+    with pytest.raises(ImageError):
+        next(client.segment_many(images, NAMES))
 
 
 def test_with_evidence_the_result_answers_further_questions(client: Client, local: Segmenter) -> None:

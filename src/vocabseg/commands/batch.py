@@ -1,22 +1,36 @@
 """`vocabseg batch`: folders, globs, lists and tars in; label maps and run lengths in shards out, on Ray."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleOption, Classes, Engine, Precision, Quiet, Settings, Target
+from vocabseg.commands.options import (
+    FOREIGN,
+    BundleOption,
+    Classes,
+    Engine,
+    Precision,
+    Quiet,
+    Settings,
+    Target,
+    foreign_to_demo,
+    vocabulary_of,
+)
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import announcer, counting
+from vocabseg.commands.terminal import FAILED, announcer, counting
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.progress import counted
 
 HELP = "Segment whole data sets on all cores, all GPUs or a Ray cluster; resumes where it was interrupted."
 EXAMPLE = (
     "Example: vocabseg batch photos/ --classes 'cat, grass, sky' --bundle my-bundle --output segmented/\n\n"
     "Several inputs: vocabseg batch 'raw/**/*.jpg' list.csv shards/*.tar -c @names.txt -b my-bundle -o segmented/\n\n"
     "On a cluster, with folders that all its machines share: --ray-address auto\n\n"
-    "The same command again resumes an interrupted run, and does nothing when all is done."
+    "The same command again resumes an interrupted run, and does nothing when all is done.\n\n"
+    "Exit code 3: every image is broken. Files that are left out of the inputs are listed in left_out.csv."
 )
 
 
@@ -69,7 +83,7 @@ def batch(
     from vocabseg.batch.inputs.find import find_items
     from vocabseg.batch.job import KINDS, Job
     from vocabseg.batch.ray_cluster import Workers
-    from vocabseg.batch.summary import summary_lines, write_summary
+    from vocabseg.batch.summary import failure_lines, frequencies, summary_lines, write_summary
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     if device.startswith("cuda:"):
@@ -77,7 +91,7 @@ def batch(
     target = Target(bundle, device, engine, precision, settings)
     manifest = target.opened.manifest
     if classes is not None:
-        vocabulary = Vocabulary.of(classes)
+        vocabulary = vocabulary_of(classes)
     elif manifest.vocabulary is not None:
         vocabulary = Vocabulary(manifest.vocabulary, manifest.seen)
     else:
@@ -92,13 +106,15 @@ def batch(
         precision,
         write=tuple(dict.fromkeys(str(kind) for kind in write or KINDS)),
     )
+    if foreign_to_demo(target.opened, vocabulary):
+        print(f"vocabseg: {FOREIGN}", file=sys.stderr)
     say = announcer(quiet)
-    say(f"Segmenting {', '.join(inputs)} into {len(vocabulary)} classes with {manifest.name}")
+    say(f"Segmenting {', '.join(inputs)} into {counted(len(vocabulary), 'class')} with {manifest.name}")
     with counting(quiet, "planning", remaining=False) as report:
         outcome = run_batch(
             target.opened,
             job,
-            lambda: find_items(inputs, column, id_column),
+            lambda left_out: find_items(inputs, column, id_column, left_out, output),
             shard_size,
             Workers(workers, threads, ray_address),
             retry_broken,
@@ -106,7 +122,12 @@ def batch(
             say,
         )
     files = write_summary(output, fresh=outcome.done + outcome.broken > 0)
-    for line in summary_lines(output, outcome):
+    found = frequencies(output)
+    for line in summary_lines(found, output, outcome):
         say(line)
+    for line in failure_lines(found, output):  # even where nothing else is said
+        print(f"vocabseg: {line}", file=sys.stderr)
     for path in files:
         print(path)
+    if not found.images:
+        raise typer.Exit(FAILED)

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleArgument, Device, Engine, Quiet, Settings, Target
+from vocabseg.commands.options import (
+    BundleArgument,
+    Device,
+    Engine,
+    Quiet,
+    Settings,
+    Target,
+    precision_names,
+    vocabulary_of,
+)
 from vocabseg.commands.packages import require
-from vocabseg.commands.terminal import announcer, progress
+from vocabseg.commands.terminal import FAILED, announcer, progress
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.benchmarks.speed.selection import Benchmark
@@ -24,9 +34,8 @@ EXAMPLE = (
     "a figure slower than --fail-above allows.\n\n"
     "Exit code 4: something that was asked for could not be measured; the report holds the rest."
 )
-# Of a run that went well and found a broken contract, or was incomplete; 1 is a fault of vocabseg, 2 input that cannot
-# be used.
-BROKEN, INCOMPLETE = 3, 4
+# Of a run that went well and was incomplete.
+INCOMPLETE = 4
 
 
 def bench(
@@ -81,6 +90,7 @@ def bench(
     if fail_above is not None:
         raise ConfigurationError("--fail-above goes with --compare OLD NEW")
     from vocabseg.benchmarks.page.output import print_report, write_report
+    from vocabseg.benchmarks.page.tables import verdict
     from vocabseg.benchmarks.speed.run import run_benchmark
     from vocabseg.benchmarks.speed.selection import (
         Effort,
@@ -90,12 +100,12 @@ def bench(
         images_in,
         make_benchmark,
     )
-    from vocabseg.benchmarks.writing import make_folder
-    from vocabseg.runtime.text.vocabulary import Vocabulary
+    from vocabseg.runtime.files import check_folder, make_folder
 
     # Everything is looked at before anything is measured.
     effort = Effort(repeat, seconds, _batches(batches), scenes, cold)
     require(("onnx",), "counting the graphs' operations", "benchmarks")
+    check_folder(output)
     if checkpoint is None and (config is not None or clip is not None):
         raise ConfigurationError("--config and --clip go with --checkpoint")
     overrides = settings or []
@@ -103,10 +113,10 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
         benchmark = make_benchmark(
             opened,
-            default_vocabulary(opened) if classes is None else Vocabulary.of(classes),
+            default_vocabulary(opened) if classes is None else vocabulary_of(classes),
             default_images(Path(scratch))[:limit] if images is None else images_in(images, limit),
             find_weights(opened, checkpoint, config, clip, overrides),
-            engine, _list(against), _list(precision), overrides, effort, device,
+            engine, _list(against), precision_names(precision), overrides, effort, device,
         )  # fmt: skip
         make_folder(output)
         _announce(benchmark, output, announcer(quiet))
@@ -117,6 +127,7 @@ def bench(
         from rich.console import Console
 
         print_report(outcome.report, Console(stderr=True))
+    announcer(quiet)(verdict(outcome.report))
     for path in files:
         print(path)
     for name, stage in outcome.report.broken:
@@ -126,14 +137,14 @@ def bench(
     for one in incomplete:
         print(f"vocabseg: asked for and not measured: {one.name}: {one.reason}", file=sys.stderr)
     if outcome.report.broken or incomplete:
-        raise typer.Exit(BROKEN if outcome.report.broken else INCOMPLETE)
+        raise typer.Exit(FAILED if outcome.report.broken else INCOMPLETE)
 
 
 def _announce(benchmark: "Benchmark", output: Path, say: Callable[[str], None]) -> None:
     names = ", ".join(spec.name for spec in benchmark.variants)
     say(
-        f"Measuring {benchmark.bundle.manifest.name} on {len(benchmark.images)} images, "
-        f"{len(benchmark.vocabulary)} classes, with {names}; the report goes to {output}"
+        f"Measuring {benchmark.bundle.manifest.name} on {counted(len(benchmark.images), 'image')}, "
+        f"{counted(len(benchmark.vocabulary), 'class')}, with {names}; the report goes to {output}"
     )
     say(f"Parity is measured against {benchmark.oracle_reason}")
     for missing in benchmark.missing:
@@ -157,7 +168,7 @@ def _compare(old: Path, new: Path, percent: float | None) -> None:
         share = f"{100 * (one.ratio - 1):.1f} %"
         print(f"vocabseg: {one.variant}, {one.what}: {share} slower, {percent:g} % are allowed", file=sys.stderr)
     if slower:
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(FAILED)
 
 
 def _percent(text: str) -> float:

@@ -84,12 +84,12 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir"), "building", "build")
-    from vocabseg.benchmarks.writing import make_folder
     from vocabseg.export.tensorrt.profiles import choose_profiles
     from vocabseg.export.tensorrt.target import open_target
     from vocabseg.runtime.bundle.folder import open_bundle
     from vocabseg.runtime.bundle.plans import BUILT_FROM
     from vocabseg.runtime.cuda.device import parse_device
+    from vocabseg.runtime.files import make_folder
 
     wanted = _precision(precision)
     options = _options(engine, level, workspace, version_compatible, hardware)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet
+from vocabseg.commands.options import Quiet, precision_names, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.calibration.trials.precision_trials import TrialSet
@@ -64,25 +65,29 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     require(("onnx", "onnx_ir", "onnxruntime", "matplotlib"), "calibrating", "calibration")
-    from vocabseg.calibration.report.calibration_report import lines, write_report
-    from vocabseg.calibration.samples.calibration_images import choose_images
+    from vocabseg.calibration.report.calibration_report import lines, report_files, write_report
+    from vocabseg.calibration.samples.calibration_images import candidates, choose_images
     from vocabseg.calibration.session import Calibration
     from vocabseg.calibration.trials.accuracy_budget import parse_budget
-    from vocabseg.runtime.bundle.folder import open_bundle
+    from vocabseg.runtime.bundle.folder import check_changeable, open_bundle
+    from vocabseg.runtime.files import check_apart, check_folder, make_folder
 
     say = announcer(quiet)
     kinds = _kinds(precision)
     allowed = parse_budget(budget, labelled=dataset is not None or images is None)
+    if dataset is not None and data_dir is None:
+        raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
     chosen, held = choose_images(images, count, seed, say)
+    if bundle is not None:
+        check_changeable(bundle)
     opened = open_bundle(bundle or _demo_copy(say))
     name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")
-    try:
-        report_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {report_folder}: {(error.strerror or str(error)).lower()}") from None
+    check_folder(report_folder)
+    check_apart(report_files(report_folder), [] if images is None else candidates(images))
+    make_folder(report_folder)
     trial_set = _trial_set(opened, images, dataset, data_dir, split, limit, classes, report_folder, say)
-    source = f"{len(chosen)} images" if images is not None else f"{len(chosen)} rendered scenes"
+    source = counted(len(chosen), "image" if images is not None else "rendered scene")
     say(f"Calibrating {name} for {', '.join(kinds)} on {source}: graphs to {folder}, the report to {report_folder}")
     with progress(quiet) as tick:
         calibration = Calibration(opened, chosen, held, seed, trial_set, allowed, report_folder, tick, say)
@@ -95,7 +100,7 @@ def calibrate(
 
 
 def _kinds(text: str) -> list[str]:
-    kinds = [part.strip() for part in text.split(",") if part.strip()]
+    kinds = precision_names(text)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ConfigurationError(f"--precision {text!r}: give some of {', '.join(KINDS)}")
@@ -106,13 +111,14 @@ def _demo_copy(say: Callable[[str], None]) -> Path:
     """A copy of the demo model that may be changed; the package's own stays as it is."""
     from vocabseg.runtime.bundle.folder import demo_folder
     from vocabseg.runtime.bundle.manifest import MANIFEST
+    from vocabseg.runtime.files import whole_folder
 
     if not (DEMO / MANIFEST).is_file():
         say(f"Copying the demo model to {DEMO}")
-        try:
-            shutil.copytree(demo_folder(), DEMO)
-        except OSError as error:
-            raise OutputError(f"cannot copy the demo model to {DEMO}: {error}") from None
+        if DEMO.is_dir() and any(DEMO.iterdir()):
+            raise OutputError(f"cannot copy the demo model to {DEMO}: that folder holds other files; work elsewhere")
+        with whole_folder(DEMO, "the copy of the demo model") as temporary:
+            shutil.copytree(demo_folder(), temporary, dirs_exist_ok=True)
     return DEMO
 
 
@@ -125,13 +131,10 @@ def _trial_set(
     from vocabseg.benchmarks.speed.selection import default_vocabulary
     from vocabseg.calibration.samples.calibration_images import image_files, trial_scenes
     from vocabseg.calibration.trials.precision_trials import TrialSet
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
-    if dataset is not None:
-        if data_dir is None:
-            raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
+    if dataset is not None and data_dir is not None:
         return TrialSet.of(get_dataset(dataset, data_dir, split), limit)
     if images is None:
         return TrialSet.of(get_dataset("world", trial_scenes(scratch, limit, say)), limit)
-    vocabulary = default_vocabulary(bundle) if classes is None else Vocabulary.of(classes)
+    vocabulary = default_vocabulary(bundle) if classes is None else vocabulary_of(classes)
     return TrialSet(image_files(images, limit), vocabulary)

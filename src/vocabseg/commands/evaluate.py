@@ -1,5 +1,6 @@
 """`vocabseg evaluate`: a data set and a model in; its accuracy as tables, figures and pictures out."""
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,8 @@ import typer
 from vocabseg.commands.options import BundleArgument, Device, Engine, Precision, Quiet, Settings, Target
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, counting, printable
-from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.errors import ConfigurationError, OutputError
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.benchmarks.accuracy.sources import Source
@@ -40,7 +42,7 @@ def evaluate(
         typer.Option("--data-dir", help="The folder that holds the data sets; the world is rendered without one."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The report's folder. Default: accuracy-DATASET.")
+        Path | None, typer.Option("--output", "-o", help="The report's folder. Default: accuracy-DATASET-MODEL-ENGINE.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the first so many images.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-j", min=1, help="Processes, each with the model.")] = 1,
@@ -82,11 +84,12 @@ def evaluate(
     if data_dir is None:
         data_dir = rendered_world(limit or SCENES, say)
     data = get_dataset(dataset, data_dir, split)
-    folder = output or Path(f"accuracy-{dataset}")
+    folder = output or Path(re.sub(r"[^\w.-]+", "_", f"accuracy-{dataset}-{identity['model']}-{identity['engine']}"))
+    _check_same(folder, dataset, identity)
     check_writable(folder / "accuracy.json") if folder.is_dir() else check_writable(folder)
     count = min(len(data), limit or len(data))
     model = f"{identity['model']} ({identity['engine']})"
-    say(f"Evaluating {model} on {count} images of {dataset}, {len(data.classes)} classes")
+    say(f"Evaluating {model} on {counted(count, 'image')} of {dataset}, {counted(len(data.classes), 'class')}")
     with counting(quiet, "opening the model") as step:
         evaluation = measure_accuracy(
             source,
@@ -101,12 +104,26 @@ def evaluate(
     files = write_report(evaluation, folder, say)
     broken = evaluation.accuracy.broken
     if broken:
-        first = printable(next(iter(broken.values())))
-        print(f"{len(broken)} images were left out, such as: {first}", file=sys.stderr)
+        were, first = "was" if len(broken) == 1 else "were", printable(next(iter(broken.values())))
+        print(f"{counted(len(broken), 'image')} {were} left out, such as: {first}", file=sys.stderr)
     for line in summary_lines(evaluation.accuracy):
         say(line)
     for path in files:
         print(path)
+
+
+def _check_same(folder: Path, dataset: str, identity: dict[str, str]) -> None:
+    """Raise OutputError if the folder's report is of something else, which would be lost."""
+    from vocabseg.benchmarks.accuracy.report import read_source
+
+    earlier = read_source(folder)
+    if earlier is None or earlier == (dataset, identity):
+        return
+    was, now = (f"{kind.get('model')} ({kind.get('engine')})" for kind in (earlier[1], identity))
+    other = was if was != now else f"{was} with other settings"
+    if earlier[0] != dataset:
+        other = f"{was} on {earlier[0]}"
+    raise OutputError(f"{folder} holds the report of {other}: choose another --output, or remove it")
 
 
 def _source(target: Target, reference: Path | None, config: str | None, clip: str | None) -> "Source":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet
+from vocabseg.commands.options import Quiet, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import progress
 from vocabseg.runtime.errors import ConfigurationError
@@ -63,6 +63,7 @@ def export(
 ) -> None:
     require(EXPORTER, "exporting", "export,cpu")
     from vocabseg.export.configuration import list_configurations, load_configuration
+    from vocabseg.runtime.files import check_apart
 
     if list_:
         for name in list_configurations():
@@ -72,6 +73,9 @@ def export(
         raise ConfigurationError("--config and --output are needed (see `vocabseg export --list` and --help)")
     if random == (checkpoint is not None):
         raise ConfigurationError("give either --checkpoint FILE or --random")
+    lists = [text[1:] for text in (classes, seen) if text is not None and text.startswith("@")]
+    given = [path for path in (checkpoint, sample_image, clip, config, *lists) if path is not None]
+    check_apart([output], [path for path in given if Path(path).exists()])
     load_configuration(config, settings or [])  # an unknown name or key is an error before anything is announced
     vocabulary = _vocabulary(classes, seen)
     if not quiet:
@@ -103,8 +107,8 @@ def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
         if seen is not None:
             raise ConfigurationError("--seen goes with --classes: it says which of them were seen in training")
         return None
-    names = Vocabulary.of(classes).names
-    return Vocabulary(names, None if seen is None else Vocabulary.of(seen).names)
+    names = vocabulary_of(classes).names
+    return Vocabulary(names, None if seen is None else vocabulary_of(seen).names)
 
 
 def _summary(folder: Path) -> None:
@@ -114,4 +118,8 @@ def _summary(folder: Path) -> None:
     for name, graph in manifest.graphs.items():
         size = (graph.bytes + sum(record.bytes for record in graph.external)) / 1e6
         print(f"  {name:<20} {size:7.1f} MB  opset {graph.opset}")
+    found = manifest.parity["graphs"].values()
+    worst = min(figures["cosine"] for engines in found for outputs in engines.values() for figures in outputs.values())
+    limit = manifest.parity["limits"]["cosine"]
+    print(f"  parity with PyTorch holds: the graphs' worst cosine is {worst:.9g}, the limit {limit:g}")
     print(folder)

@@ -12,6 +12,22 @@ import typer
 if TYPE_CHECKING:
     from vocabseg.runtime.bundle.folder import Bundle
     from vocabseg.runtime.segmenter.segmenter import Segmenter
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+# Short names of precisions, in every command.
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def precision_name(text: str | None) -> str | None:
+    """A precision by its full name: "fp16" is "float16"."""
+    return text if text is None else PRECISIONS.get(text.lower(), text)
+
+
+def precision_names(text: str) -> list[str]:
+    """The precisions of a list separated by commas, by their full names."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [PRECISIONS.get(part.lower(), part) for part in parts]
+
 
 BundleArgument = Annotated[
     Path | None, typer.Argument(help="The bundle's folder; without it, the built-in demo model.", show_default=False)
@@ -21,7 +37,11 @@ BundleOption = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option("--classes", "-c", help="Class names separated by commas, or @FILE with one name per line."),
+    typer.Option(
+        "--classes",
+        "-c",
+        help="Class names separated by commas; @FILE with one on each line; or a data set's name (evaluate --list).",
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
@@ -31,9 +51,42 @@ Engine = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16, int8 or fp8; default: the engine's own.")
+    str | None,
+    typer.Option(
+        callback=precision_name,
+        help="float32, bfloat16, float16 (or fp32, bf16, fp16), int8 or fp8; default: the engine's own.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def vocabulary_of(text: str) -> "Vocabulary":
+    """The names in an option: those of a data set, or as `Vocabulary.of` reads them; raises VocabularyError."""
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+    if text.strip().rpartition("-")[2].isdecimal():
+        from vocabseg.benchmarks.datasets.registry import class_names
+
+        found = class_names(text.strip())
+        if found is not None:
+            return Vocabulary(found)
+    return Vocabulary.of(text)
+
+
+FOREIGN = (
+    "the built-in demo model knows coloured shapes on textures, such as 'red circle' or 'brick wall', and none of the "
+    "names: what it finds means nothing; give --bundle a model of your own"
+)
+
+
+def foreign_to_demo(bundle: "Bundle", vocabulary: "Vocabulary") -> bool:
+    """Whether the bundle is the demo model, and no name consists of words that it was trained on."""
+    from vocabseg.runtime.bundle.folder import is_demo
+
+    if not is_demo(bundle.folder):
+        return False
+    known = {word for name in bundle.manifest.vocabulary or () for word in name.split()}
+    return not any(known.issuperset(name.lower().split()) for name in vocabulary)
 
 
 @dataclass(frozen=True)

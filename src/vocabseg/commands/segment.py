@@ -1,44 +1,94 @@
 """`vocabseg segment`: images and class names in; overlays, label maps and JSON out."""
 
-from enum import StrEnum
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vocabseg.commands.options import BundleOption, Classes, Device, Engine, Precision, Quiet, Settings, Target
-from vocabseg.commands.terminal import announcer, progress
-from vocabseg.runtime.errors import OutputError
+from vocabseg.commands.options import (
+    FOREIGN,
+    BundleOption,
+    Classes,
+    Device,
+    Engine,
+    Precision,
+    Quiet,
+    Settings,
+    Target,
+    foreign_to_demo,
+    vocabulary_of,
+    with_groups,
+)
+from vocabseg.commands.segment_files import Kind, Work, planned
+from vocabseg.commands.terminal import FAILED, announcer, counting, progress
+from vocabseg.runtime.errors import ConfigurationError, VocabsegError
+from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
     from vocabseg.runtime.result.result import Result
+    from vocabseg.runtime.segmenter.segmenter import Segmenter
+    from vocabseg.runtime.text.vocabulary import Vocabulary
 
 HELP = "Segment images into the classes you name; writes an overlay with a legend, and on request labels and JSON."
 EXAMPLE = (
     "Example: vocabseg segment photo.jpg --bundle my-bundle --classes 'cat, grass, sky' --output overlay.png\n\n"
     "With the built-in demo model: vocabseg segment examples/scene.png\n\n"
-    "Several images: vocabseg segment *.jpg --bundle my-bundle --classes @names.txt --output results/ --write json"
+    "Several images: vocabseg segment photos/ more/*.jpg --bundle my-bundle --classes @names.txt --output results/\n\n"
+    "Exit code 3: some of several images could not be segmented; each of them is named, and the others are done."
 )
 
 
-class Kind(StrEnum):
-    """What can be written of a result."""
+@dataclass(frozen=True)
+class Panoptic:
+    """How masks become panoptic segments, as the options say."""
 
-    overlay = "overlay"
-    labels = "labels"
-    json = "json"
-    panoptic = "panoptic"
+    things: Annotated[
+        str | None, typer.Option("--things", help="Which of the classes are countable, like --classes. Default: all.")
+    ] = None
+    object_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Panoptic: a mask takes part above this class probability.")
+    ] = 0.8
+    overlap_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Panoptic: a segment keeps at least this share of its mask.")
+    ] = 0.8
+
+    def check(self, kinds: list[Kind], classes: "Vocabulary", say: Callable[[str], None]) -> None:
+        """Raise ConfigurationError where there are no panoptic results, or a thing is none of the classes."""
+        wanted = any(kind in (Kind.panoptic, Kind.coco_panoptic) for kind in kinds)
+        if self != Panoptic() and not wanted:
+            raise ConfigurationError("--things and its thresholds go with --write panoptic or coco-panoptic")
+        if self.things is None and wanted:
+            say("Without --things every class is countable: each object becomes a segment of its own")
+        for name in () if self.things is None else vocabulary_of(self.things):
+            if name not in classes.names:
+                raise ConfigurationError(f"--things {name!r} is none of the {len(classes)} classes: use their names")
+
+    def save(self, result: "Result", kind: Kind, image: str, path: Path, info: dict[str, Any]) -> None:
+        """Write one of the two panoptic kinds."""
+        names = None if self.things is None else vocabulary_of(self.things).names
+        how = (names, self.object_threshold, self.overlap_threshold, info)
+        if kind is Kind.panoptic:
+            result.save_panoptic(path, *how)
+        else:
+            result.save_coco_panoptic(path, image, *how)
 
 
-SUFFIXES = {Kind.overlay: ".png", Kind.labels: "_labels.png", Kind.json: ".json", Kind.panoptic: "_panoptic.json"}
-
-
+@with_groups
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders, globs in quotation marks, URLs, or - for standard input.", show_default=False
+        ),
+    ],
     classes: Classes = None,
     bundle: BundleOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file, or a folder (several images: a folder).")
+        str | None,
+        typer.Option("--output", "-o", help="A file; or a folder, which is made (several images, or a / at the end)."),
     ] = None,
     write: Annotated[
         list[Kind] | None, typer.Option("--write", "-w", help="What to write; may be repeated. Default: overlay.")
@@ -49,62 +99,108 @@ def segment(
     template: Annotated[
         list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
     ] = None,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Pixels with a lower score get no class (label -1).")
+    ] = 0,
     settings: Settings = None,
     engine: Engine = None,
     device: Device = "auto",
     precision: Precision = None,
     quiet: Quiet = False,
+    *,
+    panoptic: Panoptic,
 ) -> None:
+    from vocabseg.runtime.files import check_apart
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
-    outputs = [_outputs(image, output, kinds, len(images)) for image in images]
-    _check_outputs(outputs)
-    names = None if classes is None else Vocabulary.of(classes)
-    segmenter = Target(bundle, device, engine, precision, settings).segmenter()
+    say = announcer(quiet)
+    lists = [Path(text[1:]) for text in (classes, seen) if text is not None and text.startswith("@")]
+    work = planned(images, output, kinds, lists, say)
+    names = None if classes is None else vocabulary_of(classes)
+    target = Target(bundle, device, engine, precision, settings)
+    check_apart((path for each in work for path in each.paths), target.opened.folder.rglob("*"))
+    segmenter = target.segmenter()
     vocabulary = segmenter.vocabulary(names)
     if seen is not None or template:
-        flags = vocabulary.seen if seen is None else Vocabulary.of(seen).names
+        flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
         vocabulary = Vocabulary(vocabulary.names, flags, template or None)
-    what = images[0].name if len(images) == 1 else f"{len(images)} images"
+    panoptic.check(kinds, vocabulary, say)
+    if foreign_to_demo(target.opened, vocabulary):
+        print(f"vocabseg: {FOREIGN}", file=sys.stderr)
+    info = _info(segmenter, vocabulary) | {"min_score": min_score}
+    what = work[0].name if len(work) == 1 else counted(len(work), "image")
     how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
-    announcer(quiet)(f"Segmenting {what} into {len(vocabulary)} classes {how}")
-    for image, files in zip(images, outputs, strict=True):
-        with progress(quiet) as report:
-            result = segmenter(image, vocabulary, report)
-            report("writing", 0, 1)
-            _save(result, files)
-        for path in files.values():
+    say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} {how}")
+    written: list[Path] = []
+    try:
+        if len(work) == 1:
+            with progress(quiet) as report:
+                result = segmenter(work[0].source, vocabulary, report)
+                report("writing", 0, 1)
+                written += _save(result.confident(min_score), work[0], panoptic, info)
+        elif failed := _segment_all(
+            segmenter, work, vocabulary, quiet,
+            lambda result, one: written.extend(_save(result.confident(min_score), one, panoptic, info)),
+        ):  # fmt: skip
+            print(f"vocabseg: {failed} of {counted(len(work), 'image')} could not be segmented", file=sys.stderr)
+            raise typer.Exit(FAILED)
+    finally:
+        for path in written:  # not while a progress bar shows, which would take the lines
             print(path)
 
 
-def _outputs(image: Path, output: Path | None, kinds: list[Kind], count: int) -> dict[Kind, Path]:
-    """Where each kind of output of one image goes."""
-    if output is None:
-        stem = Path(f"{image.stem}_segmented")
-    elif output.is_dir() or count > 1 or str(output).endswith("/"):
-        stem = output / image.stem
-    elif len(kinds) == 1:
-        return {kinds[0]: output}
-    else:
-        first = {Kind.overlay: output} if Kind.overlay in kinds else {}
-        stem = output.with_suffix("")
-        return {kind: first.get(kind, stem.with_name(stem.name + SUFFIXES[kind])) for kind in kinds}
-    return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
+def _segment_all(
+    segmenter: "Segmenter",
+    work: list[Work],
+    vocabulary: "Vocabulary",
+    quiet: bool,
+    save: Callable[["Result", Work], None],
+) -> int:
+    """Segment several images, whatever becomes of each; returns how many failed."""
+    with progress(quiet) as stages:
+        segmenter.embed_names(vocabulary, stages)
+    failed = 0
+    outcomes = segmenter.segment_many((each.source for each in work), vocabulary, on_error="yield")
+    with counting(quiet, "opening the model") as report:
+        for done, (each, outcome) in enumerate(zip(work, outcomes, strict=True), 1):
+            try:
+                if isinstance(outcome, VocabsegError):
+                    raise outcome
+                save(outcome, each)
+            except VocabsegError as error:
+                print(f"vocabseg: {each.image}: {error}", file=sys.stderr)
+                failed += 1
+            report(each.name, done, len(work))
+    return failed
 
 
-def _check_outputs(outputs: list[dict[Kind, Path]]) -> None:
-    """Check before the work that its results can be written; raises OutputError."""
-    from vocabseg.runtime.files import check_writable
+def _save(result: "Result", work: Work, panoptic: Panoptic, info: dict[str, Any]) -> list[Path]:
+    from vocabseg.runtime.files import make_folder
 
-    paths = [path for files in outputs for path in files.values()]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise OutputError(f"several results would be written to {path}: rename the images or segment them apart")
-        check_writable(path)
+    info = {"file": work.image, **info}
+    for kind, path in work.files.items():
+        make_folder(path.parent)
+        if kind is Kind.overlay:
+            result.save(path)
+        elif kind is Kind.labels:
+            result.save_labels(path)
+        elif kind is Kind.json:
+            result.save_json(path, info)
+        else:
+            panoptic.save(result, kind, work.name, path, info)
+    return work.paths
 
 
-def _save(result: "Result", files: dict[Kind, Path]) -> None:
-    writers = {Kind.overlay: result.save, Kind.labels: result.save_labels, Kind.json: result.save_json}
-    for kind, path in files.items():
-        writers.get(kind, result.save_panoptic)(path)
+def _info(segmenter: "Segmenter", vocabulary: "Vocabulary") -> dict[str, Any]:
+    """What the results depend on, besides the image."""
+    import vocabseg
+
+    return {
+        "model": segmenter.bundle.manifest.name,
+        "engine": segmenter.choice.key,
+        "vocabseg": vocabseg.__version__,
+        "settings": segmenter.bundle.manifest.settings(),
+        "seen": None if vocabulary.seen is None else vocabulary.seen.tolist(),
+        "templates": vocabulary.templates,
+    }

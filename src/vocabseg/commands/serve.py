@@ -63,7 +63,7 @@ def serve(
     sweep()
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
         folder = Path(scratch)
-        write_repository(opened, folder / "models", serving, named)
+        write_repository(opened, folder / "models", serving, named, beside=True)
         ports = Ports(http_port, grpc_port, metrics_port)
         supervisor = Supervisor(environment, folder, serving.name, host, ports, verbose, start_seconds)
         try:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vocabseg.commands.options import vocabulary_of
 from vocabseg.runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -60,14 +61,12 @@ class ServedModel:
 
     def named(self) -> "dict[str, Vocabulary]":
         """The vocabularies by name; raises ConfigurationError for one without a name."""
-        from vocabseg.runtime.text.vocabulary import Vocabulary
-
         found = {}
         for entry in self.vocabularies or ():
             name, equals, names = entry.partition("=")
             if not equals or not name.strip():
                 raise ConfigurationError(f"--vocabulary {entry!r}: write NAME=cat,grass,sky or NAME=@FILE")
-            found[name.strip()] = Vocabulary.of(names)
+            found[name.strip()] = vocabulary_of(names)
         return found
 
     def _limits(self) -> "RequestLimits":

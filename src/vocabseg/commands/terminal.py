@@ -1,18 +1,23 @@
 """What a command says while it works: a bar on a terminal, lines elsewhere. Everything goes to standard error."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from vocabseg.runtime.progress import Progress, silent
+from vocabseg.runtime.progress import Progress, counted, silent
 
+# Exit code of a command that ran and did not get what was asked for; 1 is a fault of vocabseg, 2 unusable input.
+FAILED = 3
 # A total of so many parts or more is a share of the whole, not a number of things: it is shown in percent, and where
 # there is no bar, with a line for each tenth.
 SHARES = 1000
 # Of tables that go to a file.
 WIDTH = 140
+# Seconds after which a command that shows no bar says that it still works.
+SILENCE = 15.0
 
 
 def printable(text: str) -> str:
@@ -68,7 +73,13 @@ def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Progre
             task = bar.add_task(first, total=None)
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
     else:
-        yield _tenths()
+        with _alive(first) as seen:
+            show = _tenths()
+
+            def report(what: str, done: int, total: int) -> None:
+                seen(f"{done} of {counted(total, 'image')}, {what}" if done else what, show(what, done, total))
+
+            yield report
 
 
 def _stage_lines() -> Progress:
@@ -88,17 +99,49 @@ def _stage_lines() -> Progress:
     return report
 
 
-def _tenths() -> Progress:
-    """One line for each tenth of the images."""
+def _tenths() -> Callable[[str, int, int], bool]:
+    """One line for each tenth of the images; whether there was one is returned."""
     shown = 0
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> bool:
         nonlocal shown
-        if done * 10 // total > shown or (done == total and shown < 10):
+        due = done * 10 // total > shown or (done == total and shown < 10)
+        if due:
             shown = done * 10 // total
-            print(f"  {done} of {total} images, {what}", file=sys.stderr, flush=True)
+            print(f"  {done} of {counted(total, 'image')}, {what}", file=sys.stderr, flush=True)
+        return due
 
     return report
+
+
+@contextmanager
+def _alive(first: str) -> Iterator[Callable[[str, bool], None]]:
+    """Says after SILENCE seconds without a line what goes on and since when.
+
+    It yields a function that takes what goes on, and whether a line has just said so.
+    """
+    began, what, told, ended = time.monotonic(), first, threading.Event(), threading.Event()
+
+    def speak() -> None:
+        while not ended.is_set():
+            if not told.wait(SILENCE):
+                print(f"  {what} ... {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
+            told.clear()
+
+    def seen(now: str, line: bool) -> None:
+        nonlocal what
+        what = now
+        if line:
+            told.set()
+
+    speaker = threading.Thread(target=speak, name="alive", daemon=True)
+    speaker.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        told.set()
+        speaker.join()
 
 
 @contextmanager

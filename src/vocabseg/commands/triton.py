@@ -32,7 +32,7 @@ def triton(
     named = served.named()
     opened = Target(bundle, settings=settings).opened
     serving = served.serving(gpus, engine, precision)
-    check_target(output)
+    check_target(output, opened)
     where = f"GPU {gpus}" if gpus else f"{serving.instances} x {serving.threads} cores"
     print(f"Writing {opened.manifest.name} as the Triton model {serving.name} for {where}", file=sys.stderr)
     write_repository(opened, output, serving, named)

@@ -1,5 +1,8 @@
 """`vocabseg evaluate` as a user meets it: what it says and writes, and how it refuses."""
 
+import json
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from typer.testing import CliRunner, Result
 from tests.benchmarks.accuracy.fakes import FakeSource, write_world
 from vocabseg.benchmarks.datasets.dataset import DatasetError
 from vocabseg.commands import evaluate as command
+from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.errors import BundleError, ConfigurationError, OutputError, VocabsegError
 
 app = typer.Typer()
@@ -68,8 +72,40 @@ def test_broken_images_are_told(world: Path, tmp_path: Path) -> None:
     (world / "annotations" / "val" / "002.png").write_bytes(b"")
     result = run("b", "-d", "world", "--data-dir", world, "-o", tmp_path / "report")
     assert result.exit_code == 0
-    assert "1 images were left out, such as:" in result.stderr
+    assert "1 image was left out, such as:" in result.stderr
     assert "002.png cannot be read" in result.stderr
+
+
+def test_a_report_says_with_what_it_was_measured(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = demo_folder()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    common = ("-d", "world", "--data-dir", world, "--limit", 1, "--measure", "semantic", "-q")
+    for number, options in enumerate((("--engine", "onnxruntime"), ("--set", "region.mask_threshold=0.4"))):
+        result = run(bundle, *common, *options, "-o", tmp_path / str(number))
+        assert result.exit_code == 0, result.output
+    first, second = (json.loads((tmp_path / name / "accuracy.json").read_text()) for name in "01")
+    assert (first["settings"]["region"]["mask_threshold"], second["settings"]["region"]["mask_threshold"]) == (0.5, 0.4)
+    assert abs(datetime.fromisoformat(first["date"]) - datetime.now(UTC)) < timedelta(hours=1)
+    assert first["versions"]["onnxruntime"] == version("onnxruntime")
+    assert '"mask_threshold": 0.5' in (tmp_path / "0" / "accuracy.md").read_text()
+
+
+def test_the_report_of_another_model_is_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "report"
+    common = ("b", "-d", "world", "--data-dir", world, "-q")
+    assert run(*common, "-o", output).exit_code == 0
+    before = (output / "accuracy.json").read_bytes()
+    monkeypatch.setattr(command, "_source", lambda *_: FakeSource(world, 2 / 3))
+    error = refused(*common, "-o", output)
+    assert isinstance(error, OutputError)
+    assert "holds the report of fake 0.333" in str(error)
+    assert (output / "accuracy.json").read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    for wrong in (0.25, 0.5):
+        monkeypatch.setattr(command, "_source", lambda *_, wrong=wrong: FakeSource(world, wrong))
+        assert run(*common).exit_code == 0
+        assert (tmp_path / f"accuracy-world-fake_{wrong}-fake" / "accuracy.json").is_file()
 
 
 def test_list_names_every_data_set_and_its_files() -> None:

@@ -15,7 +15,7 @@ from vocabseg.benchmarks.page.charts import tolerance_used
 from vocabseg.benchmarks.page.compare import compare, compare_table, warnings
 from vocabseg.benchmarks.page.html import to_page
 from vocabseg.benchmarks.page.output import print_report, print_tables, to_markdown, write_report
-from vocabseg.benchmarks.page.tables import amount, product_unit, seconds
+from vocabseg.benchmarks.page.tables import amount, product_unit, seconds, verdict
 from vocabseg.benchmarks.scenes.world import CLASSES
 from vocabseg.benchmarks.speed import machine
 from vocabseg.benchmarks.speed.parity import scene_accuracy
@@ -168,6 +168,17 @@ def test_how_much_of_a_tolerance_is_used_up(check: Check, used: float) -> None:
 def test_units() -> None:
     assert [seconds(value) for value in (3.2e-5, 0.0123, 0.5, 12.34)] == ["32.0 us", "12.3 ms", "500 ms", "12.3 s"]
     assert [amount(value, "B") for value in (12, 1500, 2.5e9)] == ["12.0 B", "1.50 kB", "2.50 GB"]
+
+
+def test_the_verdict_comes_in_one_line() -> None:
+    one, two = made_variant("own", 0.1), made_variant("other", 0.25)
+    assert verdict(made_report(one, two)) == "own: 2.5 times as fast as other, parity was not measured"
+    held = made_report(made_variant("own", 0.1, parity=made_parity()), made_variant("other", 0.05))
+    assert verdict(held) == "own: 0.5 times as fast as other, parity holds"
+    broken = made_report(one, made_variant("other", 0.1, parity=made_parity(0.9)))
+    assert verdict(broken) == "own: 1 times as fast as other, parity is BROKEN by other"
+    missing = VariantResult(name="tensorrt", precision="float32", reason="not installed")
+    assert verdict(made_report(one, missing)) == "own: parity was not measured"
 
 
 def test_files_of_a_report(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Engines: what is chosen, what is told, and that a graph that is none is refused in one line."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -194,6 +196,22 @@ def test_doctor_without_a_gpu():
     found = {finding.what: finding for finding in examine()}
     assert "no NVIDIA GPU was found" in found["GPU"].text
     assert "cpu" in found["engine used here"].text
+    choice = vocabseg.load().choice
+    assert found["engine of the demo model"].text.startswith(f"{choice.name} on cpu in {choice.precision}, because")
+    assert {"ray", "tritonclient"} <= found.keys()
+
+
+def test_doctor_tells_about_memory_and_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path / "cache"))
+    found = {finding.what: finding for finding in examine()}
+    free, total = (float(word) for word in re.findall(r"\d+\.\d", found["memory"].text))
+    assert 0 < free < total
+    assert found["cache"].text == f"text embeddings are kept in {tmp_path / 'cache'}"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    (cache,) = (finding for finding in examine() if finding.what == "cache")
+    assert not cache.fine
+    assert "is not a folder" in cache.text
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,25 @@ def test_instances():
     assert [i.class_index for i in instances(probabilities, masks, things=[1])] == [1, 1]
 
 
+def test_an_object_is_found_once():
+    masks = np.zeros((4, 10, 10), np.float32)
+    masks[0, 2:8, 2:8] = 0.9
+    masks[1, 2:8, 2:7] = 0.9  # 30 of 36 pixels
+    masks[2, 2:8, 5:10] = 0.9  # 18 of 48 pixels
+    masks[3, 0, 0] = 0.9
+    probabilities = np.array([[0.9, 0.2], [0.8, 0.1], [0.7, 0.1], [0.6, 0.1]], np.float32)
+
+    def found(threshold):
+        pairs = instances(probabilities, masks, overlap_threshold=threshold)
+        return [(one.class_index, one.box) for one in pairs if one.score > 0.15]
+
+    first, almost, other, corner = (2, 2, 8, 8), (2, 2, 7, 8), (5, 2, 10, 8), (0, 0, 1, 1)
+    assert found(0.5) == [(0, first), (0, other), (0, corner), (1, first)]
+    assert found(30 / 36 - 1e-9) == [(0, first), (0, other), (0, corner), (1, first)]
+    assert found(30 / 36) == found(None) == [(0, first), (0, almost), (0, other), (0, corner), (1, first)]
+    assert found(18 / 48 - 1e-9) == [(0, first), (0, corner), (1, first)]
+
+
 def brute_force_instances(probabilities, masks, things, top_k):
     pairs = [(-p, q * probabilities.shape[1] + c) for q, row in enumerate(probabilities) for c, p in enumerate(row)]
     result = []

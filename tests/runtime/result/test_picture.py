@@ -2,7 +2,6 @@
 
 import itertools
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,31 +10,10 @@ from PIL import Image
 
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.result import fonts
+from vocabseg.runtime.result.colours import DEUTERANOPIA, PROTANOPIA, TO_CONES, TO_LAB, class_colours
 from vocabseg.runtime.result.legend import MAX_ENTRIES, THEMES, LegendEntry, _fitting, _shorten, legend_panel
-from vocabseg.runtime.result.picture import ALIKE, BAND, class_colours, distinct_colours, draw_overlay
-
-# sRGB -> linear -> OKLab (bottosson.github.io/posts/oklab)
-TO_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-TO_LAB = np.array(
-    [
-        [0.2104542553, 0.793617785, -0.0040720468],
-        [1.9779984951, -2.428592205, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.808675766],
-    ]
-)
-# Machado et al. 2009, severity 1
-PROTANOPIA = np.array(
-    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-)
-DEUTERANOPIA = np.array(
-    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
-)
+from vocabseg.runtime.result.picture import BAND, draw_overlay
+from vocabseg.runtime.result.result import Result
 
 
 def perceived(colours, eyes):
@@ -52,10 +30,18 @@ def test_colours_are_distinct_for_most_eyes(count, closest):
         assert min(distances) > closest
 
 
+@pytest.mark.parametrize(("count", "closest"), [(48, 0.08), (108, 0.06), (171, 0.05), (847, 0.014)])
+def test_many_colours_are_as_distinct_as_there_is_room_for(count, closest):
+    seen = perceived(class_colours(count), np.eye(3))
+    distances = np.linalg.norm(seen[:, None] - seen, axis=2)[~np.eye(count, dtype=bool)]
+    assert distances.min() > closest
+
+
 def test_colours_depend_on_the_index_alone():
     many = class_colours(10_000)
-    np.testing.assert_array_equal(many[:5], class_colours(5))
-    assert len(np.unique(many[:200], axis=0)) == 200
+    assert len(np.unique(many, axis=0)) == 10_000
+    for count in (5, 24, 25, 108, 256, 257, 1024, 1025):
+        np.testing.assert_array_equal(many[:count], class_colours(count))
     assert class_colours(0).shape == (0, 3)
 
 
@@ -196,18 +182,14 @@ def test_picture_can_be_saved(tmp_path):
     assert drawn.flags.c_contiguous
 
 
-def test_classes_of_one_picture_never_look_alike():
+def test_a_class_has_one_colour_in_every_picture_and_label_map(tmp_path):
+    names = [f"class {index}" for index in range(108)]
     colours = class_colours(108)
-    assert (distinct_colours(colours, [3, 0, 5]) == colours).all(), "colours that differ stay as they are"
     generator = np.random.default_rng(0)
-    changed = 0
-    for _ in range(50):
-        present = generator.permutation(108)[:8].tolist()
-        chosen = distinct_colours(colours, present)
-        assert (chosen[present[0]] == colours[present[0]]).all(), "the largest class keeps its colour"
-        changed += int((chosen != colours).any(axis=1).sum())
-        lab = cv2.cvtColor(np.float32(chosen[None, present]) / 255, cv2.COLOR_RGB2LAB)[0]
-        distances = np.linalg.norm(lab[:, None] - lab, axis=2)[~np.eye(len(present), dtype=bool)]
-        assert distances.min() >= ALIKE
-    assert changed > 10
-    assert len(distinct_colours(colours, list(range(108)))) == 108, "more classes than colours: still a picture"
+    for _ in range(10):
+        present = generator.permutation(108)[:48]
+        labels = present[np.arange(48 * 64).reshape(48, 64) % 48].astype(np.int32)
+        drawn = draw_overlay(labels.repeat(5, 0).repeat(5, 1), names, legend=False)
+        np.testing.assert_array_equal(drawn[2::5, 2::5], colours[labels])
+        Result(labels, np.ones((48, 64), np.float32), names).save_labels(tmp_path / "labels.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png").convert("RGB")), colours[labels])

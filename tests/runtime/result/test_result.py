@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vocabseg.benchmarks.datasets.coco_files import PanopticFile, PanopticTruth, read_annotations
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
 from vocabseg.runtime.kernels import load_kernels, reference
 from vocabseg.runtime.masks import Masks
-from vocabseg.runtime.result.panoptic import panoptic_segments, rle_decode
-from vocabseg.runtime.result.picture import class_colours
-from vocabseg.runtime.result.result import GivenEvidence, Result
+from vocabseg.runtime.result.coco import coco_panoptic
+from vocabseg.runtime.result.colours import class_colours
+from vocabseg.runtime.result.evidence import GivenEvidence
+from vocabseg.runtime.result.panoptic import coco_box, panoptic_segments, rle_decode
+from vocabseg.runtime.result.result import Result
 
 NAMES = ["cat", "трава", "sky \N{CLOUD}"]
 
@@ -129,6 +132,44 @@ def test_json_describes_each_class_that_is_present():
     assert (sky["category_id"], sky["area"], sky["bbox"]) == (2, 3, [0, 0, 2, 2])
     assert sky["score"] == pytest.approx((0 + 0.2 + 0.8) / 3)
     np.testing.assert_array_equal(rle_decode(sky["segmentation"]), result.labels == 2)
+
+
+def test_described_scores_are_in_the_unit_interval_though_votes_are_not():
+    result = labelled([[0, 0, 1]])
+    result.scores[:] = [[2.5, 0.5, 1.25]]
+    assert [segment["score"] for segment in result.to_json()["segments"]] == pytest.approx([0.75, 1])
+    pytest.importorskip("supervision")
+    assert result.to_detections().confidence.tolist() == pytest.approx([0.75, 1])
+
+
+def test_coco_panoptic_files_are_read_back_as_they_were(tmp_path):
+    result = made()
+    segmentation, segments = result.panoptic(["cat"], 0.3, 0.3)
+    assert len(segments) > 1
+    target = tmp_path / "x_panoptic.json"
+    result.save_coco_panoptic(target, "x.jpg", ["cat"], 0.3, 0.3, {"model": "demo"})
+    file = read_annotations(target, PanopticFile)
+    read = PanopticTruth(file, tmp_path, {index: index for index in range(3)})("x")
+    np.testing.assert_array_equal(read[0], segmentation)
+    assert [(one.id, one.class_index) for one in read[1]] == [(one["id"], one["category_id"]) for one in segments]
+    assert [(each.id, each.name, each.isthing) for each in file.categories] == [
+        (index, name, int(name == "cat")) for index, name in enumerate(NAMES)
+    ]
+    content = json.loads(target.read_text())
+    assert content["info"] == {"model": "demo"}
+    assert content["images"] == [{"id": "x", "file_name": "x.jpg", "height": 45, "width": 42}]
+    for one, given in zip(content["annotations"][0]["segments_info"], segments, strict=True):
+        assert one["area"] == given["area"] == np.count_nonzero(segmentation == one["id"])
+        assert one["bbox"] == coco_box(segmentation == one["id"])
+    with pytest.raises(OutputError, match=r"name it \.json"):
+        result.save_coco_panoptic(tmp_path / "y.png", "x.jpg")
+
+
+def test_ids_above_255_are_kept(tmp_path):
+    segmentation = np.arange(300, dtype=np.int32).reshape(15, 20)
+    segments = [{"id": number, "category_id": 0, "score": 0.5, "area": 1} for number in range(1, 300)]
+    picture, _ = coco_panoptic("a.png", "b.json", segmentation, segments, ["a"], [0])
+    np.testing.assert_array_equal(picture.astype(np.int64) @ [1, 256, 65536], segmentation)
 
 
 def test_json_covers_the_image():

@@ -397,6 +397,24 @@ def test_what_is_wrong_with_an_image_is_told_when_its_turn_comes(bundle, image, 
             next(results)
 
 
+def test_what_is_wrong_with_an_image_ends_no_other_on_request(bundle, image, host, tmp_path, text, monkeypatch):
+    with emulated(bundle, text=text) as segmenter:
+        prepare = segmenter.stages.prepare
+
+        def too_large(pixels):
+            if pixels.shape[0] == 60:
+                raise DeviceMemoryError("not enough free GPU memory")
+            return prepare(pixels)
+
+        monkeypatch.setattr(segmenter.stages, "prepare", too_large)
+        images = [tmp_path / "none.png", image, image[:60], image[:50], tmp_path / "none.png"]
+        outcomes = list(segmenter.segment_many(images, NAMES, on_error="yield"))
+        kinds = [type(outcome).__name__ for outcome in outcomes]
+        assert kinds == ["ImageError", "Result", "DeviceMemoryError", "Result", "ImageError"]
+        assert_same(outcomes[1], host(image, NAMES))
+        assert_same(outcomes[3], host(image[:50], NAMES))
+
+
 def test_leaving_early_leaves_nothing_behind(bundle, host, images, text):
     with emulated(bundle, text=text) as segmenter:
         for _ in range(5):

@@ -10,7 +10,7 @@ import vocabseg
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
 from vocabseg.benchmarks.scenes.world import render_scene
-from vocabseg.runtime.errors import BundleError, EngineError, ImageError, VocabularyError
+from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError, VocabularyError
 
 NAMES = ["person", "tree", "flower", "water"]
 CASE = "c_r50_tiny16_vild"
@@ -164,6 +164,36 @@ def test_small_models_keep_a_few_images_in_memory_and_tell_errors_in_turn(small,
     assert [next(good).labels.shape for _ in range(5)] == [(128, 160)] * 5
     with pytest.raises(OSError, match="camera"):
         next(good)
+
+
+@pytest.mark.parametrize("engine", ["one ahead", "side by side"])
+def test_images_that_cannot_be_used_do_not_end_the_others_on_request(request, segmenter, image, tmp_path, engine):
+    used = segmenter if engine == "one ahead" else request.getfixturevalue("small")
+    images = [tmp_path / "first.png", image, tmp_path / "second.png", image[:100], image[:90], image[:80, :0]]
+    expected = [used(images[place], NAMES).labels for place in (1, 3, 4)]
+    found = list(used.segment_many(images, NAMES, on_error="yield"))
+    assert [type(outcome).__name__ for outcome in found] == [
+        "ImageError", "Result", "ImageError", "Result", "Result", "ImageError"
+    ]  # fmt: skip
+    assert "first.png" in str(found[0])
+    assert "second.png" in str(found[2])
+    kept = list(used.segment_many(iter(images), NAMES, on_error="skip"))
+    for results in ([found[place] for place in (1, 3, 4)], kept):
+        for result, labels in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result.labels, labels)
+    with pytest.raises(ImageError, match=r"first\.png"):
+        next(used.segment_many(images, NAMES, on_error="raise"))
+    with pytest.raises(ConfigurationError, match="'ignore': use one of raise, skip, yield"):
+        next(used.segment_many(images, NAMES, on_error="ignore"))
+
+
+def test_an_error_that_is_not_the_images_is_raised_however(segmenter, image, monkeypatch):
+    def broken(inputs):
+        raise EngineError("the engine is gone")
+
+    monkeypatch.setattr(segmenter.engine("proposal"), "run", broken)
+    with pytest.raises(EngineError, match="is gone"):
+        list(segmenter.segment_many([image], NAMES, on_error="skip"))
 
 
 def test_regions_describe_themselves(regions, image):
