@@ -25,7 +25,7 @@ def lowest(extras: list[str]) -> list[str]:
     ]
     found: dict[str, str] = {}
     for requirement in wanted:
-        match = re.fullmatch(r"([\w.-]+(?:\[[\w,]+\])?)>=([\w.]+)(?:,<[\w.]+)?", requirement)
+        match = re.fullmatch(r"([\w.-]+(?:\[[\w,]+\])?)(?:>=|==)([\w.]+)(?:,<[\w.]+)?", requirement)
         if match is None or found.setdefault(match[1], match[2]) != match[2]:
             raise ValueError(f"{requirement!r}: write one lower bound, and the same one in every extra")
     return [f"{name}=={version}" for name, version in sorted(found.items()) if name not in TOOLS]

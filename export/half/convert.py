@@ -83,7 +83,8 @@ def add_plan_graphs(
                 part = msgspec.structs.replace(used.graph(name), made_for=None)
                 used = msgspec.structs.replace(used, graphs={name: part})
             target = variants.place(variant) / f"{name}.onnx"
-            made = write_half(bundle.path(source.file), target, used, name, digest=source.digest())
+            path = bundle.graph_path(name, precision if precision in BUILT_FROM else "float32")
+            made = write_half(path, target, used, name, digest=source.digest())
             if precision in BUILT_FROM:
                 provenance = source.provenance | made.provenance
                 made = msgspec.structs.replace(made, dtype=source.dtype, provenance=provenance)

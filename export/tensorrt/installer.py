@@ -45,7 +45,8 @@ def build_engine(
     """
     record = bundle.graph(graph, plan_variant(precision))
     started = time.monotonic()
-    built = build_plan(bundle.folder / record.file, profiles, options, target, timing_cache(target), progress)
+    path = bundle.graph_path(graph, plan_variant(precision))
+    built = build_plan(path, profiles, options, target, timing_cache(target), progress)
     device, info = target.device, target.package.info
     plan = PlanRecord(
         graph=graph,

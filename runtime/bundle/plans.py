@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.bundle.manifest import TensorRecord
+from vocabseg.runtime.bundle.manifest import Bytes, Name, Shown, TensorRecord
 from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.files import decode_json, open_regular, read_regular
 
 ENGINES = "engines"
 RECORD = "engine.json"
+LARGEST_RECORD = 16 << 20  # bytes; one of a few plans has some 10,000
 FORMAT = 1
 # A lean library of a version-compatible plan's own TensorRT, for a runtime that is newer than the plan.
 LEAN_LIBRARY = "VOCABSEG_TENSORRT_LEAN"
@@ -70,13 +72,13 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     capabilities); where it was built says nothing, so `gpu`, `compute_capability` and `driver` are empty.
     """
 
-    graph: str
-    precision: str
+    graph: Name
+    precision: Name
     graph_digest: str
-    file: str
-    bytes: int
+    file: Shown
+    bytes: Bytes
     sha256: str
-    gpu: str
+    gpu: Shown
     compute_capability: tuple[int, int]
     driver: str
     engine: str = "tensorrt"
@@ -124,11 +126,11 @@ def read_plans(folder: Path) -> list[Plan]:
     Raises EngineError for a record that cannot be read, is newer than this version, or names files elsewhere.
     """
     path = folder / RECORD
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        record = decode_json(read_regular(path, LARGEST_RECORD), EngineRecord)
+    except ValueError as error:
         raise EngineError(f"{path} is no valid engine record ({error}): delete {folder} and build again") from None
     if record.format != FORMAT:
         raise EngineError(f"{path} has format {record.format}, this vocabseg reads {FORMAT}: build again")
@@ -145,7 +147,7 @@ def find_plan(bundle: Bundle, graph: str, precision: str, device: Any, package: 
     """
     command = build_command(bundle, precision, engine=package.engine)
     engines = bundle.folder / ENGINES
-    folders = sorted(path for path in engines.iterdir() if path.is_dir()) if engines.is_dir() else []
+    folders = sorted(path for path in engines.iterdir() if _inside(path, bundle.folder)) if engines.is_dir() else []
     folders.sort(key=lambda path: path.name != device.key)
     plans = [plan for folder in folders for plan in read_plans(folder)]
     key = (package.engine, graph, precision)
@@ -215,18 +217,30 @@ def lean_library() -> Path | None:
     return Path(name)
 
 
+def _inside(folder: Path, bundle: Path) -> bool:
+    """Whether a path is a folder of the bundle, not only linked to."""
+    return folder.is_dir() and folder.resolve().is_relative_to(bundle.resolve())
+
+
 def load_plan(plan: Plan, command: str) -> bytes:
-    """The bytes of a plan, checked against its record; raises EngineError for a missing, cut or changed file."""
+    """The bytes of a plan, checked against its record.
+
+    Raises EngineError for a missing, cut or changed file, and for one that is a link or no regular file.
+    """
     record = plan.record
+    if plan.path.is_symlink():
+        raise EngineError(f"{plan.name} is a link: do not use it, or copy the file there")
     try:
-        data = plan.path.read_bytes()
+        with open_regular(plan.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(record.bytes) if size == record.bytes else b""
     except OSError as error:
         raise EngineError(
             f"{plan.name} cannot be read ({(error.strerror or str(error)).lower()}): run `{command}`"
         ) from None
-    if len(data) != record.bytes:
-        what = "is cut short" if len(data) < record.bytes else "is too long"
-        raise EngineError(f"{plan.name} {what}: {len(data)} bytes, its record says {record.bytes}: run `{command}`")
+    if size != record.bytes:
+        what = "is cut short" if size < record.bytes else "is too long"
+        raise EngineError(f"{plan.name} {what}: {size} bytes, its record says {record.bytes}: run `{command}`")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise EngineError(
             f"{plan.name} does not match its SHA-256 on record: it was changed or damaged: run `{command}`"

@@ -448,3 +448,48 @@ def test_a_package_without_its_libraries_is_told(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(EngineError, match=r"tensorrt_lean cannot be imported \(libnvinfer_lean.so.11"):
             load_package()
+
+
+# Plans of strangers
+
+
+def test_a_record_without_end_is_not_read(bundle, device):
+    plan = build(bundle, "image_encoder", device, CROPS)
+    (plan.folder / RECORD).unlink()
+    (plan.folder / RECORD).symlink_to("/dev/zero")
+    with pytest.raises(EngineError, match=r"no valid engine record .*it is a pipe or a device"):
+        open_encoder(bundle, device)
+    (plan.folder / RECORD).unlink()
+    with (plan.folder / RECORD).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(EngineError, match=r"no valid engine record .*1099511627776 bytes, more than"):
+        open_encoder(bundle, device)
+
+
+def test_a_plan_that_is_a_link_or_endless_is_not_read(bundle, device):
+    plan = build(bundle, "image_encoder", device, CROPS)
+    elsewhere = bundle.folder.parent / "plan"
+    plan.path.rename(elsewhere)
+    plan.path.symlink_to(elsewhere)
+    with pytest.raises(EngineError, match=r"image_encoder-float16\.plan is a link"):
+        open_encoder(bundle, device)
+    plan.path.unlink()
+    with plan.path.open("wb") as file:
+        file.truncate(1 << 40)
+    refused(bundle, device, "is too long: 1099511627776 bytes")
+
+
+def test_engines_that_lie_outside_the_bundle_are_none_of_its(bundle, device):
+    plan = build(bundle, "image_encoder", device, CROPS)
+    elsewhere = bundle.folder.parent / "engines"
+    plan.folder.rename(elsewhere)
+    plan.folder.symlink_to(elsewhere, target_is_directory=True)
+    refused(bundle, device, "has no TensorRT plan of image_encoder")
+
+
+@pytest.mark.parametrize("changes", [{"graph": "../x"}, {"precision": "a/b"}, {"gpu": "\x1b[2J"}, {"bytes": -1}])
+def test_names_and_numbers_of_a_record_have_ranges(bundle, device, changes):
+    plan = build(bundle, "image_encoder", device, CROPS)
+    rewrite(plan, **changes)
+    with pytest.raises(EngineError, match="no valid engine record"):
+        read_plans(plan.folder)
