@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from tests.manifests import write_small_bundle
 from vocabseg.cli import main
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
-from vocabseg.runtime.bundle.manifest import file_record
+from vocabseg.runtime.bundle.manifest import file_record, write_manifest
 from vocabseg.runtime.bundle.outline import outline
 from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
@@ -82,6 +82,15 @@ def test_names_that_become_files_are_plain(folder: Path, name: str) -> None:
         refused(folder)
         (folder / "manifest.json").write_text(pristine)
     assert open_bundle(folder)
+
+
+def test_nothing_is_written_that_would_not_be_read(folder: Path) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    manifest = open_bundle(folder).manifest
+    for change in ({"name": "\x1b[2J"}, {"variants": {"../x": {"proposal": manifest.graphs["proposal"]}}}):
+        with pytest.raises(BundleError, match="nothing was changed"):
+            write_manifest(msgspec.structs.replace(manifest, **change), folder)
+        assert (folder / "manifest.json").read_bytes() == before
 
 
 def test_build_writes_nothing_beside_the_bundle(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
