@@ -34,7 +34,17 @@ _READABLE = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF"
 _ORIENTATION = 0x0112
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def pixel_limit() -> int:
+    """Most pixels of an image: VOCABSEG_MAX_PIXELS, else MAX_PIXELS; raises ImageError for a setting that is none."""
+    setting = os.environ.get("VOCABSEG_MAX_PIXELS", "").strip()
+    if not setting:
+        return MAX_PIXELS
+    if not (setting.isascii() and setting.isdecimal() and 0 < len(setting) < 16 and int(setting)):
+        raise ImageError(f"VOCABSEG_MAX_PIXELS is {setting[:40]!r}: give a whole number of pixels, at least 1")
+    return int(setting)
+
+
+def load_image(source: Any, max_pixels: int | None = None) -> np.ndarray:
     """Return the image in `source` as contiguous, writeable uint8 RGB (H, W, 3).
 
     `source` is a path, the bytes of an image file, a file opened in binary mode, a PIL image, or a uint8 array: RGB
@@ -45,9 +55,12 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     channel is dropped, not composited (as by PIL's `convert("RGB")`, and so by the published code). 16-bit channels
     keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey, palette and CMYK images become RGB.
 
-    Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (checked in the
+    Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (by default
+    VOCABSEG_MAX_PIXELS or 200 megapixels, of which Pillow takes 179 in a GIF, WebP or tile of a TIFF; checked in the
     header, before decoding) or has pixels of unknown range (floating point, 32-bit integers).
     """
+    if max_pixels is None:
+        max_pixels = pixel_limit()
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, (str, os.PathLike)):
