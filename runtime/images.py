@@ -40,7 +40,17 @@ _BITS, _PHOTOMETRIC, _PLANAR, _FORMAT = 258, 262, 284, 339
 _MIN_IS_WHITE, _SEPARATE, _SIGNED = 0, 2, 2
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def pixel_limit() -> int:
+    """Most pixels of an image: VOCABSEG_MAX_PIXELS, else MAX_PIXELS; raises ImageError for a setting that is none."""
+    setting = os.environ.get("VOCABSEG_MAX_PIXELS", "").strip()
+    if not setting:
+        return MAX_PIXELS
+    if not (setting.isascii() and setting.isdecimal() and 0 < len(setting) < 16 and int(setting)):
+        raise ImageError(f"VOCABSEG_MAX_PIXELS is {setting[:40]!r}: give a whole number of pixels, at least 1")
+    return int(setting)
+
+
+def load_image(source: Any, max_pixels: int | None = None) -> np.ndarray:
     """Return the image in `source` as contiguous, writeable uint8 RGB (H, W, 3).
 
     `source` is a path, the bytes of an image file, a file opened in binary mode, a PIL image, or a uint8 array: RGB
@@ -52,11 +62,14 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     keep their high byte (value >> 8, as Pillow does for 16-bit RGB). Grey ones with no value above 255 are taken as
     8-bit numbers, with a warning for files. Grey, palette and CMYK images become RGB.
 
-    Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (checked in the
+    Raises only ImageError: for an image that cannot be read, is empty, has more than `max_pixels` (by default
+    VOCABSEG_MAX_PIXELS or 200 megapixels, of which Pillow takes 179 in a GIF, WebP or tile of a TIFF; checked in the
     header, before decoding) or takes too long to read for its size (`image_limits`), has pixels of unknown range
     (floating point, signed, 32-bit integers, or 12-bit numbers in 16 bits, which would come out black), or is a TIFF of
     16 bits with its channels apart, which Pillow misreads.
     """
+    if max_pixels is None:
+        max_pixels = pixel_limit()
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, (str, os.PathLike)):

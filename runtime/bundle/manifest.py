@@ -140,9 +140,13 @@ def file_record(folder: Path, name: str) -> FileRecord:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` into `folder` atomically, indented so that two manifests can be compared line by line.
 
-    Raises OutputError if that fails.
+    Raises OutputError if that fails, and BundleError for a manifest that `read_manifest` would refuse.
     """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    try:
+        decode_json(data, Manifest)
+    except ValueError as error:
+        raise BundleError(f"cannot write the manifest of {folder}: {error}; nothing was changed") from None
     with atomic_write(folder / MANIFEST) as file:
         file.write(data + b"\n")
 
