@@ -129,7 +129,8 @@ class Bundle:
             if is_demo(self.folder):
                 raise BundleError(
                     f"the demo model has no {graph} in {precision}: `vocabseg calibrate --output report` makes a copy "
-                    "of it with graphs in lower precision, vocabseg-demo; then give --bundle vocabseg-demo"
+                    "of it with graphs in lower precision, vocabseg-demo (or copy its folder for `vocabseg build`); "
+                    "then give --bundle vocabseg-demo"
                 )
             raise BundleError(
                 f"bundle {self.folder} has no {graph} in {precision}: make it with "
