@@ -139,7 +139,8 @@ def claimed(output: Path) -> Iterator[None]:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if any(output.iterdir()) and not (output / FILE).exists() and not (output / LOCK).exists():
+        names = {path.name for path in output.iterdir()}
+        if FILE not in names and names - {LOCK}:  # only the lock is left by a driver that died at once
             raise OutputError(f"{output} holds other files: give an empty or a new folder")
         lock = (output / LOCK).open("ab")
     except OSError as error:

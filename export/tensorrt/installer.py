@@ -13,7 +13,7 @@ import msgspec
 from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
 from vocabseg.export.tensorrt.explain import Explanation
 from vocabseg.export.tensorrt.target import PlanTarget
-from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.folder import Bundle, check_changeable
 from vocabseg.runtime.bundle.plans import (
     ENGINES,
     FORMAT,
@@ -43,6 +43,7 @@ def build_engine(
     Plans of other graphs and precisions stay there, unless their graph has changed. Until the plan is complete, and if
     the build fails or is stopped, the folder is what it was. Raises EngineError and OutputError.
     """
+    check_changeable(bundle.folder)  # before minutes of work
     record = bundle.graph(graph, plan_variant(precision))
     started = time.monotonic()
     path = bundle.graph_path(graph, plan_variant(precision))
@@ -77,7 +78,11 @@ def build_engine(
 
 
 def install_plan(bundle: Bundle, key: str, record: PlanRecord, data: bytes) -> Plan:
-    """Put a plan with its record into a bundle's folder of engines for the target `key`; raises OutputError."""
+    """Put a plan with its record into a bundle's folder of engines for the target `key`.
+
+    Raises OutputError, and BundleError for the built-in demo model.
+    """
+    check_changeable(bundle.folder)
     folder = bundle.folder / ENGINES / key
     folder.parent.mkdir(exist_ok=True)
     with whole_folder(folder, "the engines") as temporary:

@@ -16,6 +16,7 @@ from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import Bytes, Name, Shown, TensorRecord
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.files import decode_json, open_regular, read_regular
+from vocabseg.runtime.precisions import SHORT
 
 ENGINES = "engines"
 RECORD = "engine.json"
@@ -25,7 +26,6 @@ FORMAT = 1
 LEAN_LIBRARY = "VOCABSEG_TENSORRT_LEAN"
 
 Compatibility = Literal["none", "same-compute-capability", "ampere-plus"]
-SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # Variants that plans are built from, where they are not called like the precision: beside eight bits they have FP16, in
 # which attention stays fused; beside float32 it would not.
 BUILT_FROM = {"int8": "int8-float16", "fp8": "fp8-float16"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import BundleError, EngineError, VocabsegError
+from vocabseg.runtime.precisions import precision_name
 
 if TYPE_CHECKING:
     from vocabseg.runtime.bundle.folder import Bundle
@@ -71,7 +72,7 @@ def choose(
     known = dict.fromkeys(offer.name for offer in (*ON_CPU, *ON_GPU))
     if engine is not None and engine not in known:
         raise EngineError(f"unknown engine {engine!r}: use one of {', '.join(known)}")
-    wish = Wish(engine, precision, model_bytes, bundle)
+    wish = Wish(engine, precision_name(precision), model_bytes, bundle)
     if device not in ("auto", "cpu"):
         return _on_gpu(wish, device)
     if device == "auto" and gpu_present() and (engine is None or engine in _names(ON_GPU)):

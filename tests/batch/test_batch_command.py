@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.batch.runs import SLOW, run, wait_for_end, wait_for_shards
 from tests.batch.test_batch_inputs import write_tar
+from vocabseg.batch.job import LOCK
 from vocabseg.benchmarks.scale.processes import (
     committed_shards,
     kill,
@@ -271,6 +272,8 @@ def test_what_cannot_be_used_is_refused_and_leaves_no_folder(photos: Path, tmp_p
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert "cannot write in" in refused(photos, "-c", CLASSES, "-o", blocked / "out")
+    assert "holds other files" in refused(photos, "-c", CLASSES, "-o", tmp_path)
+    (tmp_path / LOCK).touch()  # of another program, beside files that are none of a batch's
     assert "holds other files" in refused(photos, "-c", CLASSES, "-o", tmp_path)
 
 

@@ -158,6 +158,7 @@ def test_a_dry_run_without_tensorrt(half, capsys, no_gpu):
         (["--workspace", "0"], "give at least 1 MB"),
         (["--hardware-compatible", "ampere"], "'ampere' is unknown: did you mean ampere-plus"),
         (["--device", "gpu"], "device 'gpu' is not supported"),
+        (["--device", "cpu"], "--device cpu: plans are built on a GPU"),
         (["--recipe", "none.toml"], "none.toml"),
         (
             ["--precision", "fp32", "--recipe", "r.toml"],
@@ -171,6 +172,15 @@ def test_bad_use_is_one_line_and_changes_nothing(half, capsys, no_gpu, options, 
     assert (code, out) == (2, "")
     assert text in err.splitlines()[-1]
     assert sorted((path, path.stat().st_mtime_ns) for path in half.rglob("*")) == before
+
+
+def test_nothing_is_built_into_the_installed_package(capsys, gpu):
+    before = sorted(demo_folder().rglob("*"))
+    for precision in ("fp16", "fp32"):
+        code, _, err = run(capsys, demo_folder(), "--precision", precision)
+        assert code == 2
+        assert "is the built-in demo model" in err.splitlines()[-1]
+    assert sorted(demo_folder().rglob("*")) == before
 
 
 def test_a_bundle_that_is_not_there(tmp_path, capsys):

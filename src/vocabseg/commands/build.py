@@ -11,6 +11,7 @@ from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import print_rows, progress
 from vocabseg.runtime.bundle.settings import nearest
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError
+from vocabseg.runtime.precisions import LONG
 from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ EXAMPLE = (
     "Larger batches: vocabseg build my-bundle --profile image_encoder:crops=1,200,400\n\n"
     "See what would be built: vocabseg build my-bundle --dry-run"
 )
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "fp8"}
+PRECISIONS = {**LONG, "int8": "int8", "fp8": "fp8"}
 # Precisions whose graphs this command makes, as people write them.
 MAKERS = {"float16": "FP16", "bfloat16": "bfloat16", "int8": "INT8", "fp8": "FP8"}
 COMPATIBILITIES = ("none", "same-compute-capability", "ampere-plus")
@@ -93,7 +94,10 @@ def build(
 
     wanted = _precision(precision)
     options = _options(engine, level, workspace, version_compatible, hardware)
-    generations, ordinal = _generations(engine, wanted, gpus), parse_device(device)
+    generations = _generations(engine, wanted, gpus)
+    if device == "cpu":
+        raise ConfigurationError("--device cpu: plans are built on a GPU: cuda or cuda:N; tensorrt-rtx needs none")
+    ordinal = parse_device(device)
     opened = open_bundle(bundle)
     records = _graphs(opened, graphs)
     sizes = choose_profiles(opened.manifest, records, profiles or [])

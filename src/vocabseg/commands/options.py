@@ -9,24 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vocabseg.runtime.precisions import LONG, precision_name
+
 if TYPE_CHECKING:
     from vocabseg.runtime.bundle.folder import Bundle
     from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Short names of precisions, in every command.
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def precision_name(text: str | None) -> str | None:
-    """A precision by its full name: "fp16" is "float16"."""
-    return text if text is None else PRECISIONS.get(text.lower(), text)
-
 
 def precision_names(text: str) -> list[str]:
-    """The precisions of a list separated by commas, by their full names."""
+    """The precisions of a list separated by commas, by their long names."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    return [PRECISIONS.get(part.lower(), part) for part in parts]
+    return [LONG.get(part.lower(), part) for part in parts]
 
 
 BundleArgument = Annotated[

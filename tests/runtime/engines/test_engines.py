@@ -226,3 +226,8 @@ def test_doctor_tells_about_memory_and_cache(monkeypatch, tmp_path):
 )
 def test_each_engine_runs_the_graphs_made_for_it(name, device, precision, variant):
     assert Choice(name=name, device=device, precision=precision, reason="").variant == variant
+
+
+def test_precisions_have_short_names():
+    assert choose("onnxruntime", "cpu", "fp32").precision == "float32"
+    assert choose("onnxruntime", "cpu", "FP16").precision == "float16"
