@@ -102,11 +102,11 @@ class Tokenizer:
             raise BundleError(f"{path} cannot be read ({error.strerror}): export the bundle again") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = str(error).replace("\n", " ")[:200]
-            raise BundleError(f"{path} is no tokenizer of CLIP's kind ({reason}): export the bundle again") from None
+            raise BundleError(f"{path} is not a CLIP tokenizer ({reason}): export the bundle again") from None
         specials = _specials(document.post_processor)
         problem = _problem(document, specials)
         if problem:
-            raise BundleError(f"{path} is no tokenizer of CLIP's kind ({problem}): export the bundle again")
+            raise BundleError(f"{path} is not a CLIP tokenizer ({problem}): export the bundle again")
         model = document.model
         return cls(model.vocab, model.merges, specials, document.truncation.max_length, str(path))
 
