@@ -161,6 +161,12 @@ def installed(name: str) -> bool:
 
 def _check_openvino(wish: Wish, precision: str, device: "Device | None") -> None:
     _check_installed("openvino")
+    if precision in ("bfloat16", "int8"):
+        from vocabseg.runtime.engines.openvino import check_precision, products_saturate
+
+        check_precision(precision)
+        if precision == "int8" and wish.engine is None and products_saturate():
+            raise EngineError("OpenVINO has no INT8 arithmetic for a CPU without VNNI")
 
 
 def _check_onnxruntime(wish: Wish, precision: str, device: "Device | None") -> None:
@@ -228,7 +234,7 @@ ON_CPU = (
         ("float32", "float16", "int8", "fp8"),
         lambda: ("float32",),
         _check_onnxruntime,
-        "it is installed, and OpenVINO, which is faster on a CPU, is not",
+        "OpenVINO, which is faster on a CPU, cannot do it here ({failure})",
     ),
 )
 # Said of precisions that were taken without a wish: (engine, on a GPU, precision).

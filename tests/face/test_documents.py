@@ -127,6 +127,8 @@ def test_every_command_of_a_block_runs(document: Path, folder: Path, capsys: pyt
         write_checkpoint(folder / "model_final.pth")  # the README makes the bundle itself
     else:
         shutil.copytree(demo_folder(), folder / "my-bundle")
+    if document.name == "precision.md":
+        write_scenes(folder / "photos", 40)  # a calibration needs at least 32
     for command in commands(document):
         if command.reason:
             print(f"not run: {command.text} ({command.place}): {command.reason}")

@@ -101,7 +101,8 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     deep = np.array([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFF00, 0xFFFF]], np.uint16)
     expected = np.repeat((deep >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     for image_format in ("PNG", "TIFF", "PPM"):
-        np.testing.assert_array_equal(load_image(encode(deep, image_format)), expected)
+        picture = Image.fromarray(deep).convert("I") if image_format == "PPM" else deep  # as Pillow 10 writes it
+        np.testing.assert_array_equal(load_image(encode(picture, image_format)), expected)
     rows = b"".join(b"\0" + np.repeat(row[:, None], 3, 1).astype(">u2").tobytes() for row in deep)
     np.testing.assert_array_equal(load_image(png(4, 2, 16, 2, rows)), expected)
 

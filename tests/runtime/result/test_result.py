@@ -246,7 +246,7 @@ def test_labels_of_many_classes(tmp_path, count, gaps, mode, nothing):
     labels = np.array([[0, count - 1, -1 if gaps else 1]], np.int32)
     labelled(labels, [f"class {i}" for i in range(count)]).save_labels(tmp_path / "labels.png")
     image = Image.open(tmp_path / "labels.png")
-    assert image.mode == mode
+    assert image.mode in (mode, mode.partition(";")[0])  # Pillow 10 opens 16 bits as "I"
     assert np.asarray(image).tolist() == [[0, count - 1, nothing if gaps else 1]]
 
 
