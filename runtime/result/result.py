@@ -54,8 +54,10 @@ class Result:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold everything on the host, and the kernels by their module's name."""
-        known = self.evidence
-        parts = known and (known.masks, known.class_probabilities, known.no_object, known.kernels.__name__)
+        evidence = self.evidence
+        if evidence is None:
+            return Result, (self.labels, self.scores, self.classes, self.image)
+        parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
         return _restored, (self.labels, self.scores, self.classes, self.image, parts)
 
     def confident(self, min_score: float) -> "Result":
@@ -263,9 +265,12 @@ class Result:
         return frozenset(found)
 
 
-def _restored(*fields: Any) -> Result:
-    *given, parts = fields
-    return Result(*given, parts and GivenEvidence(*parts[:3], importlib.import_module(parts[3])))
+def _restored(
+    labels: np.ndarray, scores: np.ndarray, classes: list[str], image: np.ndarray | None, parts: tuple[Any, ...]
+) -> Result:
+    masks, probabilities, no_object, kernels = parts
+    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels))
+    return Result(labels, scores, classes, image, evidence)
 
 
 def _with_info(info: Mapping[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
