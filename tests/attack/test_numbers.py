@@ -9,10 +9,11 @@ import vocabseg
 from tests.attack.broken import bundle_with
 from vocabseg.cli import main
 from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.files import cache_folder
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.segmenter.segmenter import Segmenter
-from vocabseg.runtime.text.cache import TextCache, cache_folder
+from vocabseg.runtime.text.cache import TextCache
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
 OUTPUTS = [("proposal", "mask_logits"), ("proposal", "query_embeddings"), ("image_encoder", "image_features")]
