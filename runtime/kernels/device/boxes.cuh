@@ -83,19 +83,27 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
     const LinearTap column = linear_tap(shape.mask_w, shape.padded_w, min(x, shape.w - 1));
     const bool inside_image = x < shape.w;
     // Most words of most masks are far outside: if none of the band's logits reaches the limit, no interpolation does.
+    // The lanes share the word's part of the mask: 16 columns and 2 rows at a time, the last ones more than once.
     const int first = rows.taps[0].tap.low, last = rows.taps[count - 1].tap.high;
-    const Logit *left_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.low;
-    const Logit *right_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.high;
+    const int right = __shfl_sync(kAllLanes, column.high, kWarp - 1);
+    int from = __shfl_sync(kAllLanes, column.low, 0);
     float highest = -INFINITY;
-#pragma unroll 5
-    for (int row = first; row <= last; ++row, left_at += shape.mask_w, right_at += shape.mask_w) {
-        highest = fmaxf(highest, fmaxf(get(left_at), get(right_at)));
-    }
-    if (__any_sync(kAllLanes, inside_image && may_exceed(highest, highest, limit)) == 0) return 0;
+    do {
+        const Logit* at = mask + min(from + lane % 16, right);
+        keep_pointer(at);
+        int row = first + lane / 16;
+        do {
+#pragma unroll
+            for (int k = 0; k < 5; ++k) highest = fmaxf(highest, get(at + min(row + 2 * k, last) * shape.mask_w));
+            row += 10;
+        } while (row - lane / 16 <= last);
+    } while ((from += 16) <= right);
+    if (__any_sync(kAllLanes, may_exceed(highest, highest, limit)) == 0) return 0;
     int high = -1;
     float below = 0;
     uint32_t own = 0;
-    for (int k = 0; k < count;) {  // k is the same for all lanes
+    int k = 0;
+    do {  // k is the same for all lanes
         const LinearTap row = read_tap(rows.taps[k]);
         const float above = row.low == high ? below : widened(mask, shape.mask_w, row.low, column);
         below = widened(mask, shape.mask_w, row.high, column);
@@ -111,7 +119,7 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
             const uint32_t word = __ballot_sync(kAllLanes, inside_image && is_inside(logit, limit));
             if (lane == k) own = word;
         }
-    }
+    } while (k < count);
     return own;
 }
 

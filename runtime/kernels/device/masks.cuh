@@ -58,13 +58,6 @@ __device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& tab
     table.place[threadIdx.x].tap = {place.low, place.high, 1.0f - place.fraction, place.fraction};
 }
 
-// Keeps the compiler from splitting a pointer into a base and an offset that it adds again at every use.
-template <class T> __device__ __forceinline__ void keep_pointer(const T*& pointer) {
-#if defined(__CUDACC__)
-    asm("" : "+l"(pointer));
-#endif
-}
-
 // Walks down one column of the image in two masks.
 template <class Logit> struct ColumnWalk {
     const Logit *low[2], *high[2];  // the masks, at the two columns that enclose the column of the image
@@ -156,9 +149,9 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
         walk.mask_w = columns_axis.mask_size;
         walk.mask_h = rows_axis.mask_size;
         float previous[2], current[2] = {0.0f, 0.0f};
-        int y = 0;
+        int y = 0, r = 0;
         LinearTap down = read_tap(rows.place[0]);
-        for (int r = 0; r < touched; ++r) {  // rows are the same for all lanes
+        do {  // rows are the same for all lanes; a tile touches at least one
             previous[0] = current[0];
             previous[1] = current[1];
             walk.probabilities(read_tap(rows.touched[r]), current);
@@ -180,7 +173,7 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
                 if (++y == kTileSide) break;
                 down = read_tap(rows.place[y]);
             }
-        }
+        } while (++r < touched);
     }
 }
 
