@@ -173,19 +173,19 @@ def compose(masks: Masks, class_probabilities: Array) -> Executions:
     """Of up to 112 masks; sums of high halves count as exact."""
     n, classes = class_probabilities.shape
     plan, side = launch.compose(n, classes, masks.output_size), launch.TILE
-    samples = plan.steps * launch.STEP_MASKS // 4  # four masks at a time
-    real, tiles = -(-n // 4), plan.launch.grid[0]
+    samples = plan.steps * launch.STEP_MASKS // 8  # eight masks at a time
+    real, tiles = -(-n // 8), plan.launch.grid[0]
     walks = np.array([_walk(masks, top) for top in range(0, masks.output_size[0], side)])
     powers, loads, mixes = walks.sum(axis=0) * real * tiles
     blocks, warps = math.prod(plan.launch.grid), warps_of(plan.launch)
     groups, close = 2 * blocks * plan.groups, _close_groups(masks, class_probabilities, plan.groups)
     return Executions(warps, {
-        r"MUFU\.EX2": 2 * powers,
-        MAYBE + r"LDG\.E\.U16": 4 * loads,
-        r"FMUL R\d+, R\d+, -1\.44": 2 * mixes,
-        r"@!?U?P\d LDG\.E\.CONSTANT": 2 * real * blocks + warps,
-        r"SHFL\.IDX": 4 * side * real * blocks,
-        r"STS\.U16": 2 * side * samples * blocks,
+        r"MUFU\.EX2": 4 * powers,
+        MAYBE + r"LDG\.E\.U16": 8 * loads,
+        r"FMUL R\d+, R\d+, -1\.44": 4 * mixes,
+        r"@!?U?P\d LDG\.E\.CONSTANT": 4 * real * blocks + warps,
+        r"SHFL\.IDX": 8 * side * real * blocks,
+        r"STS \[": 2 * side * samples * blocks,
         r"VOTE\.ANY": groups,
         r"SHFL\.BFLY": 8 * close + 16 * warps,
         MAYBE + r"HMMA": 4 * launch.STEPS * groups + 8 * plan.steps * close,

@@ -91,12 +91,13 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
     do {
         const Logit* at = mask + min(from + lane % 16, right);
         keep_pointer(at);
+        const int past = last + lane / 16;
         int row = first + lane / 16;
         do {
 #pragma unroll
             for (int k = 0; k < 5; ++k) highest = fmaxf(highest, get(at + min(row + 2 * k, last) * shape.mask_w));
             row += 10;
-        } while (row - lane / 16 <= last);
+        } while (row <= past);
     } while ((from += 16) <= right);
     if (__any_sync(kAllLanes, may_exceed(highest, highest, limit)) == 0) return 0;
     int high = -1;

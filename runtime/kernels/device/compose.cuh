@@ -190,6 +190,9 @@ __device__ __forceinline__ void compose(const Logit* mask_logits, const ClassTab
         __syncthreads();
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
+            if constexpr (kMany) {  // else registers would keep the last chunk's while the masks are sampled
+                for (int k = 0; k < 8; ++k) pixels[s][k / 4][k % 4] = 0;
+            }
             if (s < held && first_step + s < steps) load_pixels(high_words, stride, s, pixels[s]);
         }
     };
