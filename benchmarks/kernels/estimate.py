@@ -98,10 +98,10 @@ def _launches(
 def report(rows: Sequence[Estimate]) -> Table:
     """One row for each estimate."""
     title = "H200, float16: one launch, us at its limits; measured 2026-11-28, on the kernels of that day"
-    table = Table("kernel", "image", "instructions, M", "full issue", "full bandwidth", "measured", title=title)
+    table = Table("kernel", "image", "instructions, thousands", "full issue", "full bandwidth", "measured", title=title)
     for row in rows:
         (low, high), (h, w) = row.issue, row.image
-        counted = f"{row.fewest / 1e6:.2f}-{row.most / 1e6:.2f}"
+        counted = f"{row.fewest / 1e3:,.0f}-{row.most / 1e3:,.0f}"
         taken = "" if row.measured is None else f"{row.measured:.1f}"
         table.add_row(row.name, f"{h} x {w}", counted, f"{low:.1f}-{high:.1f}", f"{row.transfer:.1f}", taken)
     return table

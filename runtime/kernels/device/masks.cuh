@@ -1,7 +1,7 @@
 // The first half of compose: mask probabilities of a tile of the output, as halves for the tensor cores.
 //
 // A tile of 8 x 8 pixels reads at most 16 rows and 16 columns of the image, whatever the sizes. 16 lanes take these
-// columns for two masks and walk down the rows: a mask row is read when first needed, a row of the image is
+// columns for four masks and walk down the rows: a mask row is read when first needed, a row of the image is
 // interpolated from two mask rows, two sigmoids share a reciprocal, and two rows of the image yield a row of the tile.
 // The lanes then exchange the values that the tile's 8 columns need. At 640 x 853 -> 480 x 640 this takes 2.25 sigmoids
 // per pixel and mask, instead of 4.
