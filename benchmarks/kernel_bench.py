@@ -3,6 +3,10 @@
 Both take turns in one process with the same number of threads, so that other work on the machine affects both alike.
 
     python -m vocabseg.benchmarks.kernel_bench [--recorded FOLDER] [--json FILE]
+
+The CUDA kernels' instructions, counted in their machine code, against the limits of an H200:
+
+    python -m vocabseg.benchmarks.kernel_bench --estimate [--json FILE]
 """
 
 import json
@@ -57,6 +61,21 @@ def _spread(times: list[float]) -> str:
     return f"{middle:.1f} ({low:.1f}-{high:.1f})"
 
 
+def print_estimate(classes: list[int], json_file: Path | None) -> None:
+    """The table of benchmarks/kernels/estimate.py for numbers of classes; raises EngineError."""
+    from vocabseg.benchmarks.kernels.estimate import estimates, report
+    from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
+
+    with Progress(transient=True) as progress:
+        progress.add_task("counting", total=None)
+        rows = list(estimates(kernels_fatbin(), classes))
+    console = Console(width=120)
+    console.print(report(rows))
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        console.print(f"written: {json_file}")
+
+
 def main(
     recorded: Annotated[
         Path | None, typer.Option(help="Folder of the values recorded from the published code; default: synthetic.")
@@ -68,8 +87,14 @@ def main(
     classes: Annotated[list[int] | None, typer.Option(help="Numbers of classes; default: 20, 171, 847.")] = None,
     only: Annotated[str, typer.Option(help="Only kernels whose name begins so.")] = "",
     many: Annotated[int, typer.Option(help="Classes of the run that measures memory.")] = 10_000,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Count the instructions of the CUDA kernels instead; needs no GPU.")
+    ] = False,
 ) -> None:
     """Measure the host kernels against plain PyTorch."""
+    if estimate:
+        print_estimate(classes or [171], json_file)
+        return
     import torch
 
     threads = thread_count(threads or None)

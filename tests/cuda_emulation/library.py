@@ -1,7 +1,8 @@
 """Builds the emulated kernels once for each state of their sources, and launches them.
 
 The C interface, for ctypes (kernels.cpp and watch.cpp): emulation_launch, emulation_parameters, emulation_kernel,
-emulation_seed; emulation_allocated, emulation_freed and emulation_written for the watch over memory.
+emulation_seed, emulation_completed; emulation_allocated, emulation_freed and emulation_written for the watch over
+memory.
 """
 
 import ctypes
@@ -55,11 +56,17 @@ class Emulation:
         self.library.emulation_launch.restype = ctypes.c_char_p
         self.library.emulation_launch_packed.restype = ctypes.c_char_p
         self.library.emulation_kernel.restype = ctypes.c_char_p
+        self.library.emulation_completed.restype = ctypes.c_uint64
         self._sizes: dict[str, list[int]] = {}
 
     def seed(self, seed: int) -> None:
         """The order in which blocks, and threads of a block, run: as numbered for 0, else drawn from the seed."""
         self.library.emulation_seed(ctypes.c_uint64(seed))
+
+    def completed(self) -> dict[str, int]:
+        """How many operations of whole warps have run so far: ballots (with votes), shuffles and matrix products."""
+        places = {"ballots": 2, "shuffles": 3, "products": 4}  # of cuda_emulation.h's Operation
+        return {name: self.library.emulation_completed(place) for name, place in places.items()}
 
     def parameter_sizes(self, name: str) -> list[int]:
         """Sizes of a kernel's parameters in bytes; raises EmulationError for an unknown kernel."""

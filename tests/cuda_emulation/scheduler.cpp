@@ -168,8 +168,11 @@ void multiply(Fiber* lanes, int depth) {
     }
 }
 
+uint64_t completed[6];  // operations of warps so far, by kind
+
 // Completes the operation that `lanes` wait in.
 void complete(Fiber* lanes, Operation operation, uint32_t mask) {
+    ++completed[static_cast<int>(operation)];
     uint32_t ballot = 0;
     for (int lane = 0; lane < 32; ++lane) {
         if (((mask >> lane) & 1) != 0 && operation == Operation::kBallot) ballot |= lanes[lane].given[0] << lane;
@@ -337,5 +340,7 @@ void choose_order(uint64_t seed) {
     shuffled = seed != 0;
     random_numbers.seed(seed);
 }
+
+extern "C" uint64_t emulation_completed(int operation) { return completed[operation]; }
 
 }  // namespace emulation

@@ -6,10 +6,10 @@
 // threshold, no interpolation does either, and the rows in between are skipped. Words are collected in shared memory
 // and written as whole rows.
 //
-// 100 masks 160 x 216 over 640 x 864, float32: 13.8 MB read and 6.9 MB of bits written: 4.3 us at 4.8 TB/s. 32 pixels
-// of a row that is not skipped take about 12 instructions of a warp, and every fourth row 25 more: 1.7 M x 18 = 31 M,
-// or 30 us at 1.05 T/s (132 x 4 warps at 1.98 GHz): the floor for masks that are high everywhere. For masks that are
-// low in most places it is about 12 us.
+// 100 masks 160 x 240 over 640 x 959, float16: 7.7 MB read and 7.7 MB of bits written: 3.2 us at 4.8 TB/s. Counted for
+// sm_90 (kernel_bench --estimate, its synthetic masks): 17 to 22 M instructions of warps, 16 to 21 us at the 1.05 T/s
+// that an H200 issues (132 x 4 at 1.98 GHz); for masks that are high everywhere 60 to 86 M, 57 to 82 us. Measured on
+// an H200: 45.4 us, when every lane tested its own columns and 19 to 27 M were counted.
 #pragma once
 
 #include "platform.cuh"
@@ -83,19 +83,28 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
     const LinearTap column = linear_tap(shape.mask_w, shape.padded_w, min(x, shape.w - 1));
     const bool inside_image = x < shape.w;
     // Most words of most masks are far outside: if none of the band's logits reaches the limit, no interpolation does.
+    // The lanes share the word's part of the mask: 16 columns and 2 rows at a time, the last ones more than once.
     const int first = rows.taps[0].tap.low, last = rows.taps[count - 1].tap.high;
-    const Logit *left_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.low;
-    const Logit *right_at = mask + static_cast<int64_t>(first) * shape.mask_w + column.high;
+    const int right = __shfl_sync(kAllLanes, column.high, kWarp - 1);
+    int from = __shfl_sync(kAllLanes, column.low, 0);
     float highest = -INFINITY;
-#pragma unroll 5
-    for (int row = first; row <= last; ++row, left_at += shape.mask_w, right_at += shape.mask_w) {
-        highest = fmaxf(highest, fmaxf(get(left_at), get(right_at)));
-    }
-    if (__any_sync(kAllLanes, inside_image && may_exceed(highest, highest, limit)) == 0) return 0;
+    do {
+        const Logit* at = mask + min(from + lane % 16, right);
+        keep_pointer(at);
+        const int past = last + lane / 16;
+        int row = first + lane / 16;
+        do {
+#pragma unroll
+            for (int k = 0; k < 5; ++k) highest = fmaxf(highest, get(at + min(row + 2 * k, last) * shape.mask_w));
+            row += 10;
+        } while (row <= past);
+    } while ((from += 16) <= right);
+    if (__any_sync(kAllLanes, may_exceed(highest, highest, limit)) == 0) return 0;
     int high = -1;
     float below = 0;
     uint32_t own = 0;
-    for (int k = 0; k < count;) {  // k is the same for all lanes
+    int k = 0;
+    do {  // k is the same for all lanes
         const LinearTap row = read_tap(rows.taps[k]);
         const float above = row.low == high ? below : widened(mask, shape.mask_w, row.low, column);
         below = widened(mask, shape.mask_w, row.high, column);
@@ -111,7 +120,7 @@ __device__ __forceinline__ uint32_t band_word(const Logit* mask, const MaskShape
             const uint32_t word = __ballot_sync(kAllLanes, inside_image && is_inside(logit, limit));
             if (lane == k) own = word;
         }
-    }
+    } while (k < count);
     return own;
 }
 

@@ -8,10 +8,10 @@
 // normalisation comes last, so values differ from the host's by rounding, about 1e-6. Which pixels are inside does not
 // differ.
 //
-// 100 regions of 224 x 224, float16: 30.1 MB written, 1.7 MB of image and up to 6.9 MB of bits read: 8.1 us at 4.8
-// TB/s. A row of the image takes about 65 instructions per column, a row of the crop 30: for boxes of 224 x 224 that is
-// 0.56 G lane instructions, or 17 us at 33.5 T/s (132 x 128 lanes at 1.98 GHz); for boxes of a whole 640 x 864 image
-// 1.2 G, 36 us. The instructions set the floor.
+// 91 regions of a 640 x 959 image to 224 x 224, float16: 27.4 MB written, 1.8 MB of image and up to 7.7 MB of bits read:
+// 7.7 us at 4.8 TB/s. Counted for sm_90 (kernel_bench --estimate): 26 to 28 M instructions of warps, 25 to 26 us at the
+// 1.05 T/s that an H200 issues; for 100 boxes of the whole image 55 to 57 M, 52 to 54 us. Measured on an H200: 75.0 us,
+// when rows were addressed anew for every column and 29 to 31 M were counted: latency takes more than issuing does.
 #pragma once
 
 #include "boxes.cuh"
@@ -77,10 +77,10 @@ struct BitCoverage {
     int words;
 
     __device__ __forceinline__ bool weigh(int row, const CropColumn& column, float (&weight)[4]) const {
-        const uint32_t* own = bits + static_cast<int64_t>(row) * words;
         const int word = column.first / 32, shift = column.first % 32;
-        const uint32_t low = __ldg(own + word);
-        const uint32_t high = shift > 28 && word + 1 < words ? __ldg(own + word + 1) : 0u;
+        const uint32_t* own = bits + (row * words + word);  // a mask has less than 2^31 / 32 words
+        const uint32_t low = __ldg(own);
+        const uint32_t high = shift > 28 && word + 1 < words ? __ldg(own + 1) : 0u;
         const uint32_t four = __funnelshift_r(low, high, shift) & 15u;
 #pragma unroll
         for (int p = 0; p < 4; ++p) weight[p] = (four >> p & 1u) != 0 ? column.weight[p] : 0.0f;
@@ -133,10 +133,18 @@ __device__ __forceinline__ void mix_across(const CropSource& source, const CropS
     const auto* words = reinterpret_cast<const uint32_t*>(address & ~static_cast<uintptr_t>(3));
     const uint32_t skew = address & 3u, width = source.shape.w;
     const uint32_t at = skew + (static_cast<uint32_t>(row) * width + column.first) * 3u;
-    const uint32_t last = (skew + static_cast<uint32_t>(source.shape.h) * width * 3u - 1u) / 4u;
     uint32_t word[4];
+    if (width >= 4) {  // then all four pixels are in the image, and so are the words that hold them
+        const uint32_t* own = words + at / 4u;
+        keep_pointer(own);
 #pragma unroll
-    for (uint32_t k = 0; k < 4; ++k) word[k] = __ldg(words + min(k < 3 ? at / 4u + k : (at + 11u) / 4u, last));
+        for (int k = 0; k < 3; ++k) word[k] = __ldg(own + k);
+        word[3] = __ldg(words + (at + 11u) / 4u);
+    } else {
+        const uint32_t last = (skew + static_cast<uint32_t>(source.shape.h) * width * 3u - 1u) / 4u;
+#pragma unroll
+        for (uint32_t k = 0; k < 4; ++k) word[k] = __ldg(words + min(k < 3 ? at / 4u + k : (at + 11u) / 4u, last));
+    }
     uint32_t pixels[3];  // r g b r, g b r g, b r g b, from the lowest byte on
 #pragma unroll
     for (int k = 0; k < 3; ++k) pixels[k] = __funnelshift_r(word[k], word[k + 1], at % 4u * 8u);
@@ -189,16 +197,17 @@ __device__ __forceinline__ void crop_regions(const CropSource& source, const Cro
 #pragma unroll
     for (int k = 0; k < 2; ++k) columns[k] = crop_column(left, width, shape.w, size, min(x + k, size - 1));
 
-    const auto mix = [&](int row, const CropColumn& column, float (&mixed)[3]) {
+    const auto coverage = [&] {
         if constexpr (kBits) {
-            mix_across(source, settings, BitCoverage{source.bits + mask * shape.h * words, words}, row, column, mixed);
+            const uint32_t* bits = source.bits + mask * shape.h * words;
+            keep_pointer(bits);
+            return BitCoverage{bits, words};
         } else {
             const int64_t offset = mask * shape.mask_h * shape.mask_w * (source.half != 0 ? 2 : 4);
-            const LogitCoverage coverage{static_cast<const unsigned char*>(source.logits) + offset, shape,
-                                         source.half != 0, settings.matting != 0, settings.limit};
-            mix_across(source, settings, coverage, row, column, mixed);
+            return LogitCoverage{static_cast<const unsigned char*>(source.logits) + offset, shape, source.half != 0,
+                                 settings.matting != 0, settings.limit};
         }
-    };
+    }();
 
     float kept[4][2][3];  // rows of the image, the latest last
 #pragma unroll
@@ -220,8 +229,8 @@ __device__ __forceinline__ void crop_regions(const CropSource& source, const Cro
                 kept[2][c / 3][c % 3] = kept[3][c / 3][c % 3];
             }
             const int row = top + clamp_index(latest, height);
-            mix(row, columns[0], kept[3][0]);
-            mix(row, columns[1], kept[3][1]);
+#pragma unroll
+            for (int side = 0; side < 2; ++side) mix_across(source, settings, coverage, row, columns[side], kept[3][side]);
         }
 #pragma unroll
         for (int c = 0; c < 3; ++c) {

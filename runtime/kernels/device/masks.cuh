@@ -1,7 +1,7 @@
 // The first half of compose: mask probabilities of a tile of the output, as halves for the tensor cores.
 //
 // A tile of 8 x 8 pixels reads at most 16 rows and 16 columns of the image, whatever the sizes. 16 lanes take these
-// columns for two masks and walk down the rows: a mask row is read when first needed, a row of the image is
+// columns for four masks and walk down the rows: a mask row is read when first needed, a row of the image is
 // interpolated from two mask rows, two sigmoids share a reciprocal, and two rows of the image yield a row of the tile.
 // The lanes then exchange the values that the tile's 8 columns need. At 640 x 853 -> 480 x 640 this takes 2.25 sigmoids
 // per pixel and mask, instead of 4.
@@ -58,44 +58,39 @@ __device__ __forceinline__ void prepare_rows(const TileAxis& rows, TileRows& tab
     table.place[threadIdx.x].tap = {place.low, place.high, 1.0f - place.fraction, place.fraction};
 }
 
-// Keeps the compiler from splitting a pointer into a base and an offset that it adds again at every use.
-template <class T> __device__ __forceinline__ void keep_pointer(const T*& pointer) {
-#if defined(__CUDACC__)
-    asm("" : "+l"(pointer));
-#endif
-}
+constexpr int kLaneMasks = 4, kWarpMasks = 2 * kLaneMasks;  // that are walked at a time
 
-// Walks down one column of the image in two masks.
+// Walks down one column of the image in four masks.
 template <class Logit> struct ColumnWalk {
-    const Logit *low[2], *high[2];  // the masks, at the two columns that enclose the column of the image
+    const Logit *low[kLaneMasks], *high[kLaneMasks];  // the masks, at the two columns that enclose the column of the image
     float high_weight;
     int mask_w, mask_h;
     int above_row = -1, below_row = -1, ahead_row = -1;
-    float above[2], below[2], ahead[2][2];  // ahead: the next row of the mask, prefetched
+    float above[kLaneMasks], below[kLaneMasks], ahead[kLaneMasks][2];  // ahead: the next row of the mask, prefetched
 
     __device__ __forceinline__ void read_ahead(int row) {
         const int at = row * mask_w;  // a mask has less than 2^31 elements
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
+        for (int k = 0; k < kLaneMasks; ++k) {
             ahead[k][0] = get(low[k] + at);
             ahead[k][1] = get(high[k] + at);
         }
         ahead_row = row;
     }
     // Scaled for base 2 and negated, as the sigmoid takes it.
-    __device__ __forceinline__ void take(int row, float (&out)[2]) {
+    __device__ __forceinline__ void take(int row, float (&out)[kLaneMasks]) {
         if (row != ahead_row) read_ahead(row);
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
+        for (int k = 0; k < kLaneMasks; ++k) {
             out[k] = -1.44269504f * fmaf(high_weight, ahead[k][1] - ahead[k][0], ahead[k][0]);
         }
     }
     // Probabilities, times kMaskScale; the row is the same for all lanes.
-    __device__ __forceinline__ void probabilities(const LinearTap& row, float (&out)[2]) {
+    __device__ __forceinline__ void probabilities(const LinearTap& row, float (&out)[kLaneMasks]) {
         if (row.high != below_row || row.low != above_row) {
             if (row.low == below_row) {
-                above[0] = below[0];
-                above[1] = below[1];
+#pragma unroll
+                for (int k = 0; k < kLaneMasks; ++k) above[k] = below[k];
             } else {
                 take(row.low, above);
             }
@@ -104,16 +99,19 @@ template <class Logit> struct ColumnWalk {
             below_row = row.high;
             read_ahead(min(row.high + 1, mask_h - 1));
         }
-        float denominator[2];
+        float denominator[kLaneMasks];
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
+        for (int k = 0; k < kLaneMasks; ++k) {
             // Clamped to 2^62, so that the product of two stays finite; not before interpolating: that would move
             // outlines.
             denominator[k] = 1.0f + fast_exp2(fminf(fmaf(row.high_weight, below[k] - above[k], above[k]), 62.0f));
         }
-        const float reciprocal = kMaskScale * fast_reciprocal(denominator[0] * denominator[1]);
-        out[0] = reciprocal * denominator[1];
-        out[1] = reciprocal * denominator[0];
+#pragma unroll
+        for (int k = 0; k < kLaneMasks; k += 2) {
+            const float reciprocal = kMaskScale * fast_reciprocal(denominator[k] * denominator[k + 1]);
+            out[k] = reciprocal * denominator[k + 1];
+            out[k + 1] = reciprocal * denominator[k];
+        }
     }
 };
 
@@ -124,63 +122,64 @@ __device__ __forceinline__ void sample_masks(const Logit* mask_logits, const int
                                              const TileAxis& columns_axis, const TileRows& rows, int first, int chunk,
                                              int stride, unsigned short* high, unsigned short* low) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    const int pair = lane / 16;                              // the two of four masks that the lane walks,
-    const int x = lane % kTileSide, which = lane / 8 % 2;    // and the column, and the one of the two, that it finishes
+    const int part = lane / 16;                              // the four of eight masks that the lane walks,
+    const int x = lane % kTileSide, which = lane / 8 % 2;    // and the column, and the two of the four, that it finishes
     const TilePlace across = columns_axis.place(x);
     const LinearTap column = columns_axis.touched(lane % kTouched);
     const int64_t area = static_cast<int64_t>(rows_axis.mask_size) * columns_axis.mask_size;
     const int touched = rows.place[kTileSide - 1].tap.high + 1;
-    for (int four = warp; four < chunk / 4; four += warps) {
-        const int own = 4 * four + 2 * pair;
-        unsigned short* out_high = high + x * stride + own + which;
-        unsigned short* out_low = low + x * stride + own + which;
-        if (first + 4 * four >= count) {  // no masks left: the last step of 16 is not full
-            for (int y = 0; y < kTileSide; ++y, out_high += kTileSide * stride, out_low += kTileSide * stride) {
-                *out_high = 0;
-                *out_low = 0;
-            }
+    for (int eight = warp; eight < chunk / kWarpMasks; eight += warps) {
+        const int own = kWarpMasks * eight + kLaneMasks * part;
+        const int step = kTileSide * stride / 2;  // words of two masks from a row of the tile to the next
+        auto* out_high = reinterpret_cast<uint32_t*>(high + x * stride + own + 2 * which);
+        auto* out_low = reinterpret_cast<uint32_t*>(low + x * stride + own + 2 * which);
+        if (first + kWarpMasks * eight >= count) {  // no masks left: the last step of 16 is not full
+            for (int y = 0; y < kTileSide; ++y, out_high += step, out_low += step) *out_high = *out_low = 0;
             continue;
         }
-        const int near = min(first + own, count - 1), far = min(first + own + 1, count - 1);
-        const Logit* masks[2] = {mask_logits + area * (order == nullptr ? near : __ldg(order + near)),
-                                 mask_logits + area * (order == nullptr ? far : __ldg(order + far))};
         ColumnWalk<Logit> walk;
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            walk.low[k] = masks[k] + column.low;
-            walk.high[k] = masks[k] + column.high;
+        for (int k = 0; k < kLaneMasks; ++k) {
+            const int index = min(first + own + k, count - 1);
+            const Logit* mask = mask_logits + area * (order == nullptr ? index : __ldg(order + index));
+            walk.low[k] = mask + column.low;
+            walk.high[k] = mask + column.high;
             keep_pointer(walk.low[k]);
             keep_pointer(walk.high[k]);
         }
         walk.high_weight = column.high_weight;
         walk.mask_w = columns_axis.mask_size;
         walk.mask_h = rows_axis.mask_size;
-        float previous[2], current[2] = {0.0f, 0.0f};
-        int y = 0;
+        float previous[kLaneMasks], current[kLaneMasks] = {};
+        int y = 0, r = 0;
         LinearTap down = read_tap(rows.place[0]);
-        for (int r = 0; r < touched; ++r) {  // rows are the same for all lanes
-            previous[0] = current[0];
-            previous[1] = current[1];
+        do {  // rows are the same for all lanes; a tile touches at least one
+#pragma unroll
+            for (int k = 0; k < kLaneMasks; ++k) previous[k] = current[k];
             walk.probabilities(read_tap(rows.touched[r]), current);
             while (down.high == r) {
-                float left[2], right[2];
+                float left[kLaneMasks], right[kLaneMasks];
 #pragma unroll
-                for (int k = 0; k < 2; ++k) {
+                for (int k = 0; k < kLaneMasks; ++k) {
                     const float upper = down.low == r ? current[k] : previous[k];
                     const float mixed = fmaf(down.high_weight, current[k] - upper, upper);
-                    left[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.low);
-                    right[k] = __shfl_sync(kAllLanes, mixed, 16 * pair + across.high);
+                    left[k] = __shfl_sync(kAllLanes, mixed, 16 * part + across.low);
+                    right[k] = __shfl_sync(kAllLanes, mixed, 16 * part + across.high);
                 }
-                const float from = which == 0 ? left[0] : left[1], to = which == 0 ? right[0] : right[1];
-                const HalfPair halves = split(fmaf(across.fraction, to - from, from));
-                *out_high = halves.high;
-                *out_low = halves.low;
-                out_high += kTileSide * stride;
-                out_low += kTileSide * stride;
+                HalfPair halves[2];
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const float from = which == 0 ? left[k] : left[k + 2], to = which == 0 ? right[k] : right[k + 2];
+                    halves[k] = split(fmaf(across.fraction, to - from, from));
+                }
+                *out_high = halves[0].high | static_cast<uint32_t>(halves[1].high) << 16;
+                *out_low = halves[0].low | static_cast<uint32_t>(halves[1].low) << 16;
+                out_high += step;
+                out_low += step;
                 if (++y == kTileSide) break;
                 down = read_tap(rows.place[y]);
             }
-        }
+        } while (++r < touched);
     }
 }
 

@@ -35,6 +35,13 @@ __device__ __forceinline__ LinearTap read_tap(const SharedTap& from) {
     return {words.x, words.y, __int_as_float(words.z), __int_as_float(words.w)};
 }
 
+// Keeps the compiler from splitting a pointer into a base and an offset that it adds again at every use.
+template <class T> __device__ __forceinline__ void keep_pointer(const T*& pointer) {
+#if defined(__CUDACC__)
+    asm("" : "+l"(pointer));
+#endif
+}
+
 // Outputs are written and inputs read as float or half.
 __device__ __forceinline__ void put(float* target, float value) { *target = value; }
 __device__ __forceinline__ void put(__half* target, float value) { *target = __float2half_rn(value); }

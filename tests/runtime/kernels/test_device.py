@@ -86,6 +86,19 @@ def test_boxes_wider_than_a_block(bench: Bench) -> None:
     np.testing.assert_array_equal(bits.sum(axis=(1, 2)), areas)
 
 
+@pytest.mark.parametrize("logits", [np.float32, np.float16])
+@pytest.mark.parametrize("size", [(37, 53), (74, 106)], ids=["as large as the image", "reduced"])
+def test_every_logit_is_looked_at(bench: Bench, size: tuple[int, int], logits: type) -> None:
+    places = np.random.default_rng(3).permutation(size[0] * size[1])[:40]
+    values = np.full((40, size[0] * size[1]), -20, np.float32)
+    values[np.arange(40), places] = 100  # no other logit of the mask is near the threshold
+    masks = Masks(values.reshape(40, *size), (37, 53), (37, 53), (37, 53))
+    boxes, areas, bits = CudaModule(bench, logits=logits).boxes_and_bits(masks, 0.5)
+    np.testing.assert_equal((boxes, areas), REFERENCE.region_boxes(masks, 0.5))
+    np.testing.assert_array_equal(bits.sum(axis=(1, 2)), areas)
+    assert areas.all()
+
+
 @pytest.mark.parametrize("ratio", [1.0, 1.37, 0.2])
 @pytest.mark.parametrize("count", [0, 1, 100, 300])
 def test_selected_regions(bench: Bench, count: int, ratio: float) -> None:
@@ -127,6 +140,14 @@ def test_crops_of_huge_and_tiny_boxes(bench: Bench, side: int) -> None:
     indices = np.array([0, 1, 1, 0], np.int32)
     arguments = (image, masks, boxes, indices, cropping(side))
     worst("crops", CudaModule(bench).crop_regions(*arguments), REFERENCE.crop_regions(*arguments), 3e-6)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_crops_of_narrow_images(bench: Bench, width: int) -> None:
+    masks = Masks(np.full((1, 3, 3), 5, np.float32), (5, width), (5, width), (5, width))
+    image, box = random_image(width, (5, width)), np.array([[0, 0, width, 5]], np.int32)
+    arguments = (image, masks, box, np.zeros(1, np.int32), cropping(9))
+    worst("crops", CudaModule(bench).crop_regions(*arguments), REFERENCE.crop_regions(*arguments), 1e-4)
 
 
 @every_case
