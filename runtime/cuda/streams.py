@@ -156,7 +156,7 @@ class Graph:
                 _bound(self._driver.cuGraphExecDestroy, executable)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_executable") is not None:
+        if self.__dict__.get("_executable") is not None and not self.device.closed:
             self.close()
 
 

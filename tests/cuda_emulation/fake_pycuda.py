@@ -47,6 +47,7 @@ _machine: Machine
 _launch: Launch | None = None
 _settings: dict[str, object] = {}
 _contexts = threading.local()
+_faults: list[str] = []
 
 
 def _stack() -> list[object]:
@@ -60,6 +61,23 @@ def _needs_context(call: str) -> None:
         raise LogicError(f"{call} failed: invalid device context")
 
 
+def _life(call: str, *free: object) -> np.ndarray:
+    """At its end `free` is called; without a current context, where PyCUDA warns or aborts, that is a fault.
+
+    It is an array, as the garbage collector does not see arrays: it would end it before what owns it.
+    """
+
+    def end() -> None:
+        if not _stack():
+            _faults.append(f"{call} without a current context")
+        if free:
+            free[0](*free[1:])
+
+    life = np.empty(0)
+    weakref.finalize(life, end).atexit = False
+    return life
+
+
 def init(flags: int = 0) -> None:
     if _settings.get("no_device"):
         raise RuntimeError("cuInit failed: no CUDA-capable device is detected")
@@ -70,7 +88,12 @@ def get_driver_version() -> int:
 
 
 class Context:
+    def __init__(self) -> None:
+        self._valid = True
+
     def push(self) -> None:
+        if not self._valid:
+            raise LogicError("cuCtxPushCurrent failed: context is destroyed")
         _stack().append(self)
 
     @staticmethod
@@ -80,7 +103,9 @@ class Context:
         _stack().pop()
 
     def detach(self) -> None:
-        pass
+        if not self._valid:
+            raise LogicError("context::detach failed: invalid device context - cannot detach from invalid context")
+        self._valid = False
 
     @staticmethod
     def synchronize() -> None:
@@ -113,6 +138,7 @@ class Stream:
     def __init__(self, flags: int = 0):
         _needs_context("cuStreamCreate")
         self._queue = _machine.stream()
+        self._life = _life("cuStreamDestroy")
 
     @property
     def handle(self) -> int:
@@ -188,6 +214,9 @@ class Function:
 
 
 class Module:
+    def __init__(self) -> None:
+        self._life = _life("cuModuleUnload")
+
     def get_function(self, name: str) -> Function:
         return Function(name)
 
@@ -319,7 +348,7 @@ class DeviceMemoryPool(_Pool):
 class PooledDeviceAllocation:
     def __init__(self, pool: DeviceMemoryPool, address: int, size: int):
         self._address = address
-        weakref.finalize(self, pool._give_back, address, size)
+        self._life = _life("cuMemFree", pool._give_back, address, size)
 
     def __int__(self) -> int:
         return self._address
@@ -351,7 +380,7 @@ class PageLockedMemoryPool(_Pool):
         number = self._take(size)
         # As in PyCUDA, the array's base is an object of its own, whose end gives the memory back.
         base = (ctypes.c_uint8 * size).from_buffer(self._blocks[number])
-        weakref.finalize(base, self._give_back, number, size)
+        base.life = _life("cuMemFreeHost", self._give_back, number, size)
         return np.frombuffer(base, dtype).reshape(shape)
 
 
@@ -392,6 +421,8 @@ def cuGraphLaunch(hGraphExec: list, hStream: int) -> tuple[CUresult]:
 
 
 def cuGraphExecDestroy(hGraphExec: list) -> tuple[CUresult]:
+    if not _stack():
+        _faults.append("cuGraphExecDestroy without a current context")
     hGraphExec.clear()
     return (CUresult.CUDA_SUCCESS,)
 
@@ -411,9 +442,12 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
     from vocabseg.runtime.cuda import device as cuda
 
     this = sys.modules[__name__]
+    left = getattr(sys.modules.get("cuda.bindings"), "driver", None)
+    assert left is not this, "a test before this one has left the emulation of cuda.bindings behind"
     with pytest.MonkeyPatch.context() as patch:
         _machine, _launch = machine, launch
         _settings.clear()
+        _faults.clear()
         _settings.update(settings)
         for name, contents in (("pycuda", None), ("pycuda.driver", this), ("cuda.bindings.driver", this)):
             module = contents or types.ModuleType(name)
@@ -427,6 +461,7 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
         patch.setattr(cuda, "_devices", {})
         yield this
         assert not _stack(), "a context was pushed and not popped"
+        assert not _faults, _faults
 
 
 def machine() -> Machine:

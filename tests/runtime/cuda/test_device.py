@@ -1,6 +1,8 @@
 """The device layer on an emulated GPU: memory, streams, events, graphs, foreign arrays, and its errors' texts."""
 
+import gc
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -119,10 +121,11 @@ def test_work_that_cannot_be_captured_leaves_the_stream_usable(device):
     np.testing.assert_array_equal(array.to_host(stream), [5, 5, 5])
 
 
-def test_without_bindings_nothing_is_captured_and_that_is_told(device, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.warns(RuntimeWarning, match="cuda-bindings"):
-        assert device.stream().capture(lambda: None) is None
+def test_without_bindings_nothing_is_captured_and_that_is_told(device):
+    with pytest.MonkeyPatch.context() as patch:  # undone before the emulation ends, so that it does not stay
+        patch.setitem(sys.modules, "cuda.bindings", None)
+        with pytest.warns(RuntimeWarning, match="cuda-bindings"):
+            assert device.stream().capture(lambda: None) is None
 
 
 def test_memory_returns_to_the_pool(device):
@@ -277,6 +280,48 @@ def test_arrays_elsewhere_are_refused(device):
 
     with pytest.raises(EngineError, match="on cuda:1, but the model on cuda:0"):
         DeviceArray.of(Elsewhere(device.empty((1,), np.uint8)), device)
+
+
+def test_everything_is_freed_in_the_context(machine):
+    """The emulation fails this test where PyCUDA would abort the process, or warn."""
+    with fake_pycuda.installed(machine):
+        device = open_device(0)
+        stream, array = device.stream(), device.empty((4,), np.float32)
+        things = [stream, array, device.pinned((4,), np.float32), stream.record(), device.load_module(b"")]
+        things += [things[2][1:], array[1:], stream.capture(partial(stream.fill, array, 0))]
+        del stream, array
+        while things:
+            things.pop(0)
+        gc.collect()
+        assert device.memory()["active"] == 0
+
+
+def test_the_emulation_tells_what_is_freed_outside_of_the_context(machine):
+    def careless() -> None:
+        with fake_pycuda.installed(machine):
+            device = open_device(0)
+            with device.activate():
+                raw = device._pool.allocate(1000)
+            del raw
+
+    with pytest.raises(AssertionError, match="cuMemFree without a current context"):
+        careless()
+
+
+def test_the_end_of_the_process_is_silent_whatever_is_still_held(machine, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(str(event.exc_value)))
+    with fake_pycuda.installed(machine):
+        device = open_device(0)
+        stream, array = device.stream(), device.empty((4,), np.float32)
+        things = [array, device.pinned((4,), np.float32), stream.record(), device.load_module(b"")]
+        things += [stream, stream.capture(partial(stream.fill, array, 0)), DeviceArray.of(Capsule(array), device)]
+        device.close()
+        with pytest.raises(EngineError, match="was closed, as the process is ending"):
+            stream.synchronize()
+        del stream, array, things
+        gc.collect()
+    assert not told
 
 
 # What is told when there is no GPU to be had
