@@ -17,7 +17,7 @@ from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
 from vocabseg.runtime.engines.interface import VARIANTS
-from vocabseg.runtime.engines.onnxruntime_libraries import preload_libraries, why_no_provider
+from vocabseg.runtime.engines.onnxruntime_libraries import check_libraries
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 CUDA = "CUDAExecutionProvider"
@@ -40,6 +40,8 @@ SESSION_OPTIONS = {
 RUN_OPTIONS = {"disable_synchronize_execution_providers": "1"}
 GRAPH_ID = "gpu_graph_id"
 NO_GRAPH = "-1"
+# Levels of logging. What goes wrong in a session is raised, and need not be on standard error, too.
+ERRORS, NOTHING = 3, 4
 ASSIGNMENTS = "session.record_ep_graph_assignment_info"
 
 # A captured graph cannot be removed from a session: shapes and addresses beyond this number run without one.
@@ -65,7 +67,7 @@ def graph_path(bundle: Bundle, graph: str, precision: str) -> Path:
 
 
 def check_provider() -> None:
-    """Raise EngineError if ONNX Runtime is not installed or has no GPU support."""
+    """Raise EngineError if ONNX Runtime is not installed, has no GPU support, or cannot load what that needs."""
     if find_spec("onnxruntime") is None:
         raise EngineError("the package onnxruntime is not installed: pip install 'vocabseg[gpu]'")
     import onnxruntime
@@ -74,6 +76,7 @@ def check_provider() -> None:
         raise EngineError(
             "the installed ONNX Runtime has no GPU support: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
         )
+    check_libraries(onnxruntime)
 
 
 class OnnxRuntimeCudaGraph:
@@ -188,7 +191,7 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
     except ImportError as error:
         raise EngineError(f"ONNX Runtime cannot be imported ({error}): pip install 'vocabseg[gpu]'") from None
     check_provider()
-    preload_libraries(onnxruntime)
+    onnxruntime.set_default_logger_severity(ERRORS)  # it warns that CUDA is not a plug-in, at every session
     provider = provider_options(ordinal, stream, cuda_graphs)
     try:
         session = _session(onnxruntime, path, provider, SESSION_OPTIONS)
@@ -200,7 +203,10 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
         session = _session(onnxruntime, path, provider, {**_without_fallback_rule(), ASSIGNMENTS: "1"})
         check_assignments(path, session.get_provider_graph_assignment_info())
     if CUDA not in session.get_providers():
-        raise EngineError(f"ONNX Runtime cannot use the GPU: {why_no_provider()}")
+        raise EngineError(
+            "ONNX Runtime cannot use the GPU: its CUDA provider does not start: see its log, and whether the driver is "
+            "new enough for its CUDA version"
+        )
     return session
 
 
@@ -236,7 +242,7 @@ def _without_fallback_rule() -> dict[str, str]:
 
 def _session(onnxruntime: Any, path: Path, provider: Mapping[str, str], settings: Mapping[str, str]) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = NOTHING
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
     try:
