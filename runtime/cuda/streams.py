@@ -17,6 +17,8 @@ from vocabseg.runtime.errors import EngineError
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.device import Device
 
+# Failed captures in a row after which work is not captured any more; a single one may be chance, such as full memory.
+CAPTURE_ATTEMPTS = 3
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor the default stream for it
 
 

@@ -1,6 +1,7 @@
 """ONNX Runtime's CUDA engine, as far as it can be checked without a GPU: the same binding code on host memory."""
 
 import tomllib
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from vocabseg.runtime import doctor
 from vocabseg.runtime.engines import choose
 from vocabseg.runtime.engines import onnxruntime_cuda as cuda
 from vocabseg.runtime.engines import onnxruntime_libraries as libraries
-from vocabseg.runtime.engines.onnxruntime_cuda import BoundSession, check_assignments, open_session, provider_options
+from vocabseg.runtime.engines import onnxruntime_session as bound_sessions
+from vocabseg.runtime.engines.onnxruntime_cuda import check_assignments, open_session, provider_options
+from vocabseg.runtime.engines.onnxruntime_session import BoundSession
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 OPTIONS = Path(__file__).parents[2] / "data" / "onnxruntime_gpu_options.txt"
@@ -109,13 +112,52 @@ class FakeSession:
 
 
 def test_a_graph_is_captured_for_shapes_and_addresses_that_come_again(graph, monkeypatch):
-    monkeypatch.setattr(cuda, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(bound_sessions, "MOST_GRAPHS", 2)
     session = FakeSession(graph)
     bound = BoundSession(session, "cpu", 0, cuda_graphs=True)
     first, second, third = arrays(1), arrays(2), arrays(2)  # the third has the second's shapes at other addresses
     for given in (first, first, first, second, second, third, third, first):
         bound.run(*given)
     assert session.ids == ["-1", "1", "1", "-1", "2", "-1", "-1", "1"]
+
+
+class Uncapturable(FakeSession):
+    """Runs with these graphs fail."""
+
+    failing = ()
+
+    def run_with_iobinding(self, binding, options):
+        super().run_with_iobinding(binding, options)
+        if self.ids[-1] in self.failing:
+            raise RuntimeError("CUDA error 901: operation failed due to a previous error during capture\nmore")
+
+
+def test_a_failed_capture_costs_nothing_but_time_and_is_tried_again(graph):
+    session = Uncapturable(graph)
+    session.failing = ("1", "2")
+    bound, given = BoundSession(session, "cpu", 0, cuda_graphs=True), arrays(2)
+    given[0]["x"].array[:] = 1
+    for _ in range(5):
+        given[1]["twice"].array[:] = 0
+        bound.run(*given)
+        assert (given[1]["twice"].array == 2).all()
+    assert session.ids == ["-1", "1", "-1", "2", "-1", "3", "3"]
+
+
+def test_what_can_never_be_captured_runs_without_and_says_so_once(graph):
+    session = Uncapturable(graph)
+    session.failing = tuple(map(str, range(1, 9)))
+    bound = BoundSession(session, "cpu", 0, cuda_graphs=True)
+    given = arrays(2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(7):
+            bound.run(*given)
+    assert session.ids == ["-1", "1", "-1", "2", "-1", "3", "-1", "-1", "-1", "-1"]
+    assert [str(warning.message) for warning in told] == [
+        "a graph runs without CUDA graphs, which is slower: "
+        "CUDA error 901: operation failed due to a previous error during capture"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +201,7 @@ def test_options_are_spelt_as_in_the_genuine_binaries():
     assert options.keys() <= known["provider"]
     assert {value for value in options.values() if not value.isdigit()} <= known["value"]
     assert cuda.SESSION_OPTIONS.keys() | {cuda.ASSIGNMENTS} == known["session"]
-    assert cuda.RUN_OPTIONS.keys() | {cuda.GRAPH_ID} == known["run"]
+    assert bound_sessions.RUN_OPTIONS.keys() | {bound_sessions.GRAPH_ID} == known["run"]
     assert (options["device_id"], options["user_compute_stream"], options["enable_cuda_graph"]) == ("3", "1234", "1")
     assert all(isinstance(value, str) for value in options.values())
 
