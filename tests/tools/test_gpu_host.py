@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -83,6 +84,19 @@ def test_a_step_that_takes_too_long_is_ended_with_all_its_children(tmp_path: Pat
 @pytest.mark.parametrize(("command", "state"), [(["true"], "passed"), (["false"], "failed"), (["no-such"], "failed")])
 def test_states(tmp_path: Path, command: list[str], state: str) -> None:
     assert gpu_host.run(Step("step", command, 10), tmp_path).state == state
+
+
+def test_a_host_that_is_a_virtual_environment_lends_its_packages(tmp_path: Path) -> None:
+    host, made = tmp_path / "host", tmp_path / "made"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", host], check=True)
+    packages = next(host.glob("lib/python*/site-packages"))
+    (packages / "of_the_host.py").write_text("WHERE = 'the host'")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [host / "bin" / "python", "-c", gpu_host.VENV, made]
+    subprocess.run(command, check=True, env=environment)
+    asked = [made / "bin" / "python", "-c", "import of_the_host, pip; print(of_the_host.WHERE)"]
+    told = subprocess.run(asked, check=True, capture_output=True, text=True, env=environment).stdout
+    assert told == "the host\n"
 
 
 def test_wheels_that_the_host_has_are_left_alone(tmp_path: Path) -> None:
