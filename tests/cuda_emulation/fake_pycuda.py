@@ -61,6 +61,29 @@ def _needs_context(call: str) -> None:
         raise LogicError(f"{call} failed: invalid device context")
 
 
+def _unsafe(call: str) -> None:
+    """For calls that no capture sees: they fail, and end the capture, in the thread that captures; and in every thread
+    while one captures globally, unless the thread has exchanged its mode."""
+    mode, me = getattr(_contexts, "mode", 0), threading.get_ident()
+    for queue in list(_machine.queues.values()):
+        if queue.captured is not None and (queue.capture[1] == me or (queue.capture[0] == 0 and mode == 0)):
+            queue.invalidated = True
+            raise LogicError(f"{call} failed: operation not permitted when stream is capturing")
+
+
+def _exchange_mode(mode: object) -> int:
+    """cuThreadExchangeStreamCaptureMode."""
+    value = mode._obj
+    value.value, _contexts.mode = getattr(_contexts, "mode", 0), value.value
+    return 0
+
+
+def begin_capture(handle: int, mode: int) -> None:
+    """As cuStreamBeginCapture, in any mode: libraries such as ONNX Runtime capture globally (0)."""
+    queue = _machine.queues[handle]
+    queue.captured, queue.capture, queue.invalidated = [], (int(mode), threading.get_ident()), False
+
+
 def _life(call: str, *free: object) -> np.ndarray:
     """At its end `free` is called; without a current context, where PyCUDA warns or aborts, that is a fault.
 
@@ -110,6 +133,7 @@ class Context:
     @staticmethod
     def synchronize() -> None:
         _needs_context("cuCtxSynchronize")
+        _unsafe("cuCtxSynchronize")
         _machine.synchronize()
 
 
@@ -145,6 +169,7 @@ class Stream:
         return self._queue.handle
 
     def synchronize(self) -> None:
+        _unsafe("cuStreamSynchronize")
         _machine.reach(_machine.record(self._queue))
 
     def is_done(self) -> bool:
@@ -166,11 +191,13 @@ class Event:
         return self
 
     def synchronize(self) -> "Event":
+        _unsafe("cuEventSynchronize")
         if self._mark is not None:
             _machine.reach(self._mark)
         return self
 
     def query(self) -> bool:
+        _unsafe("cuEventQuery")
         return self._mark is None or self._mark.reached
 
     def time_since(self, start: "Event") -> float:
@@ -328,6 +355,7 @@ class DeviceMemoryPool(_Pool):
         self._machine = _machine
 
     def _new(self, size: int) -> int:
+        _unsafe("cuMemAlloc")
         limit = _settings.get("largest_block")
         if limit is not None and size > limit:
             raise OutOfMemory
@@ -396,18 +424,20 @@ class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
 def cuStreamBeginCapture(hStream: int, mode: CUstreamCaptureMode) -> tuple[CUresult]:
     assert mode is CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _machine.queues[hStream].captured = []
+    begin_capture(hStream, mode)
     return (CUresult.CUDA_SUCCESS,)
 
 
 def cuStreamEndCapture(hStream: int) -> tuple[CUresult, list]:
     queue = _machine.queues[hStream]
     captured, queue.captured = queue.captured, None
-    return CUresult.CUDA_SUCCESS, captured
+    status = CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED if queue.invalidated else CUresult.CUDA_SUCCESS
+    return status, captured
 
 
 def cuGraphInstantiate(hGraph: list, flags: int) -> tuple[CUresult, list]:
@@ -440,6 +470,7 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
     """
     global _machine, _launch
     from vocabseg.runtime.cuda import device as cuda
+    from vocabseg.runtime.cuda import driver
 
     this = sys.modules[__name__]
     left = getattr(sys.modules.get("cuda.bindings"), "driver", None)
@@ -459,6 +490,7 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
         bindings.driver = this
         patch.setitem(sys.modules, "cuda.bindings", bindings)
         patch.setattr(cuda, "_devices", {})
+        patch.setattr(driver, "_exchange", lambda: _exchange_mode)
         yield this
         assert not _stack(), "a context was pushed and not popped"
         assert not _faults, _faults
