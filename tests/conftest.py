@@ -6,10 +6,19 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.gpu import fail_instead_of_skipping
+
 # Checks of main must not depend on chance: there, hypothesis draws the same examples every time.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    fail_instead_of_skipping(report, item)
+    return report
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -101,7 +101,7 @@ def open_session(model: bytes | str | Path, weights: Path | None = None, literal
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised
     options.enable_cpu_mem_arena = False  # the arena would keep the largest run's memory forever
     if literal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -94,7 +94,12 @@ class Device:
         return f"Device(cuda:{self.ordinal}, {self.name})"
 
     def activate(self) -> "_Activation":
-        """A context manager that makes this device's context current in the calling thread; it may be nested."""
+        """A context manager that makes this device's context current in the calling thread; it may be nested.
+
+        Raises EngineError once the device is closed.
+        """
+        if self.closed:
+            raise EngineError(f"{self!r} was closed, as the process is ending: use it before")
         return self._activation
 
     def stream(self) -> "Stream":

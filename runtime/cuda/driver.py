@@ -9,6 +9,21 @@ from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: captures of other threads, even global ones as in ONNX Runtime, forbid nothing.
 THREAD_LOCAL = 1
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+# Errors (CUresult and the text that PyCUDA gives) after which a context is of no use any more.
+FATAL = {
+    214: "uncorrectable ECC error",
+    700: "illegal memory access",
+    702: "launch timed out",
+    710: "device-side assert",
+    714: "hardware stack error",
+    715: "illegal instruction",
+    716: "misaligned address",
+    717: "operation not supported on global/shared address space",
+    718: "invalid program counter",
+    719: "unspecified launch failure",
+}
+FATAL_HINT = "; nothing can run on this GPU in this process any more"
 
 
 def load_driver() -> Any:
@@ -49,9 +64,8 @@ def checked(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             raise DeviceMemoryError(
                 f"the GPU is out of memory ({text}): use smaller images or free its memory"
             ) from error
-        # PyCUDA calls an illegal or misaligned address a LogicError.
-        broken = kind == "LaunchError" or "address" in text
-        hint = "; nothing can run on this GPU in this process any more" if broken else ""
+        # The class does not tell: PyCUDA calls an illegal address a LogicError, and too many registers a LaunchError.
+        hint = FATAL_HINT if any(fatal in text for fatal in FATAL.values()) else ""
         raise EngineError(f"CUDA {kind}: {text}{hint}") from error
 
 

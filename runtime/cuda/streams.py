@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vocabseg.runtime.cuda.arrays import DeviceArray
-from vocabseg.runtime.cuda.driver import checked
+from vocabseg.runtime.cuda.driver import FATAL, FATAL_HINT, OUT_OF_MEMORY, checked
 from vocabseg.runtime.cuda.memory import Owned
-from vocabseg.runtime.errors import EngineError
+from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.device import Device
 
+# Failed captures in a row after which work is not captured any more; a single one may be chance, such as full memory.
+CAPTURE_ATTEMPTS = 3
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor the default stream for it
 
 
@@ -156,15 +158,21 @@ class Graph:
                 _bound(self._driver.cuGraphExecDestroy, executable)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_executable") is not None:
+        if self.__dict__.get("_executable") is not None and not self.device.closed:
             self.close()
 
 
 def _bound(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-    """Call a function of cuda.bindings, which returns its status first; raises EngineError unless it is success."""
+    """Call a function of cuda.bindings, which returns its status first; raises EngineError unless it is success.
+
+    Raises DeviceMemoryError, which is an EngineError, if memory runs out.
+    """
     status, *values = function(*arguments)
     if int(status) != 0:
-        raise EngineError(f"CUDA {function.__name__} failed: {getattr(status, 'name', status)}")
+        text = f"CUDA {function.__name__} failed: {getattr(status, 'name', status)}"
+        if int(status) == OUT_OF_MEMORY:
+            raise DeviceMemoryError(f"the GPU is out of memory ({text}): use smaller images or free its memory")
+        raise EngineError(text + (FATAL_HINT if int(status) in FATAL else ""))
     return values[0] if values else None
 
 

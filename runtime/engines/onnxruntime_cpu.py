@@ -23,7 +23,7 @@ class OnnxRuntimeGraph:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         # Otherwise the threads of the network that has just run keep spinning and slow down the next stage: with the
         # demo model on two cores, an image took three times as long.
         options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -4,21 +4,19 @@ Nothing is copied through the host, and only arithmetic on sizes runs on the CPU
 silently, opening the graph fails and the error says what to install.
 """
 
-import threading
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
 from vocabseg.runtime.engines.interface import VARIANTS
-from vocabseg.runtime.engines.onnxruntime_libraries import preload_libraries, why_no_provider
-from vocabseg.runtime.errors import DeviceMemoryError, EngineError
+from vocabseg.runtime.engines.onnxruntime_libraries import check_libraries
+from vocabseg.runtime.engines.onnxruntime_session import BoundSession, session_error
+from vocabseg.runtime.errors import EngineError
 
 CUDA = "CUDAExecutionProvider"
 
@@ -37,25 +35,15 @@ SESSION_OPTIONS = {
     "session.disable_cpu_ep_fallback": "1",
     "session.use_device_allocator_for_initializers": "1",  # weights stay out of the arena, which grows in steps
 }
-RUN_OPTIONS = {"disable_synchronize_execution_providers": "1"}
-GRAPH_ID = "gpu_graph_id"
-NO_GRAPH = "-1"
+# Levels of logging. What goes wrong in a session is raised, and need not be on standard error, too.
+ERRORS, NOTHING = 3, 4
 ASSIGNMENTS = "session.record_ep_graph_assignment_info"
-
-# A captured graph cannot be removed from a session: shapes and addresses beyond this number run without one.
-MOST_GRAPHS = 64
-MOST_BINDINGS = 256
 
 # What a graph may compute on the CPU: sizes, and positions derived from sizes.
 SIZE_ARITHMETIC = frozenset((
     "Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Add", "Sub", "Mul", "Div",
     "Range", "Constant", "ConstantOfShape", "Min", "Max", "Equal", "Where", "Sin", "Cos", "Expand", "Transpose",
 ))  # fmt: skip
-
-_DTYPES = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
-}  # fmt: skip
 
 
 def graph_path(bundle: Bundle, graph: str, precision: str) -> Path:
@@ -65,7 +53,7 @@ def graph_path(bundle: Bundle, graph: str, precision: str) -> Path:
 
 
 def check_provider() -> None:
-    """Raise EngineError if ONNX Runtime is not installed or has no GPU support."""
+    """Raise EngineError if ONNX Runtime is not installed, has no GPU support, or cannot load what that needs."""
     if find_spec("onnxruntime") is None:
         raise EngineError("the package onnxruntime is not installed: pip install 'vocabseg[gpu]'")
     import onnxruntime
@@ -74,6 +62,7 @@ def check_provider() -> None:
         raise EngineError(
             "the installed ONNX Runtime has no GPU support: pip uninstall onnxruntime, then pip install 'vocabseg[gpu]'"
         )
+    check_libraries(onnxruntime)
 
 
 class OnnxRuntimeCudaGraph:
@@ -125,62 +114,6 @@ class OnnxRuntimeCudaGraph:
         self._session = None
 
 
-class BoundSession:
-    """A session that reads and writes memory at given addresses; in tests, also of the CPU provider."""
-
-    def __init__(self, session: Any, device_name: str, ordinal: int, cuda_graphs: bool):
-        self.session = session
-        self.input_dtypes = _dtypes(session.get_inputs())
-        self.output_dtypes = _dtypes(session.get_outputs())
-        self._where = (device_name, ordinal)
-        self._cuda_graphs = cuda_graphs
-        self._lock = threading.Lock()
-        self._bindings: dict[tuple[Any, ...], Any] = {}
-        self._graph_ids: dict[tuple[Any, ...], str] = {}
-
-    def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
-        """Run on arrays with `shape`, `dtype` and `pointer`, without waiting for the result."""
-        _check("input", inputs, self.input_dtypes)
-        _check("output", outputs, self.output_dtypes)
-        key = tuple(
-            (name, array.shape, array.pointer) for arrays in (inputs, outputs) for name, array in arrays.items()
-        )
-        with self._lock:
-            seen = key in self._bindings
-            binding = self._bind(key, inputs, outputs)
-            try:
-                self.session.run_with_iobinding(binding, self._options(key, seen))
-            except Exception as error:  # its exceptions derive directly from Exception
-                self._bindings.pop(key, None)
-                raise _run_error(error, inputs) from error
-
-    def _bind(self, key: Any, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Any:
-        if key in self._bindings:
-            return self._bindings[key]
-        binding = self.session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_input(name, *self._where, array.dtype, array.shape, array.pointer)
-        for name, array in outputs.items():
-            binding.bind_output(name, *self._where, array.dtype, array.shape, array.pointer)
-        while len(self._bindings) >= MOST_BINDINGS:
-            del self._bindings[next(iter(self._bindings))]
-        self._bindings[key] = binding
-        return binding
-
-    def _options(self, key: Any, seen: bool) -> Any:
-        """The first run with a key is plain and warms the session up for its shapes; later ones may be captured."""
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        for name, value in RUN_OPTIONS.items():
-            options.add_run_config_entry(name, value)
-        if self._cuda_graphs:
-            if seen and key not in self._graph_ids and len(self._graph_ids) < MOST_GRAPHS:
-                self._graph_ids[key] = str(len(self._graph_ids) + 1)
-            options.add_run_config_entry(GRAPH_ID, self._graph_ids.get(key, NO_GRAPH))
-        return options
-
-
 def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> Any:
     """A session of the CUDA provider on the stream with this handle; raises EngineError if that is not possible."""
     try:
@@ -188,7 +121,7 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
     except ImportError as error:
         raise EngineError(f"ONNX Runtime cannot be imported ({error}): pip install 'vocabseg[gpu]'") from None
     check_provider()
-    preload_libraries(onnxruntime)
+    onnxruntime.set_default_logger_severity(ERRORS)  # it warns that CUDA is not a plug-in, at every session
     provider = provider_options(ordinal, stream, cuda_graphs)
     try:
         session = _session(onnxruntime, path, provider, SESSION_OPTIONS)
@@ -200,7 +133,10 @@ def open_session(path: Path, ordinal: int, stream: int, cuda_graphs: bool) -> An
         session = _session(onnxruntime, path, provider, {**_without_fallback_rule(), ASSIGNMENTS: "1"})
         check_assignments(path, session.get_provider_graph_assignment_info())
     if CUDA not in session.get_providers():
-        raise EngineError(f"ONNX Runtime cannot use the GPU: {why_no_provider()}")
+        raise EngineError(
+            "ONNX Runtime cannot use the GPU: its CUDA provider does not start: see its log, and whether the driver is "
+            "new enough for its CUDA version"
+        )
     return session
 
 
@@ -236,42 +172,10 @@ def _without_fallback_rule() -> dict[str, str]:
 
 def _session(onnxruntime: Any, path: Path, provider: Mapping[str, str], settings: Mapping[str, str]) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = NOTHING
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[(CUDA, dict(provider))])
     except Exception as error:
-        raise _error(f"ONNX Runtime cannot open {path} on the GPU", error) from error
-
-
-def _run_error(error: Exception, inputs: Mapping[str, DeviceArray]) -> EngineError:
-    shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-    return _error(f"ONNX Runtime cannot run on {shapes}", error)
-
-
-def _error(what: str, error: Exception) -> EngineError:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    lower = str(error).lower()
-    if "out of memory" in lower or "failed to allocate memory" in lower or "available memory" in lower:
-        return DeviceMemoryError(f"{what}: the GPU's memory is full ({line}); use smaller batches or free some")
-    return EngineError(f"{what}: {line}")
-
-
-def _dtypes(arguments: Iterable[Any]) -> dict[str, np.dtype]:
-    found = {}
-    for argument in arguments:
-        if argument.type not in _DTYPES:
-            raise EngineError(
-                f"the graph's {argument.name} is a {argument.type}, which cannot be bound: export it again"
-            )
-        found[argument.name] = np.dtype(_DTYPES[argument.type])
-    return found
-
-
-def _check(kind: str, arrays: Mapping[str, DeviceArray], dtypes: Mapping[str, np.dtype]) -> None:
-    if arrays.keys() != dtypes.keys():
-        raise EngineError(f"the graph has the {kind}s {', '.join(dtypes)}, but was given {', '.join(arrays) or 'none'}")
-    for name, array in arrays.items():
-        if array.dtype != dtypes[name]:
-            raise EngineError(f"the graph's {kind} {name} is {dtypes[name]}, but {array.dtype} was given")
+        raise session_error(f"ONNX Runtime cannot open {path} on the GPU", error) from error

@@ -5,6 +5,8 @@ import ctypes
 import io
 from typing import Any
 
+from vocabseg.runtime.errors import EngineError
+
 # Needed by libonnxruntime_providers_cuda.so 1.31.1 (readelf -d), by CUDA's major version; cuDNN is loaded when used.
 NEEDED = {
     13: ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9"),
@@ -14,20 +16,28 @@ DRIVER = "libcuda.so.1"
 
 
 def preload_libraries(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN from NVIDIA's Python packages if installed; missing libraries are reported later."""
+    """Load CUDA and cuDNN from NVIDIA's Python packages if installed."""
     if hasattr(onnxruntime, "preload_dlls"):  # from version 1.21
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a page about each missing one
             onnxruntime.preload_dlls(cuda=True, cudnn=True, msvc=False)
 
 
-def why_no_provider() -> str:
-    """Why the CUDA provider does not load, and what to do about it."""
+def check_libraries(onnxruntime: Any) -> None:
+    """Raise EngineError for what the CUDA provider needs and cannot load: the driver, or some of CUDA and cuDNN.
+
+    Without cuDNN alone a session would open, and its first run fail.
+    """
     if not _loads(DRIVER):
-        return f"there is no NVIDIA driver ({DRIVER} cannot be loaded): install one"
+        raise EngineError(
+            f"ONNX Runtime cannot use the GPU: there is no NVIDIA driver ({DRIVER} cannot be loaded): install one"
+        )
+    preload_libraries(onnxruntime)
     missing = [name for name in NEEDED.get(cuda_version(), ()) if not _loads(name)]
     if missing:
-        return f"{', '.join(missing)} cannot be loaded: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    return "its CUDA provider does not start: see its log, and whether the driver is new enough for its CUDA version"
+        raise EngineError(
+            f"ONNX Runtime cannot use the GPU: {', '.join(missing)} cannot be loaded: "
+            "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
 
 
 def cuda_version() -> int:

@@ -144,7 +144,9 @@ class Line:
         yield from self._results(-1)
 
     def _leave(self) -> None:
-        """Release what abandoned images hold."""
+        """Release what abandoned images hold, unless the process is ending."""
+        if self._stages.device.closed:
+            return
         with self._stages.turn():
             for proposals in itertools.chain(self._proposed, self._waiting):
                 self._stages.release(proposals)

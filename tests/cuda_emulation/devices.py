@@ -10,6 +10,7 @@ import pytest
 from tests.cuda_emulation import fake_pycuda
 from tests.cuda_emulation.library import Emulation, compiler, emulation
 from tests.cuda_emulation.machine import Machine
+from tests.gpu import skip_without_gpu
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device, open_device
 from vocabseg.runtime.errors import EngineError
@@ -76,7 +77,7 @@ class Bench:
 
 @contextlib.contextmanager
 def opened(name: str, seed: int = 0, watched: bool = False) -> Iterator[Bench]:
-    """The device "emulated" or "gpu"; skips, with the reason, where it cannot be had.
+    """The device "emulated" or "gpu"; skips, with the reason, where there is none.
 
     Emulated, blocks and threads run in an order drawn from `seed` (0: as numbered), and `watched` has every access to
     memory checked.
@@ -85,7 +86,7 @@ def opened(name: str, seed: int = 0, watched: bool = False) -> Iterator[Bench]:
         try:
             device = open_device(0)
         except EngineError as error:
-            pytest.skip(f"no GPU: {error}")
+            skip_without_gpu(error)
         yield Bench(device, CudaKernels(device))
         return
     if compiler() is None:

@@ -47,6 +47,7 @@ _machine: Machine
 _launch: Launch | None = None
 _settings: dict[str, object] = {}
 _contexts = threading.local()
+_faults: list[str] = []
 
 
 def _stack() -> list[object]:
@@ -60,6 +61,46 @@ def _needs_context(call: str) -> None:
         raise LogicError(f"{call} failed: invalid device context")
 
 
+def _unsafe(call: str) -> None:
+    """For calls that no capture sees: they fail, and end the capture, in the thread that captures; and in every thread
+    while one captures globally, unless the thread has exchanged its mode."""
+    mode, me = getattr(_contexts, "mode", 0), threading.get_ident()
+    for queue in list(_machine.queues.values()):
+        if queue.captured is not None and (queue.capture[1] == me or (queue.capture[0] == 0 and mode == 0)):
+            queue.invalidated = True
+            raise LogicError(f"{call} failed: operation not permitted when stream is capturing")
+
+
+def _exchange_mode(mode: object) -> int:
+    """cuThreadExchangeStreamCaptureMode."""
+    value = mode._obj
+    value.value, _contexts.mode = getattr(_contexts, "mode", 0), value.value
+    return 0
+
+
+def begin_capture(handle: int, mode: int) -> None:
+    """As cuStreamBeginCapture, in any mode: libraries such as ONNX Runtime capture globally (0)."""
+    queue = _machine.queues[handle]
+    queue.captured, queue.capture, queue.invalidated = [], (int(mode), threading.get_ident()), False
+
+
+def _life(call: str, *free: object) -> np.ndarray:
+    """At its end `free` is called; without a current context, where PyCUDA warns or aborts, that is a fault.
+
+    It is an array, as the garbage collector does not see arrays: it would end it before what owns it.
+    """
+
+    def end() -> None:
+        if not _stack():
+            _faults.append(f"{call} without a current context")
+        if free:
+            free[0](*free[1:])
+
+    life = np.empty(0)
+    weakref.finalize(life, end).atexit = False
+    return life
+
+
 def init(flags: int = 0) -> None:
     if _settings.get("no_device"):
         raise RuntimeError("cuInit failed: no CUDA-capable device is detected")
@@ -70,7 +111,12 @@ def get_driver_version() -> int:
 
 
 class Context:
+    def __init__(self) -> None:
+        self._valid = True
+
     def push(self) -> None:
+        if not self._valid:
+            raise LogicError("cuCtxPushCurrent failed: context is destroyed")
         _stack().append(self)
 
     @staticmethod
@@ -80,11 +126,14 @@ class Context:
         _stack().pop()
 
     def detach(self) -> None:
-        pass
+        if not self._valid:
+            raise LogicError("context::detach failed: invalid device context - cannot detach from invalid context")
+        self._valid = False
 
     @staticmethod
     def synchronize() -> None:
         _needs_context("cuCtxSynchronize")
+        _unsafe("cuCtxSynchronize")
         _machine.synchronize()
 
 
@@ -113,12 +162,14 @@ class Stream:
     def __init__(self, flags: int = 0):
         _needs_context("cuStreamCreate")
         self._queue = _machine.stream()
+        self._life = _life("cuStreamDestroy")
 
     @property
     def handle(self) -> int:
         return self._queue.handle
 
     def synchronize(self) -> None:
+        _unsafe("cuStreamSynchronize")
         _machine.reach(_machine.record(self._queue))
 
     def is_done(self) -> bool:
@@ -140,11 +191,13 @@ class Event:
         return self
 
     def synchronize(self) -> "Event":
+        _unsafe("cuEventSynchronize")
         if self._mark is not None:
             _machine.reach(self._mark)
         return self
 
     def query(self) -> bool:
+        _unsafe("cuEventQuery")
         return self._mark is None or self._mark.reached
 
     def time_since(self, start: "Event") -> float:
@@ -188,6 +241,9 @@ class Function:
 
 
 class Module:
+    def __init__(self) -> None:
+        self._life = _life("cuModuleUnload")
+
     def get_function(self, name: str) -> Function:
         return Function(name)
 
@@ -299,6 +355,7 @@ class DeviceMemoryPool(_Pool):
         self._machine = _machine
 
     def _new(self, size: int) -> int:
+        _unsafe("cuMemAlloc")
         limit = _settings.get("largest_block")
         if limit is not None and size > limit:
             raise OutOfMemory
@@ -319,7 +376,7 @@ class DeviceMemoryPool(_Pool):
 class PooledDeviceAllocation:
     def __init__(self, pool: DeviceMemoryPool, address: int, size: int):
         self._address = address
-        weakref.finalize(self, pool._give_back, address, size)
+        self._life = _life("cuMemFree", pool._give_back, address, size)
 
     def __int__(self) -> int:
         return self._address
@@ -351,7 +408,7 @@ class PageLockedMemoryPool(_Pool):
         number = self._take(size)
         # As in PyCUDA, the array's base is an object of its own, whose end gives the memory back.
         base = (ctypes.c_uint8 * size).from_buffer(self._blocks[number])
-        weakref.finalize(base, self._give_back, number, size)
+        base.life = _life("cuMemFreeHost", self._give_back, number, size)
         return np.frombuffer(base, dtype).reshape(shape)
 
 
@@ -367,18 +424,20 @@ class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
 def cuStreamBeginCapture(hStream: int, mode: CUstreamCaptureMode) -> tuple[CUresult]:
     assert mode is CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _machine.queues[hStream].captured = []
+    begin_capture(hStream, mode)
     return (CUresult.CUDA_SUCCESS,)
 
 
 def cuStreamEndCapture(hStream: int) -> tuple[CUresult, list]:
     queue = _machine.queues[hStream]
     captured, queue.captured = queue.captured, None
-    return CUresult.CUDA_SUCCESS, captured
+    status = CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED if queue.invalidated else CUresult.CUDA_SUCCESS
+    return status, captured
 
 
 def cuGraphInstantiate(hGraph: list, flags: int) -> tuple[CUresult, list]:
@@ -392,6 +451,8 @@ def cuGraphLaunch(hGraphExec: list, hStream: int) -> tuple[CUresult]:
 
 
 def cuGraphExecDestroy(hGraphExec: list) -> tuple[CUresult]:
+    if not _stack():
+        _faults.append("cuGraphExecDestroy without a current context")
     hGraphExec.clear()
     return (CUresult.CUDA_SUCCESS,)
 
@@ -409,11 +470,15 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
     """
     global _machine, _launch
     from vocabseg.runtime.cuda import device as cuda
+    from vocabseg.runtime.cuda import driver
 
     this = sys.modules[__name__]
+    left = getattr(sys.modules.get("cuda.bindings"), "driver", None)
+    assert left is not this, "a test before this one has left the emulation of cuda.bindings behind"
     with pytest.MonkeyPatch.context() as patch:
         _machine, _launch = machine, launch
         _settings.clear()
+        _faults.clear()
         _settings.update(settings)
         for name, contents in (("pycuda", None), ("pycuda.driver", this), ("cuda.bindings.driver", this)):
             module = contents or types.ModuleType(name)
@@ -425,8 +490,10 @@ def installed(machine: Machine, launch: Launch | None = None, **settings: object
         bindings.driver = this
         patch.setitem(sys.modules, "cuda.bindings", bindings)
         patch.setattr(cuda, "_devices", {})
+        patch.setattr(driver, "_exchange", lambda: _exchange_mode)
         yield this
         assert not _stack(), "a context was pushed and not popped"
+        assert not _faults, _faults
 
 
 def machine() -> Machine:

@@ -32,6 +32,8 @@ class Queue:
     started: int = 0  # operations ever put on it
     done: int = 0  # of those, how many have run
     captured: list[Callable[[], bool]] | None = None
+    capture: tuple[int, int] = (0, 0)  # its mode, and the thread that began it
+    invalidated: bool = False
 
 
 @dataclass(eq=False)

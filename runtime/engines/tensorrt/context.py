@@ -1,10 +1,11 @@
 """One TensorRT execution context: one stream, profile and set of shapes, and the CUDA graphs captured from it."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from vocabseg.runtime.cuda.streams import Graph, Stream
+from vocabseg.runtime.cuda.streams import CAPTURE_ATTEMPTS, Graph, Stream
 from vocabseg.runtime.engines.tensorrt.messages import Messages
 from vocabseg.runtime.engines.tensorrt.scratch import Block
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
@@ -22,7 +23,7 @@ GRAPHS_KEPT = 8
 ADDRESSES_REMEMBERED = 64
 
 
-class NotCapturable(Exception):
+class _NotCapturable(Exception):
     """TensorRT's work could not be captured as a CUDA graph; the text says why, as far as it is known."""
 
 
@@ -46,7 +47,7 @@ class ShapedContext:
         messages: Messages,
     ):
         self._what = f"{name} on {', '.join(f'{key} {shape}' for key, shape in shapes.items())}"
-        self._messages, self._stream = messages, stream
+        self._name, self._messages, self._stream = name, messages, stream
         messages.clear()
         context = make()
         if context is None:
@@ -66,25 +67,22 @@ class ShapedContext:
         self._graphs: OrderedDict[Addresses, Graph] = OrderedDict()
         self._seen: OrderedDict[Addresses, None] = OrderedDict()
         self._generation = -1
+        self._failed_captures = 0  # in a row
 
-    def run(self, addresses: Addresses, scratch: Block, capture: bool) -> bool:
+    def run(self, addresses: Addresses, scratch: Block) -> bool:
         """Enqueue one execution; `scratch` has the bytes that it needs. Returns whether it was the first.
 
         The first one goes out as it is and is waited for, which settles what TensorRT initialises late. Addresses that
-        come for the second time are captured (with `capture`), and replayed from then on. Raises NotCapturable when
-        that fails, with nothing enqueued, and EngineError when TensorRT cannot run.
+        come for the second time are captured and replayed from then on; where that fails, this execution goes out as it
+        is, and the next one tries again, up to CAPTURE_ATTEMPTS times. Raises EngineError when TensorRT cannot run.
         """
         if self._generation != scratch.generation:
             self._graphs.clear()
             self._seen.clear()
             self._generation = scratch.generation
         graph = self._graphs.get(addresses)
-        if graph is None and capture and self._warm and addresses in self._seen:
-            graph = self._capture(addresses, scratch)
-            self._graphs[addresses] = graph
-            if len(self._graphs) > GRAPHS_KEPT:
-                self._stream.synchronize()  # the oldest may still be running
-                self._graphs.popitem(last=False)
+        if graph is None and self._warm and addresses in self._seen and self._failed_captures < CAPTURE_ATTEMPTS:
+            graph = self._captured(addresses, scratch)
         if graph is not None:
             self._graphs.move_to_end(addresses)
             graph.launch(self._stream)
@@ -112,11 +110,28 @@ class ShapedContext:
             if not self._context.set_tensor_address(name, pointer):
                 raise self._error(f"does not take the address of {name} for")
 
+    def _captured(self, addresses: Addresses, scratch: Block) -> Graph | None:
+        """A new graph, which is kept; None where it cannot be captured."""
+        try:
+            graph = self._capture(addresses, scratch)
+        except _NotCapturable as error:
+            self._failed_captures += 1
+            if self._failed_captures == CAPTURE_ATTEMPTS:
+                text = f"{self._name} runs without CUDA graphs, which is slower: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
+            return None
+        self._failed_captures = 0
+        self._graphs[addresses] = graph
+        if len(self._graphs) > GRAPHS_KEPT:
+            self._stream.synchronize()  # the oldest may still be running
+            self._graphs.popitem(last=False)
+        return graph
+
     def _capture(self, addresses: Addresses, scratch: Block) -> Graph:
         self._bind(addresses, scratch)
         capturable = getattr(self._context, "is_stream_capturable", None)  # of TensorRT for RTX alone
         if capturable is not None and not capturable(self._stream.handle):
-            raise NotCapturable("TensorRT for RTX cannot capture this model")
+            raise _NotCapturable("TensorRT for RTX cannot capture this model")
         enqueued = False
 
         def enqueue() -> None:
@@ -125,7 +140,7 @@ class ShapedContext:
 
         graph = self._stream.capture(enqueue)
         if graph is None or not enqueued:
-            raise NotCapturable(self._messages.reason("the driver could not capture it"))
+            raise _NotCapturable(self._messages.reason("the driver could not capture it"))
         return graph
 
     def _error(self, what: str) -> EngineError:

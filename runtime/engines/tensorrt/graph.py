@@ -1,7 +1,6 @@
 """Graphs on a GPU through TensorRT or TensorRT for RTX: plans of `vocabseg build`, with device pointers in and out."""
 
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from vocabseg.runtime.bundle.plans import (
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Stream
-from vocabseg.runtime.engines.tensorrt.context import NotCapturable, Shape, ShapedContext, Shapes
+from vocabseg.runtime.engines.tensorrt.context import Shape, ShapedContext, Shapes
 from vocabseg.runtime.engines.tensorrt.jit import CompiledKernels, check_validity, compiling_contexts
 from vocabseg.runtime.engines.tensorrt.messages import Messages, check_started, make_logger
 from vocabseg.runtime.engines.tensorrt.package import Bindings, Package
@@ -92,7 +91,6 @@ class TensorRtGraph:
                     f"{plan.name} has {_describe(found)}, its graph has {_describe(expected)}: run `{command}`"
                 )
         self._contexts: OrderedDict[tuple[int, tuple[Shape, ...]], ShapedContext] = OrderedDict()
-        self._capture = True
 
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], stream: Stream) -> None:
         """Enqueue the graph on `stream`, reading `inputs` and filling `outputs`, all of them arrays on the device.
@@ -116,13 +114,7 @@ class TensorRtGraph:
                     raise EngineError(f"output {name} has shape {tuple(outputs[name].shape)}, the graph gives {shape}")
             scratch = self._scratch.block(context.need, stream)
             addresses = tuple((name, array.pointer) for name, array in (*inputs.items(), *outputs.items()))
-            try:
-                first = context.run(addresses, scratch, self._capture)
-            except NotCapturable as error:
-                self._capture = False
-                warnings.warn(f"{self.name} runs without CUDA graphs, which is slower: {error}", stacklevel=2)
-                first = context.run(addresses, scratch, False)
-            if first and self._kernels is not None:
+            if context.run(addresses, scratch) and self._kernels is not None:
                 self._kernels.save()
 
     @property

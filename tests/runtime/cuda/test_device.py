@@ -1,6 +1,10 @@
 """The device layer on an emulated GPU: memory, streams, events, graphs, foreign arrays, and its errors' texts."""
 
+import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from tests.cuda_emulation.machine import Machine
 from vocabseg.runtime.cuda import dlpack
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import open_device, parse_device
+from vocabseg.runtime.cuda.driver import checked
 from vocabseg.runtime.cuda.kernel import pack_arguments
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
@@ -119,10 +124,34 @@ def test_work_that_cannot_be_captured_leaves_the_stream_usable(device):
     np.testing.assert_array_equal(array.to_host(stream), [5, 5, 5])
 
 
-def test_without_bindings_nothing_is_captured_and_that_is_told(device, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.warns(RuntimeWarning, match="cuda-bindings"):
-        assert device.stream().capture(lambda: None) is None
+def test_a_capture_that_does_what_no_graph_can_do_gives_none(device):
+    stream = device.stream()
+    reached = stream.record()
+    assert stream.capture(reached.query) is None
+    assert reached.query()
+
+
+@pytest.mark.parametrize("call", ["query", "wait", "stream", "device", "memory"])
+def test_a_library_that_captures_globally_is_not_disturbed_by_other_threads(device, call):
+    """As ONNX Runtime captures, in a thread that holds the lock, while another thread waits for a result."""
+    capturing, stream = device.stream(), device.stream()
+    event = stream.record()
+    calls = {
+        "query": event.query, "wait": event.synchronize, "stream": stream.synchronize, "device": device.synchronize,
+        "memory": partial(device.empty, (3000,), np.float32),
+    }  # fmt: skip
+    with ThreadPoolExecutor(1) as other:
+        fake_pycuda.begin_capture(capturing.handle, 0)
+        other.submit(calls[call]).result()
+        status, _ = fake_pycuda.cuStreamEndCapture(capturing.handle)
+    assert int(status) == 0
+
+
+def test_without_bindings_nothing_is_captured_and_that_is_told(device):
+    with pytest.MonkeyPatch.context() as patch:  # undone before the emulation ends, so that it does not stay
+        patch.setitem(sys.modules, "cuda.bindings", None)
+        with pytest.warns(RuntimeWarning, match="cuda-bindings"):
+            assert device.stream().capture(lambda: None) is None
 
 
 def test_memory_returns_to_the_pool(device):
@@ -277,6 +306,91 @@ def test_arrays_elsewhere_are_refused(device):
 
     with pytest.raises(EngineError, match="on cuda:1, but the model on cuda:0"):
         DeviceArray.of(Elsewhere(device.empty((1,), np.uint8)), device)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "broken"),
+    [
+        ("LogicError", "cuStreamSynchronize failed: an illegal memory access was encountered", True),
+        ("LogicError", "cuStreamSynchronize failed: misaligned address", True),
+        ("LogicError", "cuEventQuery failed: operation not supported on global/shared address space", True),
+        ("LaunchError", "cuStreamSynchronize failed: unspecified launch failure", True),
+        ("LogicError", "cuStreamSynchronize failed: invalid argument", False),
+        ("LaunchError", "cuLaunchKernel failed: too many resources requested for launch", False),
+    ],
+)
+def test_errors_after_which_nothing_runs_say_so(machine, kind, text, broken):
+    def call():
+        raise getattr(fake_pycuda, kind)(text)
+
+    with fake_pycuda.installed(machine), pytest.raises(EngineError) as caught:
+        checked(call)
+    assert text in str(caught.value)
+    assert ("nothing can run on this GPU in this process any more" in str(caught.value)) == broken
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "kind", "words"),
+    [
+        (2, "CUDA_ERROR_OUT_OF_MEMORY", DeviceMemoryError, "use smaller images"),
+        (700, "CUDA_ERROR_ILLEGAL_ADDRESS", EngineError, "nothing can run on this GPU"),
+        (719, "CUDA_ERROR_LAUNCH_FAILED", EngineError, "nothing can run on this GPU"),
+        (1, "CUDA_ERROR_INVALID_VALUE", EngineError, "cuGraphLaunch failed: CUDA_ERROR_INVALID_VALUE"),
+    ],
+)
+def test_errors_of_graphs_say_the_same(device, monkeypatch, number, name, kind, words):
+    def cuGraphLaunch(*_):
+        return (IntEnum("Result", {name: number})(number),)
+
+    stream = device.stream()
+    graph = stream.capture(lambda: None)
+    monkeypatch.setattr(fake_pycuda, "cuGraphLaunch", cuGraphLaunch)
+    with pytest.raises(kind, match=words) as caught:
+        graph.launch(stream)
+    assert name in str(caught.value)
+    assert ("nothing can run" in str(caught.value)) == (number >= 700)
+
+
+def test_everything_is_freed_in_the_context(machine):
+    """The emulation fails this test where PyCUDA would abort the process, or warn."""
+    with fake_pycuda.installed(machine):
+        device = open_device(0)
+        stream, array = device.stream(), device.empty((4,), np.float32)
+        things = [stream, array, device.pinned((4,), np.float32), stream.record(), device.load_module(b"")]
+        things += [things[2][1:], array[1:], stream.capture(partial(stream.fill, array, 0))]
+        del stream, array
+        while things:
+            things.pop(0)
+        gc.collect()
+        assert device.memory()["active"] == 0
+
+
+def test_the_emulation_tells_what_is_freed_outside_of_the_context(machine):
+    def careless() -> None:
+        with fake_pycuda.installed(machine):
+            device = open_device(0)
+            with device.activate():
+                raw = device._pool.allocate(1000)
+            del raw
+
+    with pytest.raises(AssertionError, match="cuMemFree without a current context"):
+        careless()
+
+
+def test_the_end_of_the_process_is_silent_whatever_is_still_held(machine, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(str(event.exc_value)))
+    with fake_pycuda.installed(machine):
+        device = open_device(0)
+        stream, array = device.stream(), device.empty((4,), np.float32)
+        things = [array, device.pinned((4,), np.float32), stream.record(), device.load_module(b"")]
+        things += [stream, stream.capture(partial(stream.fill, array, 0)), DeviceArray.of(Capsule(array), device)]
+        device.close()
+        with pytest.raises(EngineError, match="was closed, as the process is ending"):
+            stream.synchronize()
+        del stream, array, things
+        gc.collect()
+    assert not told
 
 
 # What is told when there is no GPU to be had

@@ -103,17 +103,19 @@ def test_halves_of_a_batch_run_side_by_side_in_openvino(monkeypatch, scaled, thr
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A machine with an emulated GPU, kernels and an ONNX Runtime that knows it."""
+    """A machine with an emulated GPU, kernels and an ONNX Runtime that knows it and finds its libraries."""
     import onnxruntime
 
     from tests.cuda_emulation import fake_pycuda
     from tests.cuda_emulation.machine import Machine
+    from vocabseg.runtime.engines import onnxruntime_cuda
     from vocabseg.runtime.kernels.device import face, fatbin
 
     monkeypatch.setattr(choosing, "gpu_present", lambda: True)
     for module in (face, fatbin):
         monkeypatch.setattr(module, "kernels_fatbin", lambda: b"fatbin")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_cuda, "check_libraries", lambda _: None)
     choosing.tell_fallback.cache_clear()
     with fake_pycuda.installed(Machine()):
         yield fake_pycuda

@@ -1,13 +1,21 @@
 """ONNX Runtime's CUDA engine, as far as it can be checked without a GPU: the same binding code on host memory."""
 
+import tomllib
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.golden import REPOSITORY
+from vocabseg.runtime import doctor
+from vocabseg.runtime.engines import choose
 from vocabseg.runtime.engines import onnxruntime_cuda as cuda
-from vocabseg.runtime.engines.onnxruntime_cuda import BoundSession, check_assignments, open_session, provider_options
+from vocabseg.runtime.engines import onnxruntime_libraries as libraries
+from vocabseg.runtime.engines import onnxruntime_session as bound_sessions
+from vocabseg.runtime.engines.onnxruntime_cuda import check_assignments, open_session, provider_options
+from vocabseg.runtime.engines.onnxruntime_session import BoundSession
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
 OPTIONS = Path(__file__).parents[2] / "data" / "onnxruntime_gpu_options.txt"
@@ -104,13 +112,52 @@ class FakeSession:
 
 
 def test_a_graph_is_captured_for_shapes_and_addresses_that_come_again(graph, monkeypatch):
-    monkeypatch.setattr(cuda, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(bound_sessions, "MOST_GRAPHS", 2)
     session = FakeSession(graph)
     bound = BoundSession(session, "cpu", 0, cuda_graphs=True)
     first, second, third = arrays(1), arrays(2), arrays(2)  # the third has the second's shapes at other addresses
     for given in (first, first, first, second, second, third, third, first):
         bound.run(*given)
     assert session.ids == ["-1", "1", "1", "-1", "2", "-1", "-1", "1"]
+
+
+class Uncapturable(FakeSession):
+    """Runs with these graphs fail."""
+
+    failing = ()
+
+    def run_with_iobinding(self, binding, options):
+        super().run_with_iobinding(binding, options)
+        if self.ids[-1] in self.failing:
+            raise RuntimeError("CUDA error 901: operation failed due to a previous error during capture\nmore")
+
+
+def test_a_failed_capture_costs_nothing_but_time_and_is_tried_again(graph):
+    session = Uncapturable(graph)
+    session.failing = ("1", "2")
+    bound, given = BoundSession(session, "cpu", 0, cuda_graphs=True), arrays(2)
+    given[0]["x"].array[:] = 1
+    for _ in range(5):
+        given[1]["twice"].array[:] = 0
+        bound.run(*given)
+        assert (given[1]["twice"].array == 2).all()
+    assert session.ids == ["-1", "1", "-1", "2", "-1", "3", "3"]
+
+
+def test_what_can_never_be_captured_runs_without_and_says_so_once(graph):
+    session = Uncapturable(graph)
+    session.failing = tuple(map(str, range(1, 9)))
+    bound = BoundSession(session, "cpu", 0, cuda_graphs=True)
+    given = arrays(2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(7):
+            bound.run(*given)
+    assert session.ids == ["-1", "1", "-1", "2", "-1", "3", "-1", "-1", "-1", "-1"]
+    assert [str(warning.message) for warning in told] == [
+        "a graph runs without CUDA graphs, which is slower: "
+        "CUDA error 901: operation failed due to a previous error during capture"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +201,7 @@ def test_options_are_spelt_as_in_the_genuine_binaries():
     assert options.keys() <= known["provider"]
     assert {value for value in options.values() if not value.isdigit()} <= known["value"]
     assert cuda.SESSION_OPTIONS.keys() | {cuda.ASSIGNMENTS} == known["session"]
-    assert cuda.RUN_OPTIONS.keys() | {cuda.GRAPH_ID} == known["run"]
+    assert bound_sessions.RUN_OPTIONS.keys() | {bound_sessions.GRAPH_ID} == known["run"]
     assert (options["device_id"], options["user_compute_stream"], options["enable_cuda_graph"]) == ("3", "1234", "1")
     assert all(isinstance(value, str) for value in options.values())
 
@@ -178,11 +225,57 @@ def test_without_a_gpu_provider_the_error_says_what_to_install(graph):
         open_session(graph, 0, 0, cuda_graphs=False)
 
 
-def test_what_keeps_the_provider_from_loading_is_named(monkeypatch):
-    from vocabseg.runtime.engines import onnxruntime_libraries as libraries
-
-    monkeypatch.setattr(libraries, "cuda_version", lambda: 13)
-    monkeypatch.setattr(libraries, "_loads", lambda name: name not in ("libcublas.so.13", "libcudnn.so.9"))
-    assert "libcublas.so.13, libcudnn.so.9 cannot be loaded: pip install" in libraries.why_no_provider()
+@pytest.mark.parametrize("version", [12, 13])
+@pytest.mark.parametrize("look", ["choosing", "opening", "doctor"])
+def test_what_the_provider_cannot_load_is_named_before_anything_runs(graph, monkeypatch, look, version):
+    """Without cuDNN alone, sessions would open, and fail at their first run."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda.CUDA])
+    monkeypatch.setattr(libraries, "cuda_version", lambda: version)
+    check = {
+        "choosing": lambda: choose._check_onnxruntime_gpu(SimpleNamespace(bundle=None), "float16", None),
+        "opening": lambda: open_session(graph, 0, 0, cuda_graphs=False),
+        "doctor": doctor._onnxruntime_gpu,
+    }[look]
+    monkeypatch.setattr(libraries, "_loads", lambda name: not name.startswith(("libcublas.", "libcudnn")))
+    with pytest.raises(EngineError) as caught:
+        check()
+    assert f"libcublas.so.{version}, libcudnn.so.9 cannot be loaded: pip install" in str(caught.value)
+    assert "\n" not in str(caught.value)
     monkeypatch.setattr(libraries, "_loads", lambda name: name != libraries.DRIVER)
-    assert "no NVIDIA driver" in libraries.why_no_provider()
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        check()
+
+
+def test_the_extra_for_gpus_brings_the_libraries_that_are_needed():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
+    assert any(wanted.startswith("onnxruntime-gpu[cuda,cudnn]") for wanted in extras)
+
+
+def test_nothing_is_logged_for_what_is_raised(tmp_path, monkeypatch, capfd):
+    """A session of the CPU's provider, opened as those for CUDA are, and a run that fails inside of it."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    float32 = TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, float32, [size]) for name, size in zip("abc", "nmk", strict=True)]
+    node = helper.make_node("Add", ["a", "b"], ["c"])
+    model = helper.make_model(
+        helper.make_graph([node], "graph", values[:2], values[2:]),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    onnx.save(model, tmp_path / "add.onnx")
+    levels = []
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", levels.append)
+    monkeypatch.setattr(cuda, "CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(cuda, "check_provider", lambda: None)
+    session = BoundSession(open_session(tmp_path / "add.onnx", 0, 0, False), "cpu", 0, cuda_graphs=False)
+    arrays = {name: HostArray(np.zeros(size, np.float32)) for name, size in (("a", 2), ("b", 3), ("c", 3))}
+    with pytest.raises(EngineError, match=r"cannot run on a \(2,\), b \(3,\)"):
+        session.run({name: arrays[name] for name in "ab"}, {"c": arrays["c"]})
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineError, match="cannot open"):
+        open_session(tmp_path / "broken.onnx", 0, 0, False)
+    assert capfd.readouterr().err == ""
+    assert levels == [cuda.ERRORS] * 2

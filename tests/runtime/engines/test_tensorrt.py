@@ -179,6 +179,22 @@ def test_what_cannot_be_captured_runs_without_and_says_so_once(bundle, device):
     assert len(tensorrt_double.seen["enqueued"]) == 4
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_failed_capture_is_tried_again(bundle, device, failures):
+    build(bundle, "image_encoder", device, CROPS)
+    run = Runner(open_encoder(bundle, device), device)
+    given = {"crops": crops(2)}
+    expected = run_on_host(bundle, "image_encoder", "float16", given)["image_features"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(failures + 3):
+            tensorrt_double.faults["capture"] = "full" if number <= failures else ""
+            found = run(given, {"image_features": expected.shape}, reuse=0)["image_features"]
+            np.testing.assert_array_equal(found, expected)
+    assert len(tensorrt_double.seen["enqueued"]) == 1 + failures
+    assert len(tensorrt_double.seen["captured"]) == 1
+
+
 def test_batches_beyond_the_profile_name_the_command_that_widens_it(bundle, device):
     build(bundle, "image_encoder", device, CROPS)
     graph = open_encoder(bundle, device)

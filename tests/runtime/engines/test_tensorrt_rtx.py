@@ -94,12 +94,12 @@ def test_a_model_that_cannot_be_captured_runs_without_and_says_so_once(bundle, d
     tensorrt_double.faults["not capturable"] = True
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        for seed in range(3):
+        for seed in range(5):
             run(seed)
     assert [str(warning.message) for warning in told] == [
         "image_encoder runs without CUDA graphs, which is slower: TensorRT for RTX cannot capture this model"
     ]
-    assert len(tensorrt_double.seen["enqueued"]) == 3
+    assert len(tensorrt_double.seen["enqueued"]) == 5
 
 
 def test_compiled_kernels_are_kept_for_the_next_process(bundle, device):

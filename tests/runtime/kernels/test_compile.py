@@ -20,15 +20,40 @@ REGISTERS = {
 }  # fmt: skip
 
 
-def architectures() -> list[str]:
+# GPUs from Turing on, and those of them on modules of their own, which run no code of other GPUs of their generation.
+KNOWN = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+EMBEDDED = (87, 88, 110)
+
+
+def architectures(name: str = "VOCABSEG_SM") -> list[str]:
     """Those that CMakeLists.txt names."""
-    found = re.search(r'VOCABSEG_SM "([\d;]+)"', CMAKE.read_text())
+    found = re.search(rf'{name} "([\d;]+)"', CMAKE.read_text())
     assert found is not None
     return found[1].split(";")
 
 
+def finds_code(sm: int, machine_code: list[int], ptx: list[int]) -> bool:
+    """Whether a GPU runs one of them: code of its own or a lower minor version, or PTX that its driver translates."""
+    as_it_is = any(code == sm or (code // 10 == sm // 10 and code < sm and sm not in EMBEDDED) for code in machine_code)
+    return as_it_is or any(code <= sm for code in ptx)
+
+
 def test_the_published_list() -> None:
     assert architectures() == ["75", "80", "86", "89", "90", "100", "120"]
+
+
+def test_every_gpu_from_turing_on_finds_code() -> None:
+    machine_code = list(map(int, architectures()))
+    ptx = [*map(int, architectures("VOCABSEG_PTX")), machine_code[-1]]
+    assert set(ptx) <= set(machine_code)
+    assert [sm for sm in (*KNOWN, 130) if not finds_code(sm, machine_code, ptx)] == []
+    assert [sm for sm in KNOWN if not finds_code(sm, machine_code, [120])] == [87, 88, 110]  # with the newest alone
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed: nothing to compile the kernels with")
+def test_this_compiler_knows_no_gpu_that_is_left_out() -> None:
+    run = subprocess.run([str(NVCC), "--list-gpu-code"], capture_output=True, text=True, check=True)
+    assert {int(sm) for sm in re.findall(r"sm_(\d+)", run.stdout) if int(sm) >= 75} <= set(KNOWN)
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed: nothing to compile the kernels with")

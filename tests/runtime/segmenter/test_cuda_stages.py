@@ -1,6 +1,8 @@
 """The pipeline on an emulated GPU: the same results as on the host, whatever the order in which its streams run."""
 
 import contextlib
+import gc
+import sys
 import warnings
 
 import numpy as np
@@ -423,6 +425,19 @@ def test_leaving_early_leaves_nothing_behind(bundle, host, images, text):
             results.close()
         assert len(segmenter.stages.slots) < 20
         assert_same(segmenter(images[0], NAMES), host(images[0], NAMES))
+
+
+def test_results_that_nobody_fetched_do_not_disturb_the_end_of_the_process(bundle, images, text, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(str(event.exc_value)))
+    with emulated(bundle, text=text) as segmenter:
+        results = segmenter.segment_many(images * 3, NAMES)
+        kept = next(results)
+        segmenter.device.close()  # as at the end of the process
+        del results
+        gc.collect()
+    assert kept.labels.shape == images[0].shape[:2]
+    assert not told
 
 
 def test_other_calls_between_results(bundle, host, images, text):

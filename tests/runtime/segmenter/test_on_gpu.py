@@ -8,6 +8,7 @@ from tests import parity
 from tests.bundles import bundle_for_case
 from tests.doubles.tensorrt_cases import half_bundle
 from tests.golden import REPOSITORY, load_golden
+from tests.gpu import skip_without_gpu
 from tests.reference_cases import SMALL_CASES
 from tests.runtime.segmenter.test_goldens import check_second_stage, watched
 from vocabseg.export.tensorrt.builder import BuildOptions
@@ -16,7 +17,7 @@ from vocabseg.export.tensorrt.profiles import choose_profiles
 from vocabseg.export.tensorrt.target import choose_generations, open_target
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.cuda.device import open_device
-from vocabseg.runtime.errors import ConfigurationError, EngineError
+from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 
 pytestmark = pytest.mark.gpu
@@ -24,12 +25,12 @@ NAMES = ["dog", "grass", "house", "water"]
 
 
 def on_gpu(bundle=None, engine=None, precision=None):
-    """A segmenter on the first GPU; skips, with the reason, where there is none or the engine is missing."""
+    """A segmenter on the first GPU; skips, with the reason, where there is none."""
     try:
         open_device(0)
-        return vocabseg.load(bundle, device="cuda", engine=engine, precision=precision)
     except EngineError as error:
-        pytest.skip(f"no GPU or engine: {error}")
+        skip_without_gpu(error)
+    return vocabseg.load(bundle, device="cuda", engine=engine, precision=precision)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +103,13 @@ def test_memory_stays_flat(gpu, image):
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_plans_built_for_this_gpu_give_the_labels_within_the_half_precision_contract(host, image, tmp_path, engine):
+    pytest.importorskip(engine.replace("-", "_"), reason=f"the engine {engine} is not installed", exc_type=ImportError)
     try:
         major, minor = open_device(0).compute_capability
-        generations = choose_generations(engine, "float16", [f"sm{major}{minor}"] if engine == "tensorrt-rtx" else [])
-        target = open_target(engine, 0, generations)
-    except (EngineError, ConfigurationError) as error:
-        pytest.skip(f"no GPU or engine: {error}")
+    except EngineError as error:
+        skip_without_gpu(error)
+    generations = choose_generations(engine, "float16", [f"sm{major}{minor}"] if engine == "tensorrt-rtx" else [])
+    target = open_target(engine, 0, generations)
     bundle = half_bundle(tmp_path / "demo")
     for graph, profiles in choose_profiles(bundle.manifest, bundle.manifest.graphs, []).items():
         build_engine(bundle, graph, "float16", profiles, BuildOptions(), target)

@@ -94,7 +94,7 @@ def test_of_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
 
 def test_errors_name_the_value() -> None:
     assert "empty" in message([])
-    assert "as number 1 and 3" in message(["tree", "sky", " tree"])
+    assert "as numbers 1 and 3" in message(["tree", "sky", " tree"])
     assert "class name 2" in message(["tree", " "])
     assert "class name 2 is 7" in message(["tree", 7])
     assert "'tree'" in message("tree")
