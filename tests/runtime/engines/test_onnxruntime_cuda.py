@@ -252,6 +252,37 @@ def test_the_extra_for_gpus_brings_the_libraries_that_are_needed():
     assert any(wanted.startswith("onnxruntime-gpu[cuda,cudnn]") for wanted in extras)
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "This session cannot use the graph capture feature as requested by the user",  # texts of ONNX Runtime 1.31
+        "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been",
+    ],
+)
+def test_arithmetic_on_sizes_is_left_to_the_cpu_where_the_faster_layout_is_refused(monkeypatch, refusal):
+    asked, assigned = [], []
+
+    def session(onnxruntime, path, provider, settings):
+        asked.append((provider["prefer_nhwc"], dict(settings)))
+        if len(asked) == 1:
+            raise EngineError(f"ONNX Runtime cannot open {path} on the GPU: {refusal}")
+        nodes = [SimpleNamespace(op_type=one) for one in assigned]
+        parts = [SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
+        return SimpleNamespace(get_providers=lambda: [cuda.CUDA], get_provider_graph_assignment_info=lambda: parts)
+
+    monkeypatch.setattr(cuda, "_session", session)
+    monkeypatch.setattr(cuda, "check_provider", lambda: None)
+    assigned[:] = ["Shape", "Concat"]
+    assert open_session(Path("graph.onnx"), 0, 0, True).get_providers() == [cuda.CUDA]
+    assert [layout for layout, _ in asked] == ["1", "0"]
+    assert asked[0][1] == cuda.SESSION_OPTIONS
+    assert "session.disable_cpu_ep_fallback" not in asked[1][1]
+    asked.clear()
+    assigned[:] = ["Shape", "Conv"]
+    with pytest.raises(EngineError, match="would run Conv"):
+        open_session(Path("graph.onnx"), 0, 0, True)
+
+
 def test_nothing_is_logged_for_what_is_raised(tmp_path, monkeypatch, capfd):
     """A session of the CPU's provider, opened as those for CUDA are, and a run that fails inside of it."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
