@@ -1,6 +1,5 @@
 """ONNX Runtime's CUDA engine, as far as it can be checked without a GPU: the same binding code on host memory."""
 
-import tomllib
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.golden import REPOSITORY
-from vocabseg.runtime import doctor
-from vocabseg.runtime.engines import choose
 from vocabseg.runtime.engines import onnxruntime_cuda as cuda
-from vocabseg.runtime.engines import onnxruntime_libraries as libraries
 from vocabseg.runtime.engines import onnxruntime_session as bound_sessions
 from vocabseg.runtime.engines.onnxruntime_cuda import check_assignments, open_session, provider_options
 from vocabseg.runtime.engines.onnxruntime_session import BoundSession
@@ -223,33 +218,6 @@ def test_without_a_gpu_provider_the_error_says_what_to_install(graph):
         pytest.skip("this ONNX Runtime has the CUDA provider")
     with pytest.raises(EngineError, match=r"pip install 'vocabseg\[gpu\]'"):
         open_session(graph, 0, 0, cuda_graphs=False)
-
-
-@pytest.mark.parametrize("version", [12, 13])
-@pytest.mark.parametrize("look", ["choosing", "opening", "doctor"])
-def test_what_the_provider_cannot_load_is_named_before_anything_runs(graph, monkeypatch, look, version):
-    """Without cuDNN alone, sessions would open, and fail at their first run."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda.CUDA])
-    monkeypatch.setattr(libraries, "cuda_version", lambda: version)
-    check = {
-        "choosing": lambda: choose._check_onnxruntime_gpu(SimpleNamespace(bundle=None), "float16", None),
-        "opening": lambda: open_session(graph, 0, 0, cuda_graphs=False),
-        "doctor": doctor._onnxruntime_gpu,
-    }[look]
-    monkeypatch.setattr(libraries, "_loads", lambda name: not name.startswith(("libcublas.", "libcudnn")))
-    with pytest.raises(EngineError) as caught:
-        check()
-    assert f"libcublas.so.{version}, libcudnn.so.9 cannot be loaded: pip install" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    monkeypatch.setattr(libraries, "_loads", lambda name: name != libraries.DRIVER)
-    with pytest.raises(EngineError, match="no NVIDIA driver"):
-        check()
-
-
-def test_the_extra_for_gpus_brings_the_libraries_that_are_needed():
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
-    assert any(wanted.startswith("onnxruntime-gpu[cuda,cudnn]") for wanted in extras)
 
 
 def test_nothing_is_logged_for_what_is_raised(tmp_path, monkeypatch, capfd):
