@@ -13,7 +13,7 @@ from tests.benchmarks.accuracy.fakes import FakeSource, write_world
 from vocabseg.benchmarks.datasets.dataset import DatasetError
 from vocabseg.commands import evaluate as command
 from vocabseg.runtime.bundle.folder import demo_folder
-from vocabseg.runtime.errors import BundleError, ConfigurationError, OutputError, VocabsegError
+from vocabseg.runtime.errors import BundleError, OutputError, VocabsegError
 
 app = typer.Typer()
 app.command()(command.evaluate)
@@ -64,7 +64,7 @@ def test_options(world: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     assert "PQ" not in (output / "accuracy.md").read_text()
-    assert isinstance(refused(*common, "--limit", 0), ConfigurationError)
+    assert run(*common, "--limit", 0).exit_code == 2
     assert "no split" in str(refused("b", "-d", "voc-20", "--data-dir", world, "--split", "tset"))
 
 
