@@ -12,6 +12,9 @@ MAX_SCANS = 100
 READS = 50_000
 BYTES_PER_READ = 256
 
+# Pillow reads numbers written as text (PBM, PGM and PPM of the kinds P1 to P3) at some 3 MB a second.
+MAX_TEXT_BYTES = 8 << 20
+
 # A marker in a JPEG: neither a 0xff of the pixels, which a zero follows, nor a restart, nor a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SCAN, _END = 0xDA, 0xD9
@@ -35,6 +38,16 @@ class CountedReads:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def check_text(prefix: bytes, stream: Any, name: str) -> None:
+    """Raise ImageError for a PBM, PGM or PPM of more than MAX_TEXT_BYTES that holds its pixels as text."""
+    if prefix[:2] in (b"P1", b"P2", b"P3"):
+        size = stream.seek(0, os.SEEK_END)
+        if size > MAX_TEXT_BYTES:
+            raise ImageError(
+                f"{name} holds its pixels as text, {size} bytes of it, more than {MAX_TEXT_BYTES}: save it in binary form"
+            )
 
 
 def check_scans(content: bytes, name: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import open_regular
-from vocabseg.runtime.image_limits import CountedReads, check_scans
+from vocabseg.runtime.image_limits import CountedReads, check_scans, check_text
 
 MAX_PIXELS = 200_000_000
 # In the order they are tried. No others: some of Pillow's readers run external programs (EPS) or are rarely fuzzed.
@@ -161,6 +161,7 @@ def _open_header(stream: Any, name: str) -> Any:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{name} is empty (0 bytes); get an intact copy")
+    check_text(prefix, stream, name)
     stream = CountedReads(stream, name)
     reason = ""
     for image_format, plugin in FORMATS.items():

@@ -55,6 +55,7 @@ SLOW = {
     "JPEG of fill bytes": lambda: segments(MILLION, b"\xff"),
     "PPM of blanks": lambda: ppm(b" " * MILLION),
     "PPM of one comment": lambda: ppm(b"\n#" + b"a" * MILLION + b"\n"),
+    "PPM of text": lambda: b"P3 2000 1500 255\n" + b"1 " * 9_000_000,
     "PNG of chunks before": lambda: png(before=chunk(b"abCd", b"") * (MILLION // 4)),
     "PNG of chunks after": lambda: png(after=chunk(b"abCd", b"") * (MILLION // 4)),
     "PNG of empty pixels": lambda: png(pixels=chunk(b"IDAT", b"") * MILLION + chunk(b"IDAT", zlib.compress(PIXELS))),
@@ -68,5 +69,6 @@ HONEST = {
         3, b"\xff\xe1\xff\xff" + b"\xff\xda\x00" * 21_844 + b"\0"
     ),
     "PNG of many small chunks": lambda: png(before=chunk(b"abCd", bytes(1000)) * 20_000),
+    "PPM of little text": lambda: b"P3 8 8 255\n" + b"17 " * 192,
     "PPM with a comment": lambda: ppm(b"\n#" + b"a" * 10_000 + b"\n"),
 }
