@@ -46,7 +46,7 @@ def check_text(prefix: bytes, stream: Any, name: str) -> None:
         size = stream.seek(0, os.SEEK_END)
         if size > MAX_TEXT_BYTES:
             raise ImageError(
-                f"{name} holds its pixels as text, {size} bytes of it, more than {MAX_TEXT_BYTES}: save it in binary form"
+                f"{name} holds its pixels as text, {size} bytes, more than {MAX_TEXT_BYTES}: save it in binary form"
             )
 
 
