@@ -13,12 +13,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 REAPER = Path(__file__).with_name("reaper.py")
 # Without these Ray is of no use; it notices their death late (a minute), and then ends this process without a word.
 VITAL = ("gcs_server", "raylet")
+
+
+@cache
+def _key() -> str:
+    """One key for all Rays of this process: Ray reads it once, so that a second one would not be obeyed."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager
@@ -31,7 +38,7 @@ def private() -> Iterator[dict[str, Any]]:
     variables = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": _key(),
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -1,5 +1,7 @@
 """The bundle: the contract between export and runtime. A folder with a manifest, ONNX graphs, tokenizer and tensors."""
 
+import contextlib
+import errno
 import os
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -167,6 +169,11 @@ def open_bundle(folder: str | Path | None, verify: bool = True) -> Bundle:
 
 def _open(folder: Path, verify: bool) -> Bundle:
     path = folder / MANIFEST
+    for place in (folder, path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            place.stat()
+            if not os.access(place, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
     if not os.path.isdir(folder):
         raise BundleError(f"no bundle at {folder}: no such folder (make one with `vocabseg export`)")
     if not os.path.lexists(path):
@@ -223,6 +230,8 @@ def _check_file(folder: Path, record: FileRecord, verify: bool) -> Stamp:
             raise BundleError(
                 f"{path} does not match its SHA-256 in the manifest: it was changed or damaged; copy it again"
             )
+    except PermissionError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # long names, NUL, loops of links
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise BundleError(

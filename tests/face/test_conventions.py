@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def test_being_stopped_is_told(run, monkeypatch: pytest.MonkeyPatch, verb: str, 
 
 def test_a_real_interrupt_ends_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vocabseg", "evaluate", "-n", "500", "-o", str(tmp_path / "report")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # Shells start background commands with the signal ignored, and their children inherit that.
+    obey = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=obey) as process:
         assert process.stderr is not None
         lines = [process.stderr.readline()]
         while "of 500 images" not in lines[-1] and lines[-1]:

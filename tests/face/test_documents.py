@@ -32,6 +32,8 @@ ELSEWHERE = {
     "vocabseg serve": "runs until it is stopped; tests/serving starts it",
     "vocabseg.client": "needs a server; tests/serving has one",
     "--data-dir": "needs a published data set",
+    "printf": "makes a request for a server; tests/serving has one",
+    "curl": "needs a server; tests/serving has one",
 }
 
 

@@ -301,8 +301,9 @@ def test_embeddings_of_another_recipe_are_not_taken_from_the_cache(demo):
     assert keys[1] == f"onnxruntime-cpu-float16-{digest[:16]}"
 
 
-def test_a_bundle_without_fp16_graphs_says_how_to_make_them():
+def test_a_bundle_without_fp16_graphs_says_how_to_make_them(tmp_path):
     from vocabseg.runtime.errors import BundleError
 
+    copy = shutil.copytree(demo_folder(), tmp_path / "demo")
     with pytest.raises(BundleError, match=r"vocabseg build .* --precision fp16"):
-        Segmenter(open_bundle(None), "auto", "onnxruntime", "float16")
+        Segmenter(open_bundle(copy), "auto", "onnxruntime", "float16")

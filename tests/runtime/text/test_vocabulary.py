@@ -100,14 +100,14 @@ def test_errors_name_the_value() -> None:
     assert "'tree'" in message("tree")
     assert "int" in message(7)
     assert "'dog'" in message(["cat"], {"dog"})
-    assert "3 flags of seen classes for 2 names" in message(["a", "b"], [True, False, True])
+    assert "3 seen flags for 2 names" in message(["a", "b"], [True, False, True])
     assert "0.5" in message(["a"], [0.5])
     assert "'a photo'" in message(["a"], None, ["a photo"])
     assert "{} and {}" in message(["a"], None, ["{} and {}"])
     assert "{0}" in message(["a"], None, ["a {0}"])
     assert "}{" in message(["a"], None, ["a }{"])
     assert "empty" in message(["a"], None, [])
-    assert "the single text" in message(["a"], None, "a {}")
+    assert "the single string" in message(["a"], None, "a {}")
     assert "x" * 57 + "..." in message(["x" * 5000] * 2)
 
 
