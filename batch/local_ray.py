@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vocabseg.runtime.errors import EngineError
+
 REAPER = Path(__file__).with_name("reaper.py")
 # Without these Ray is of no use; it notices their death late (a minute), and then ends this process without a word.
 VITAL = ("gcs_server", "raylet")
@@ -33,8 +35,14 @@ def private() -> Iterator[dict[str, Any]]:
     """The options of `ray.init` for a private Ray; its variables are set before Ray is imported, and set back after.
 
     The first variable is called after the systems on which Ray listens on the loopback address by default; without it
-    it replaces 127.0.0.1 by the machine's address, and its parts listen on all of them.
+    it replaces 127.0.0.1 by the machine's address, and its parts listen on all of them. Raises EngineError where the
+    program has imported Ray before, which then reads none of them any more.
     """
+    if "ray" in sys.modules and not _key.cache_info().currsize:
+        raise EngineError(
+            "this program has imported Ray already, and a Ray that it starts now would be open to the network: run "
+            "`vocabseg batch` as a command of its own, or give --ray-address"
+        )
     variables = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",

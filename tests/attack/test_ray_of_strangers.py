@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from tests.batch.runs import SLOW, run, wait_for_end, wait_for_shards
 from vocabseg.benchmarks.scale.processes import kill, outputs, started, write_images
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'vocabseg[batch]'")
-pytest.importorskip("ray", reason="ray is not installed: pip install 'vocabseg[batch]'")
+if find_spec("ray") is None:  # importing it here would keep this process from starting a private one
+    pytest.skip("ray is not installed: pip install 'vocabseg[batch]'", allow_module_level=True)
 
 # Asks a Ray to run a function; Ray itself would take the machine's own address for the loopback's.
 STRANGER = """
@@ -102,3 +104,10 @@ def test_a_killed_part_of_ray_ends_the_run_with_a_line(photos: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "going on from there" in done.stderr
     assert len([name for name in outputs(output) if name.endswith(".png") and "/labels/" in name]) == 60
+
+
+def test_a_ray_that_cannot_be_closed_any_more_is_not_started() -> None:
+    program = "import ray; from vocabseg.batch.local_ray import private; private().__enter__()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1
+    assert "EngineError: this program has imported Ray already" in done.stderr.splitlines()[-1]
