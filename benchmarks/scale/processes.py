@@ -46,13 +46,19 @@ def committed_shards(folder: Path) -> int:
     return len(list(shards.iterdir())) if shards.is_dir() else 0
 
 
-def workers_of(driver: int) -> list[int]:
-    """The process ids of a driver's Ray actors; Linux only."""
+def parents_of_all() -> dict[int, int]:
+    """Process id -> that of the parent, of all processes; Linux only."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return parents
+
+
+def workers_of(driver: int) -> list[int]:
+    """The process ids of a driver's Ray actors; Linux only."""
+    parents = parents_of_all()
     found = []
     for pid in parents:
         with contextlib.suppress(OSError):

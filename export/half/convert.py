@@ -68,34 +68,27 @@ def add_plan_graphs(
     of INT8 and FP8 are those of the calibration with all that they leave in float32 in FP16, except what the bundle's
     FP16 graphs keep in float32 (or `recipe`). Raises as `add_half_graphs`, and BundleError for graphs that are missing.
     """
-    variant = plan_variant(precision)
+    variant, origin = plan_variant(precision), _origin(precision)
     with new_variants(bundle.folder) as variants:
         for done, name in enumerate(bundle.manifest.graphs):
             progress(f"{name} in {precision}", done, len(bundle.manifest.graphs))
-            source = _source(bundle, name, precision)
-            if recipe is not None:
-                used = msgspec.structs.replace(recipe, graphs={name: recipe.graph(name, bundle.graph(name).digest())})
-            elif precision == "bfloat16":
-                used = default_recipe("bfloat16")
-            else:
-                used = _recipe_of(bundle, name)
-            if precision in BUILT_FROM:  # the recipe was made for the float32 graph
-                part = msgspec.structs.replace(used.graph(name), made_for=None)
-                used = msgspec.structs.replace(used, graphs={name: part})
-            target = variants.place(variant) / f"{name}.onnx"
-            path = bundle.graph_path(name, precision if precision in BUILT_FROM else "float32")
-            made = write_half(path, target, used, name, digest=source.digest())
-            if precision in BUILT_FROM:
+            source, target = bundle.graph(name, origin), variants.place(variant) / f"{name}.onnx"
+            used = recipe or (default_recipe(precision) if origin == "float32" else _recipe_of(bundle, name))
+            if origin != "float32":  # a recipe is made for the float32 graph
+                part = used.graph(name, bundle.graph(name).digest())
+                used = Recipe(precision=used.precision, graphs={name: msgspec.structs.replace(part, made_for=None)})
+            made = write_half(bundle.graph_path(name, origin), target, used, name, digest=source.digest())
+            if origin != "float32":
                 provenance = source.provenance | made.provenance
                 made = msgspec.structs.replace(made, dtype=source.dtype, provenance=provenance)
             variants.add(variant, name, made)
         progress("done", len(bundle.manifest.graphs), len(bundle.manifest.graphs))
-    return Bundle(bundle.folder, read_manifest(bundle.path(MANIFEST)), bundle.tensors)
+    return bundle.with_manifest(read_manifest(bundle.path(MANIFEST)))
 
 
-def _source(bundle: Bundle, graph: str, precision: str) -> GraphRecord:
-    """The graph that one for plans of `precision` is made from: the calibrated one, else float32's."""
-    return bundle.graph(graph, precision if precision in BUILT_FROM else "float32")
+def _origin(precision: str) -> str:
+    """The variant that graphs for plans of `precision` are made from: the calibrated one, else float32."""
+    return precision if precision in BUILT_FROM else "float32"
 
 
 def _recipe_of(bundle: Bundle, graph: str) -> Recipe:
@@ -118,7 +111,7 @@ def stale_graphs(bundle: Bundle, graphs: Iterable[str], precision: str = "float1
         name
         for name in graphs
         if name not in variants
-        or variants[name].provenance.get("made_from") != _source(bundle, name, precision).digest()
+        or variants[name].provenance.get("made_from") != bundle.graph(name, _origin(precision)).digest()
     ]
 
 

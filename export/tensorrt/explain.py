@@ -120,13 +120,9 @@ def read_kernel(line: str) -> Kernel | None:
     if found is None or found[2] == "shape_call":
         return None
     name, kind = found[1], found[2]
-    inputs, _, rest = line[found.end() :].partition(", Constants: [")
-    if not rest:  # lines without constants
-        inputs, _, rest = line[found.end() :].partition(", Outputs: [")
-        outputs = rest
-    else:
-        outputs = rest.partition("Outputs: [")[2]
-    outputs, _, end = outputs.partition(", TacticName: ")
+    tensors, _, end = line[found.end() :].partition(", TacticName: ")
+    before, _, outputs = tensors.partition(", Outputs: [")
+    inputs = before.partition(", Constants: [")[0]
     profile = _PROFILE.search(name)
     return Kernel(
         name=re.sub(r" \[profile \d+\]", "", name),

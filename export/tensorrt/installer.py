@@ -41,7 +41,8 @@ def build_engine(
     """Build the plan of a graph and put it into `engines/<target's key>/` of the bundle; returns it and what is in it.
 
     Plans of other graphs and precisions stay there, unless their graph has changed. Until the plan is complete, and if
-    the build fails or is stopped, the folder is what it was. Raises EngineError and OutputError.
+    the build fails or is stopped, the folder is what it was. Raises EngineError, OutputError, and
+    BundleError for the built-in demo model.
     """
     check_changeable(bundle.folder)  # before minutes of work
     record = bundle.graph(graph, plan_variant(precision))
@@ -78,11 +79,7 @@ def build_engine(
 
 
 def install_plan(bundle: Bundle, key: str, record: PlanRecord, data: bytes) -> Plan:
-    """Put a plan with its record into a bundle's folder of engines for the target `key`.
-
-    Raises OutputError, and BundleError for the built-in demo model.
-    """
-    check_changeable(bundle.folder)
+    """Put a plan with its record into a bundle's folder of engines for the target `key`; raises OutputError."""
     folder = bundle.folder / ENGINES / key
     folder.parent.mkdir(exist_ok=True)
     with whole_folder(folder, "the engines") as temporary:

@@ -197,19 +197,21 @@ def _check_onnxruntime_gpu(wish: Wish, precision: str, device: "Device | None") 
             graph_path(wish.bundle, graph, precision)
 
 
+# Precisions of plans, and those that are taken without a wish.
+PLANS = ("float16", "bfloat16", "float32", "int8", "fp8")
 # Best first.
 ON_GPU = (
     Offer(
         "tensorrt",
-        ("float16", "bfloat16", "float32", "int8", "fp8"),
-        lambda: ("float16", "bfloat16", "float32"),
+        PLANS,
+        lambda: PLANS[:3],
         partial(_check_tensorrt, "tensorrt"),
         "the bundle has plans for this GPU, and TensorRT runs them fastest",
     ),
     Offer(
         "tensorrt-rtx",
-        ("float16", "bfloat16", "float32", "int8", "fp8"),
-        lambda: ("float16", "bfloat16", "float32"),
+        PLANS,
+        lambda: PLANS[:3],
         partial(_check_tensorrt, "tensorrt-rtx"),
         "the bundle has plans for this GPU's generation, and TensorRT cannot run it here ({failure})",
     ),

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from vocabseg.benchmarks.scale.processes import parents_of_all
+
 LISTENING = "0A"
 
 
@@ -26,11 +28,7 @@ class Socket(NamedTuple):
 
 def tree(root: int) -> list[int]:
     """A process and all below it."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    parents = parents_of_all()
     found = [root]
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]

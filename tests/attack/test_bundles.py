@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,13 @@ import msgspec
 import pytest
 
 from tests.attack.broken import edit, refused
-from tests.manifests import write_small_bundle
 from vocabseg.cli import main
-from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.manifest import file_record, write_manifest
 from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.text.tokenizer import Tokenizer
 
 DEEP = "[" * 100_000 + "]" * 100_000
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_small_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
-def demo(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo_folder(), tmp_path / "demo"))
 
 
 NAMES = ["../../x", "/tmp/x", "a/b", "a\\b", "..", "", "a b", "a\n", "a\0", "\x1b[2J", "x" * 65, "ä"]

@@ -1,6 +1,5 @@
 """Graphs of strangers: only listed weights are read, only what was checked runs, and outputs are as declared."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tests.attack.broken import edit, record_again, refused
-from tests.manifests import write_small_bundle
-from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.manifest import file_record
 from vocabseg.runtime.bundle.outline import outline
 from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_small_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
-def demo(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo_folder(), tmp_path / "demo"))
 
 
 def weights(location: str) -> onnx.TensorProto:
