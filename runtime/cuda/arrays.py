@@ -1,5 +1,6 @@
 """Arrays in device memory, including those of other libraries, which are used without a copy."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ class DeviceArray:
 
     def __init__(self, device: "Device", shape: Sequence[int], dtype: Any, pointer: int, owner: object):
         self.device = device
-        self.shape = tuple(int(size) for size in shape)
+        self.shape = tuple(map(int, shape))
         self.dtype = np.dtype(dtype)
-        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         self.pointer = pointer
         self.owner = owner
 
@@ -80,7 +81,7 @@ class DeviceArray:
 
     def reshape(self, *shape: int) -> "DeviceArray":
         """The same memory in another shape of the same size."""
-        if int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize != self.nbytes:
+        if math.prod(shape) * self.dtype.itemsize != self.nbytes:
             raise ValueError(f"an array of shape {self.shape} cannot be reshaped to {shape}")
         return DeviceArray(self.device, shape, self.dtype, self.pointer, self.owner)
 

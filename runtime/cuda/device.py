@@ -8,9 +8,10 @@ that work until it has waited for the stream, or for an event after the work.
 """
 
 import atexit
+import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class Device:
         self.driver_version = int(checked(driver.get_driver_version))
         self.key = f"{re.sub('[^a-z0-9]+', '-', self.name.lower()).strip('-')}-sm{major}{minor}"
         self._context = checked(device.retain_primary_context)
-        self._active = threading.local()
+        self._active = _Active()
         self._activation = _Activation(self._context, self._active)
         self.spare_events: list[Any] = []
         self.closed = False
@@ -102,6 +103,18 @@ class Device:
             raise EngineError(f"{self!r} was closed, as the process is ending: use it before")
         return self._activation
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`checked` with this device's context current."""
+        if self._active.depth and not self.closed:
+            return checked(function, *arguments)
+        with self.activate():
+            return checked(function, *arguments)
+
+    @property
+    def active(self) -> bool:
+        """Whether the context is current in the calling thread."""
+        return self._active.depth > 0
+
     def stream(self) -> "Stream":
         """A new stream that does not wait for the default one."""
         from vocabseg.runtime.cuda.streams import Stream
@@ -110,18 +123,31 @@ class Device:
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
         """An uninitialised, C-contiguous array from the pool; raises DeviceMemoryError if memory runs out."""
-        dtype = np.dtype(dtype)
-        size = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, SMALLEST_BLOCK)
+        return self.together((shape, dtype))[0]
+
+    def together(self, *arrays: tuple[Sequence[int], Any]) -> list[DeviceArray]:
+        """`empty` arrays, each a shape and a dtype, in one block that is freed when none of them is left."""
+        places, size = [], 0
+        for shape, dtype in arrays:
+            places.append(-(-size // SMALLEST_BLOCK) * SMALLEST_BLOCK)
+            size = places[-1] + math.prod(shape) * np.dtype(dtype).itemsize
+        block = self._allocate(max(size, SMALLEST_BLOCK))
+        start = int(block.raw)
+        return [
+            DeviceArray(self, shape, dtype, start + place, block)
+            for place, (shape, dtype) in zip(places, arrays, strict=True)
+        ]
+
+    def _allocate(self, size: int) -> Owned:
         with self.activate():
             try:
-                block = checked(self._pool.allocate, size)
+                return Owned(self, checked(self._pool.allocate, size))
             except DeviceMemoryError as error:
                 free, total = checked(self.driver.mem_get_info)
                 raise DeviceMemoryError(
                     f"the GPU is out of memory: {megabytes(size)} were needed, {megabytes(free)} of "
                     f"{megabytes(total)} are free; use smaller images, or stop other users of {self.name}"
                 ) from error
-        return DeviceArray(self, shape, dtype, int(block), Owned(self, block))
 
     def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
         """Page-locked memory from a pool: copies to and from it are asynchronous."""
@@ -188,21 +214,26 @@ class Device:
         self._context.detach()
 
 
+class _Active(threading.local):
+    """Of a thread: how often it has entered the context, and its capture mode outside."""
+
+    depth = mode = 0
+
+
 class _Activation:
     """Pushes a context on a thread's outermost entry and pops it on the outermost exit.
 
     In between, captures of other threads do not affect this one, nor the reverse.
     """
 
-    def __init__(self, context: Any, state: threading.local):
+    def __init__(self, context: Any, state: "_Active"):
         self._context, self._state = context, state
 
     def __enter__(self) -> None:
-        depth = getattr(self._state, "depth", 0)
-        if depth == 0:
+        if self._state.depth == 0:
             checked(self._context.push)
             self._state.mode = exchange_capture_mode(THREAD_LOCAL)
-        self._state.depth = depth + 1
+        self._state.depth += 1
 
     def __exit__(self, *error: object) -> None:
         self._state.depth -= 1

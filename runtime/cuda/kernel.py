@@ -46,39 +46,30 @@ class Function:
         shared_bytes: int = 0,
     ) -> None:
         """Launch on `stream`: blocks, threads per block, and arguments as `pack_arguments` takes them."""
-        data = pack_arguments(arguments)
-        with self.device.activate():
-            if shared_bytes > self._shared_bytes:
-                attribute = self.device.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
-                checked(self._function.set_attribute, attribute, shared_bytes)
-                self._shared_bytes = shared_bytes
-            # PyCUDA packs arguments without the alignment that a struct by value needs, but leaves a single block of
-            # bytes unchanged.
-            packed = [np.void(data)] if data else []
-            checked(
-                self._function,
-                *packed,
-                grid=(*grid, 1, 1)[:3],
-                block=(*block, 1, 1)[:3],
-                stream=stream.raw,
-                shared=shared_bytes,
-            )
+        if shared_bytes > self._shared_bytes:
+            attribute = self.device.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self.device.call(self._function.set_attribute, attribute, shared_bytes)
+            self._shared_bytes = shared_bytes
+        # What all of PyCUDA's calls end in; before that they pack arguments, without the alignment of structs by value.
+        launch, data = self._function._launch_kernel, pack_arguments(arguments)
+        stream.submit(launch, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], data, shared_bytes)
 
 
 def pack_arguments(arguments: Sequence[Any]) -> bytes:
     """A kernel's arguments as laid out in its parameter space, each aligned to its type.
 
     Arguments are DeviceArray, None (a null pointer), NumPy scalars, and structs by value: structured np.void, aligned
-    as its dtype, or bytes, aligned to 8. Raises TypeError for others: a Python number has no size.
+    as its dtype, or bytes, aligned to their `alignment`, or else to 8. Raises TypeError for others: a Python number has
+    no size.
     """
     data = bytearray()
     for place, argument in enumerate(arguments):
         if argument is None or isinstance(argument, DeviceArray):
             item, alignment = struct.pack("=Q", 0 if argument is None else argument.pointer), 8
+        elif isinstance(argument, bytes):
+            item, alignment = argument, getattr(argument, "alignment", 8)
         elif isinstance(argument, np.void):
             item, alignment = argument.tobytes(), argument.dtype.alignment if argument.dtype.isalignedstruct else 8
-        elif isinstance(argument, bytes):
-            item, alignment = argument, 8
         elif isinstance(argument, (np.number, np.bool_)):
             item, alignment = argument.tobytes(), argument.dtype.alignment
         else:

@@ -26,6 +26,9 @@ class Owned:
         if self.device.closed:
             _keep(_object(self.raw))
             return
+        if self.device.active:
+            del self.raw
+            return
         with self.device.activate():
             del self.raw
 

@@ -4,7 +4,7 @@ PyCUDA has no graphs, so they use cuda.bindings on the same stream handle.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Failed captures in a row after which work is not captured any more; a single one may be chance, such as full memory.
 CAPTURE_ATTEMPTS = 3
+# Calls of the driver in order, with all arguments but the last, the stream: to hold it could free it at a wrong time.
+Submissions = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor the default stream for it
 
 
@@ -29,51 +31,81 @@ class Stream(Owned):
         with device.activate():
             super().__init__(device, checked(device.driver.Stream, NON_BLOCKING))
         self.handle = int(self.raw.handle)
+        self._record: Submissions | None = None
 
     def synchronize(self) -> None:
         """Wait until everything on this stream is done."""
-        with self.device.activate():
-            checked(self.raw.synchronize)
+        self.device.call(self.raw.synchronize)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function of the driver that enqueues a kernel, a copy or a fill; its last argument is this stream."""
+        if self._record is not None:
+            self._record.append((function, arguments))
+        self.device.call(function, *arguments, self.raw)
+
+    def recorded(self, work: Callable[[], Any]) -> Submissions:
+        """Do `work`, and return what it enqueued on this stream: kernels, copies and fills, by their addresses.
+
+        Events, and waits for other streams, are no part of it. One thread at a time, as the caller sees to.
+        """
+        calls: Submissions = []
+        self._record = calls
+        try:
+            work()
+        finally:
+            self._record = None
+        return calls
+
+    def replay(self, submissions: Submissions) -> None:
+        """Enqueue again what `recorded` returned; it costs the host no more than the calls themselves."""
+        self.device.call(_each, submissions, self.raw)
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
         """Copy host memory of the same size to the device; `source`, ideally pinned, must not change until then."""
         _same_size(target.nbytes, source.nbytes)
         if source.nbytes:
-            with self.device.activate():
-                checked(self.device.driver.memcpy_htod_async, target.pointer, _bytes(source), self.raw)
+            self.submit(self.device.driver.memcpy_htod_async, target.pointer, _bytes(source))
 
     def download(self, target: np.ndarray, source: DeviceArray) -> None:
         """Copy device memory of the same size to the host; `target`, ideally pinned, is valid once it is done."""
         _same_size(target.nbytes, source.nbytes)
         if target.nbytes:
-            with self.device.activate():
-                checked(self.device.driver.memcpy_dtoh_async, _bytes(target), source.pointer, self.raw)
+            self.submit(self.device.driver.memcpy_dtoh_async, _bytes(target), source.pointer)
+
+    def downloaded(self, arrays: Sequence[DeviceArray]) -> list[np.ndarray]:
+        """Pinned arrays that are valid once what `Device.together` returned has been copied to them, in one piece."""
+        first, last = arrays[0], arrays[-1]
+        whole = DeviceArray(
+            self.device, (last.pointer + last.nbytes - first.pointer,), np.uint8, first.pointer, first.owner
+        )
+        host = self.device.pinned(whole.shape, np.uint8)
+        self.download(host, whole)
+        places = [array.pointer - first.pointer for array in arrays]
+        return [
+            host[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+            for place, array in zip(places, arrays, strict=True)
+        ]
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
         """Copy within the device; both have the same size in bytes."""
         _same_size(target.nbytes, source.nbytes)
         if target.nbytes:
-            with self.device.activate():
-                driver = self.device.driver
-                checked(driver.memcpy_dtod_async, target.pointer, source.pointer, target.nbytes, self.raw)
+            self.submit(self.device.driver.memcpy_dtod_async, target.pointer, source.pointer, target.nbytes)
 
     def fill(self, target: DeviceArray, byte: int) -> None:
         """Set every byte."""
         if target.nbytes:
-            with self.device.activate():
-                checked(self.device.driver.memset_d8_async, target.pointer, byte, target.nbytes, self.raw)
+            self.submit(self.device.driver.memset_d8_async, target.pointer, byte, target.nbytes)
 
     def record(self) -> "Event":
         """An event that is reached when all work enqueued on this stream so far is done."""
-        with self.device.activate():
-            event = Event(self.device)
-            checked(event.raw.record, self.raw)
+        event = Event(self.device)
+        self.device.call(event.raw.record, self.raw)
         return event
 
     def wait(self, event: "Event") -> None:
         """Make subsequent work on this stream wait for `event`; the host does not wait."""
-        with self.device.activate():
-            checked(self.raw.wait_for_event, event.raw)
+        self.device.call(self.raw.wait_for_event, event.raw)
 
     def capture(self, work: Callable[[], Any]) -> "Graph | None":
         """Capture what `work` enqueues on this stream as a graph that can be launched repeatedly; it does not run now.
@@ -110,32 +142,30 @@ class Stream(Owned):
 class Event:
     """A point on a stream; made by `Stream.record`."""
 
+    __slots__ = ("device", "raw")
+
     def __init__(self, device: "Device"):
         self.device = device
         try:
             self.raw = device.spare_events.pop()
         except IndexError:
-            self.raw = checked(device.driver.Event)
+            self.raw = device.call(device.driver.Event)
 
     def __del__(self) -> None:
-        raw = self.__dict__.pop("raw", None)
-        if raw is not None:
-            self.device.spare_events.append(raw)  # never freed at the end of the process
+        if hasattr(self, "raw"):
+            self.device.spare_events.append(self.raw)  # never freed at the end of the process
 
     def synchronize(self) -> None:
         """Wait until it is reached."""
-        with self.device.activate():
-            checked(self.raw.synchronize)
+        self.device.call(self.raw.synchronize)
 
     def query(self) -> bool:
         """Whether it is reached."""
-        with self.device.activate():
-            return bool(checked(self.raw.query))
+        return bool(self.device.call(self.raw.query))
 
     def elapsed_since(self, other: "Event") -> float:
         """Milliseconds between two events that have both been reached."""
-        with self.device.activate():
-            return float(checked(self.raw.time_since, other.raw))
+        return float(self.device.call(self.raw.time_since, other.raw))
 
 
 class Graph:
@@ -181,6 +211,11 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     if not array.flags.c_contiguous:
         raise ValueError("only contiguous arrays can be copied from or to a device")
     return array.reshape(-1).view(np.uint8)
+
+
+def _each(submissions: Submissions, stream: Any) -> None:
+    for function, arguments in submissions:
+        function(*arguments, stream)
 
 
 def _same_size(target: int, source: int) -> None:

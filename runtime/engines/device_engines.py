@@ -17,6 +17,8 @@ from vocabseg.runtime.engines.host_engines import graph_engine
 from vocabseg.runtime.engines.interface import Choice, DeviceGraph, KeyedRunnable
 from vocabseg.runtime.errors import BundleError, EngineError
 
+# Sets of shapes whose outputs' shapes are remembered.
+SHAPES_KEPT = 256
 # Allocates one output: name, shape, dtype.
 Allocate = Callable[[str, tuple[int, ...], np.dtype], DeviceArray]
 
@@ -37,6 +39,7 @@ class DeviceEngine:
         self._bundle, self._lock = bundle, lock
         self._record = bundle.graph(name)
         self._graph: DeviceGraph | None = None
+        self._shapes: dict[tuple[tuple[int, ...], ...], dict[str, tuple[int, ...]]] = {}
 
     @cached_property
     def key(self) -> str:
@@ -76,7 +79,12 @@ class DeviceEngine:
 
     def output_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Shapes of all outputs, given those of the inputs."""
-        return output_shapes(self._record, shapes)
+        key = tuple(map(tuple, shapes.values()))
+        if key not in self._shapes:
+            if len(self._shapes) >= SHAPES_KEPT:
+                self._shapes.clear()
+            self._shapes[key] = output_shapes(self._record, shapes)
+        return self._shapes[key]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run on host arrays and wait; outputs by name, floats as float32. For text, tests and measurements."""

@@ -39,6 +39,7 @@ class BoundSession:
         self._bindings: dict[tuple[Any, ...], Any] = {}
         self._graph_ids: dict[tuple[Any, ...], str] = {}
         self._new_ids = map(str, itertools.count(1))
+        self._run_options: dict[str, Any] = {}
         self._failed_captures = 0  # in a row
 
     def run(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
@@ -97,9 +98,11 @@ class BoundSession:
                 warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _options(self, graph: str) -> Any:
+        if graph in self._run_options:
+            return self._run_options[graph]
         import onnxruntime
 
-        options = onnxruntime.RunOptions()
+        options = self._run_options[graph] = onnxruntime.RunOptions()
         for name, value in RUN_OPTIONS.items():
             options.add_run_config_entry(name, value)
         if self._cuda_graphs:

@@ -239,6 +239,9 @@ class Function:
 
         _machine.put(stream._queue, run)
 
+    def _launch_kernel(self, grid: tuple, block: tuple, data: bytes, shared: int, stream: Stream) -> None:
+        self(*([np.void(data)] if data else []), grid=grid, block=block, shared=shared, stream=stream)
+
 
 class Module:
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vocabseg.runtime.kernels import checks
 from vocabseg.runtime.kernels.device import launch as cuda_launch
-from vocabseg.runtime.kernels.device.launch import packed
+from vocabseg.runtime.kernels.device.launch import Packed, packed
 from vocabseg.runtime.masks import Masks
 
 if TYPE_CHECKING:
@@ -61,22 +61,30 @@ class Side(NamedTuple):
 
 def array(name: str, value: Any, dtypes: Any, shape: Sequence[int | str]) -> tuple[int, ...]:
     """The shape of a device array, if it and the dtype match; a name in `shape` stands for any length."""
+    given = getattr(value, "shape", ())
+    if len(given) == len(shape) and value.dtype in (dtypes if isinstance(dtypes, tuple) else (dtypes,)):
+        for want, have in zip(shape, given, strict=True):
+            if want != have and not isinstance(want, str):
+                break
+        else:
+            if hasattr(value, "pointer"):
+                return given  # type: ignore[no-any-return]
+    raise ValueError(_unfit(name, value, dtypes, shape))
+
+
+def _unfit(name: str, value: Any, dtypes: Any, shape: Sequence[int | str]) -> str:
+    """Why `array` refuses it."""
     wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
     if not hasattr(value, "pointer"):
-        raise ValueError(f"{name} must be a DeviceArray of shape {wanted}, not {type(value).__name__}")
+        return f"{name} must be a DeviceArray of shape {wanted}, not {type(value).__name__}"
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
-    if value.dtype not in [np.dtype(dtype) for dtype in dtypes]:
+    if value.dtype not in dtypes:
         kinds = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
-        raise ValueError(f"{name} has type {value.dtype}: give {kinds} of shape {wanted}")
-    fits = len(value.shape) == len(shape) and all(
-        isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} has shape {value.shape}: give {wanted}")
-    return tuple(value.shape)
+        return f"{name} has type {value.dtype}: give {kinds} of shape {wanted}"
+    return f"{name} has shape {value.shape}: give {wanted}"
 
 
-def mask_shape(masks: Masks) -> tuple[int, np.ndarray]:
+def mask_shape(masks: Masks) -> tuple[int, Packed]:
     """How many masks, and the MaskShape."""
     n, h, w = array("mask_logits", masks.logits, FLOATS, ("masks", "h", "w"))
     if n > cuda_launch.MOST_MASKS:
@@ -86,7 +94,8 @@ def mask_shape(masks: Masks) -> tuple[int, np.ndarray]:
     return n, packed(cuda_launch.MASK_SHAPE, mask_size=(h, w), padded_size=padded_size, image_size=image_size)
 
 
-def crop_source(source: CropSource) -> np.ndarray:
+def crop_source(source: CropSource) -> Packed:
+    """The CROP_SOURCE of regions that all fit."""
     h, w, _ = array("resized", source.resized, np.uint8, ("h", "w", 3))
     if source.masks.image_size != (h, w):
         raise ValueError(f"resized is {h} x {w}, but the masks' image size is {source.masks.image_size}")
@@ -115,18 +124,28 @@ def crop_source(source: CropSource) -> np.ndarray:
     )
 
 
-def side_struct(name: str, side: Side, texts: int) -> np.ndarray:
-    """The SIDE that similarity takes, with `texts` text embeddings."""
+def side_rows(name: str, side: Side | None, texts: int) -> int:
+    """How many embeddings are compared with `texts` text embeddings; 0 for None."""
+    if side is None:
+        return 0
+    rows, depth = array(f"{name} embeddings", side.embeddings, FLOATS, ("rows", "depth"))
+    array(f"{name} text", side.text, np.float32, (texts, depth))
+    return rows
+
+
+def side_struct(side: Side | None, logits: int) -> Packed:
+    """The SIDE that similarity takes, with the address of its logits."""
+    if side is None:
+        return packed(cuda_launch.SIDE)
     embeddings, text = side
-    rows, depth = array(f"{name} embeddings", embeddings, FLOATS, ("rows", "depth"))
-    array(f"{name} text", text, np.float32, (texts, depth))
     return packed(
         cuda_launch.SIDE,
         embeddings=embeddings.pointer,
         texts=text.pointer,
-        rows=rows,
-        texts_count=texts,
-        depth=depth,
+        logits=logits,
+        rows=embeddings.shape[0],
+        texts_count=text.shape[0],
+        depth=text.shape[1],
         half=embeddings.dtype == np.float16,
     )
 

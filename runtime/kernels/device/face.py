@@ -26,6 +26,7 @@ from vocabseg.runtime.kernels.device.arguments import (
     kind,
     mask_shape,
     pointer,
+    side_rows,
     side_struct,
 )
 from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
@@ -49,6 +50,12 @@ class CudaKernels:
         self._module = device.load_module(kernels_fatbin() if fatbin is None else fatbin)
         self._functions: dict[str, Function] = {}
         self._tables, self._workspaces = ResizeTables(device, self._launch), Workspaces(device)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """How often memory of tables or workspaces was replaced, which makes recorded launches void; and set up."""
+        tables, workspaces = self._tables, self._workspaces
+        return tables.replaced + workspaces.replaced, tables.made + workspaces.made
 
     def resize_normalize(
         self,
@@ -150,14 +157,14 @@ class CudaKernels:
             crops=capacity,
         )
         for with_bits in (True, False):
-            chosen = [crop_source(s) for s in sources if with_bits == (s.bits is not None and not cropping.matting)]
-            chosen = [source for source in chosen if source["capacity"]]
+            chosen = [s for s in sources if with_bits == (s.bits is not None and not cropping.matting) and len(s.order)]
             name = f"crop_regions_{'bits' if with_bits else 'logits'}_{kind(crops)}"
             for k in range(0, len(chosen), launch.CROP_IMAGES):
                 part = chosen[k : k + launch.CROP_IMAGES]
-                regions = max(int(source["capacity"]) for source in part)
+                regions = max(len(source.order) for source in part)
                 blocks, across = launch.crop_regions(size, regions, len(part))
-                self._launch(name, blocks, [launch.source_struct(part), settings, np.int32(across), crops], stream)
+                structs = launch.source_struct([crop_source(source) for source in part])
+                self._launch(name, blocks, [structs, settings, np.int32(across), crops], stream)
 
     def classify(
         self,
@@ -181,15 +188,15 @@ class CudaKernels:
         """
         rows, classes = array("probabilities", probabilities, np.float32, ("rows", "classes"))
         by_region = query is None or (ensemble.enabled and ensemble.weight <= 0)
-        sides = [packed(launch.SIDE), packed(launch.SIDE)]
-        if not by_region:
-            assert query is not None
-            sides[0] = side_struct("query", query, classes + 1)
+        query = None if by_region else query
+        query_rows = side_rows("query", query, classes + 1)
+        if query is not None and query_rows != rows:
             array("query embeddings", query.embeddings, FLOATS, (rows, "depth"))
+        region = region if by_region or ensemble.enabled else None
+        region_rows = side_rows("region", region, classes)
         if by_region or ensemble.enabled:
             if region is None:
                 raise ValueError("the regions' embeddings and texts are missing: give them")
-            sides[1] = side_struct("region", region, classes)
             if not by_region:
                 array("order", order, np.int32, ("masks",))
             if count is not None:
@@ -202,20 +209,20 @@ class CudaKernels:
             array("no_object", no_object, np.float32, (rows,))
         if rows == 0 or classes == 0:
             return
-        lengths = [int(side["rows"] * side["texts_count"]) for side in sides]
-        memory = self._workspaces.get(4 * sum(lengths), stream)
-        sides[0]["logits"], sides[1]["logits"] = memory.pointer, memory.pointer + 4 * lengths[0]
-        blocks = launch.similarity(int(sides[0]["rows"]), int(sides[1]["rows"]), classes + 1)
-        both = np.stack(sides).tobytes()
+        own = 4 * query_rows * (classes + 1)
+        query_logits = self._workspaces.get(own + 4 * region_rows * classes, stream).pointer
+        region_logits = query_logits + own
+        blocks = launch.similarity(query_rows, region_rows, classes + 1)
+        both = side_struct(query, query_logits) + side_struct(region, region_logits)
         self._launch("similarity", blocks, [both, np.float32(ensemble.temperature)], stream)
         given = packed(
             launch.ENSEMBLE,
-            query=sides[0]["logits"] if not by_region else 0,
-            region=sides[1]["logits"] if by_region or ensemble.enabled else 0,
+            query=0 if query is None else query_logits,
+            region=0 if region is None else region_logits,
             seen=pointer(seen),
             order=pointer(order),
             count=pointer(count),
-            rows=min(rows, int(sides[1]["rows"])) if by_region else rows,
+            rows=min(rows, region_rows) if by_region else rows,
             classes=classes,
             weight=ensemble.weight,
         )
@@ -264,7 +271,7 @@ class CudaKernels:
         """Set flag (1,) int32 to 1 if `values`, of any shape, float32 or float16, holds an infinity or NaN."""
         array("flag", flag, np.int32, (1,))
         name = f"find_unusable_{kind(values)}"
-        count = int(np.prod(values.shape, dtype=np.int64))
+        count = values.nbytes // values.dtype.itemsize
         if count:
             self._launch(name, launch.find_unusable(count), [values, np.int64(count), flag], stream)
 
@@ -272,6 +279,4 @@ class CudaKernels:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = self._module.function(name)
-        # Structs are passed by value; as scalars they know their alignment.
-        values = [a[()] if isinstance(a, np.ndarray) else a for a in arguments]
-        function(blocks.grid, blocks.block, values, stream, blocks.shared_bytes)
+        function(blocks.grid, blocks.block, arguments, stream, blocks.shared_bytes)

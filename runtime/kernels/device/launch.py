@@ -4,7 +4,9 @@ Constants and structs mirror those of the *.cuh headers; a test compares the str
 """
 
 import math
+import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,12 +61,41 @@ class Launch(NamedTuple):
     shared_bytes: int = 0
 
 
-def packed(dtype: np.dtype[Any], **values: Any) -> np.ndarray:
-    """A struct, () of dtype; fields not given are 0."""
-    struct = np.zeros((), dtype)
-    for name, value in values.items():
-        struct[name] = value
-    return struct
+class Packed(bytes):
+    """A struct as a kernel takes it by value, aligned to `alignment` bytes."""
+
+    alignment: int
+
+
+def packed(dtype: np.dtype[Any], **values: Any) -> Packed:
+    """A struct of dtype: of each field a number, a sequence of them, or a Packed; fields not given are 0."""
+    layout, fields = _layout(dtype)
+    flat: list[Any] = []
+    for name, nothing in fields.items():
+        value = values.pop(name, nothing)
+        if isinstance(nothing, list):
+            flat.extend(value)
+        else:
+            flat.append(value)
+    if values:
+        raise TypeError(f"the struct has no field {', '.join(values)}")
+    result = Packed(layout.pack(*flat))
+    result.alignment = dtype.alignment
+    return result
+
+
+@cache
+def _layout(dtype: np.dtype[Any]) -> tuple[struct.Struct, dict[str, Any]]:
+    """How a struct is packed, and the value of each field that is not given."""
+    assert dtype.fields is not None
+    text, end, fields = "<", 0, dict[str, Any]()
+    for name, (field, place, *_) in dtype.fields.items():
+        base, shape = field.subdtype or (field, ())
+        fields[name] = [0] * shape[0] if shape else b"" if base.fields else 0
+        code = f"{base.itemsize}s" if base.fields else {"i4": "i", "f4": "f", "u8": "Q"}[base.str[1:]]
+        text += f"{place - end}x" + code * math.prod(shape)
+        end = place + field.itemsize
+    return struct.Struct(f"{text}{dtype.itemsize - end}x"), fields
 
 
 def threads(count: int, block: int = 128) -> Launch:
@@ -137,12 +168,9 @@ def find_unusable(count: int) -> Launch:
     return Launch((min(max(_ceil(count, 8 * USABLE_THREADS), 1), 1024), 1, 1), (USABLE_THREADS, 1, 1))
 
 
-def source_struct(sources: Sequence[np.ndarray]) -> bytes:
+def source_struct(sources: Sequence[Packed]) -> bytes:
     """The CropSources that a launch takes: up to 16 images, the others empty."""
-    table = np.zeros(CROP_IMAGES, CROP_SOURCE)
-    for k, source in enumerate(sources):
-        table[k] = source
-    return table.tobytes()
+    return b"".join(sources).ljust(CROP_IMAGES * CROP_SOURCE.itemsize, b"\0")
 
 
 def _ceil(count: int, size: int) -> int:

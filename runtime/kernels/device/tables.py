@@ -3,12 +3,12 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vocabseg.runtime.kernels.device import launch
-from vocabseg.runtime.kernels.device.launch import packed
+from vocabseg.runtime.kernels.device.launch import Packed, packed
 
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.arrays import DeviceArray
@@ -20,7 +20,7 @@ TABLES = 256
 
 
 class _Table(NamedTuple):
-    struct: np.ndarray
+    struct: Packed
     spans: "DeviceArray"
     weights: "DeviceArray"
     ready: "Event"
@@ -35,8 +35,9 @@ class ResizeTables:
         self._device, self._run = device, run
         self._tables: OrderedDict[tuple[int, int], _Table] = OrderedDict()
         self._lock = threading.Lock()
+        self.replaced = self.made = 0  # how often tables were freed, and computed
 
-    def get(self, in_size: int, out_size: int, stream: "Stream") -> Any:
+    def get(self, in_size: int, out_size: int, stream: "Stream") -> Packed:
         """The RESIZE_TABLE that maps in_size pixels to out_size, ready for subsequent work on `stream`."""
         with self._lock:
             table = self._tables.get((in_size, out_size))
@@ -54,6 +55,8 @@ class ResizeTables:
             self._device.synchronize()  # kernels may still read them
             for _ in range(TABLES // 2):
                 self._tables.popitem(last=False)
+            self.replaced += 1
+        self.made += 1
         capacity = launch.triangle_capacity(in_size, out_size)
         spans = self._device.empty((out_size, 2), np.int32)
         weights = self._device.empty((out_size, capacity), np.int32)
@@ -70,6 +73,7 @@ class Workspaces:
         self._device = device
         self._blocks: dict[int, DeviceArray] = {}
         self._lock = threading.Lock()
+        self.replaced = self.made = 0  # how often a block was replaced, and allocated
 
     def get(self, size: int, stream: "Stream") -> "DeviceArray":
         """At least `size` bytes that only this stream uses."""
@@ -78,5 +82,7 @@ class Workspaces:
             if memory is None or memory.nbytes < size:
                 if memory is not None:
                     stream.synchronize()  # work there still uses the smaller one
+                    self.replaced += 1
+                self.made += 1
                 memory = self._blocks[stream.handle] = self._device.empty((max(2 * size, 2**18),), np.uint8)
             return memory
