@@ -1,5 +1,6 @@
 """Memory of the pipeline on a GPU: buffers with stable addresses, and arrays of images kept for later queries."""
 
+import math
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -16,6 +17,8 @@ from vocabseg.runtime.cuda.streams import Event, Stream
 STORED_BYTES = 512 << 20
 # Most pieces of work in flight whose memory is held, before the host waits for the oldest.
 MOST_IN_FLIGHT = 64
+# Arrays that a set of buffers hands out again as they are.
+MOST_ARRAYS = 64
 
 
 class Buffers:
@@ -27,13 +30,19 @@ class Buffers:
     def __init__(self, device: Device, settle: Callable[[], None]):
         self._device, self._settle = device, settle
         self._blocks: dict[str, DeviceArray] = {}
+        self._arrays: dict[tuple[str, tuple[int, ...], Any], DeviceArray] = {}  # handed out before
         self._pinned: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: Sequence[int], dtype: Any, fill: Stream | None = None) -> DeviceArray:
         """An array at the start of the block of that name; with `fill`, a new block is zeroed on that stream."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        key = (name, tuple(shape), dtype)
+        known = self._arrays.get(key)
+        if known is not None:
+            return known
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         block = self._blocks.get(name)
         if block is None or block.nbytes < size:
+            self._arrays.clear()
             if block is not None:
                 self._settle()
             self._blocks.pop(name, None)
@@ -41,11 +50,14 @@ class Buffers:
             block = self._blocks[name] = self._device.empty((max(size, 1),), np.uint8)
             if fill is not None:
                 fill.fill(block, 0)
-        return DeviceArray(self._device, shape, dtype, block.pointer, block.owner)
+        if len(self._arrays) >= MOST_ARRAYS:
+            self._arrays.clear()
+        found = self._arrays[key] = DeviceArray(self._device, shape, dtype, block.pointer, block.owner)
+        return found
 
     def pinned(self, name: str, shape: Sequence[int], dtype: Any) -> np.ndarray:
         """The same in page-locked host memory."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if name not in self._pinned or self._pinned[name].nbytes < size:
             self._settle()
             self._pinned.pop(name, None)
@@ -55,6 +67,7 @@ class Buffers:
     def clear(self) -> None:
         """Free everything."""
         self._settle()
+        self._arrays.clear()
         self._blocks.clear()
         self._pinned.clear()
 
@@ -89,14 +102,10 @@ class StoredArrays:
         self._download, self._lock = download, lock
         self._device = arrays
         self._host: dict[str, np.ndarray] = {}
+        self.nbytes = sum(array.nbytes for array in arrays.values())  # on the device
 
     def __contains__(self, name: object) -> bool:
         return name in self._device or name in self._host
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        return sum(array.nbytes for array in self._device.values())
 
     def held(self) -> tuple[DeviceArray, ...]:
         """The arrays that are now on the device."""
@@ -111,6 +120,7 @@ class StoredArrays:
                 self._download.upload(array, host)
                 self._download.synchronize()
                 self._device[name] = array
+                self.nbytes += array.nbytes
             return self._device[name]
 
     def on_host(self, name: str) -> np.ndarray:
@@ -128,6 +138,7 @@ class StoredArrays:
                 self.on_host(name)
             self.ready.synchronize()
             self._device.clear()
+            self.nbytes = 0
 
 
 class Store:
@@ -158,8 +169,7 @@ class Store:
 
     def _alive(self) -> list[StoredArrays]:
         """The oldest first; forgets what the user has dropped."""
-        pairs = [(key, reference()) for key, reference in self._stored.items()]
-        for key, stored in pairs:
-            if stored is None:
-                del self._stored[key]
-        return [stored for _, stored in pairs if stored is not None]
+        alive = [stored for reference in self._stored.values() if (stored := reference()) is not None]
+        if len(alive) < len(self._stored):
+            self._stored = OrderedDict((id(stored), weakref.ref(stored)) for stored in alive)
+        return alive

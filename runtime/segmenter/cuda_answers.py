@@ -2,11 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Event, Stream
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.buffers import StoredArrays
@@ -23,6 +24,9 @@ from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
 from vocabseg.runtime.segmenter.stages import check_usable, unusable
 from vocabseg.runtime.text.embedder import TextEmbedder
 from vocabseg.runtime.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.segmenter.cuda_stages import CudaStages
 
 # Vocabularies whose text matrices stay on the device.
 REMEMBERED_VOCABULARIES = 8
@@ -35,21 +39,22 @@ class TextMatrices:
 
     def __init__(self, device: Device, stream: Stream):
         self._device, self._stream = device, stream
-        self._matrices: OrderedDict[tuple[Vocabulary, str], DeviceArray] = OrderedDict()
+        self._matrices: OrderedDict[Vocabulary, dict[str, DeviceArray]] = OrderedDict()
 
-    def get(self, text: TextEmbedder, vocabulary: Vocabulary, what: str) -> DeviceArray:
-        """ "query" (K + 1, Dq) float32, "region" (K, Dr) float32, or "seen" (K,) uint8."""
-        key = (vocabulary, what)
-        if key not in self._matrices:
-            host = _text_matrix(text, vocabulary, what)
-            matrix = self._device.empty(host.shape, host.dtype)
-            self._stream.upload(matrix, host)
-            self._stream.synchronize()
-            self._matrices[key] = matrix
-            while len(self._matrices) > 3 * REMEMBERED_VOCABULARIES:
-                self._matrices.popitem(last=False)
-        self._matrices.move_to_end(key)
-        return self._matrices[key]
+    def get(self, text: TextEmbedder, vocabulary: Vocabulary, wanted: Sequence[str]) -> dict[str, DeviceArray]:
+        """Those that are wanted of "query" (K + 1, Dq) float32, "region" (K, Dr) float32 and "seen" (K,) uint8."""
+        known = self._matrices.setdefault(vocabulary, {})
+        self._matrices.move_to_end(vocabulary)
+        for what in wanted:
+            if what not in known:
+                host = _text_matrix(text, vocabulary, what)
+                matrix = self._device.empty(host.shape, host.dtype)
+                self._stream.upload(matrix, host)
+                self._stream.synchronize()  # of matrices that are forgotten now, too
+                known[what] = matrix
+        while len(self._matrices) > REMEMBERED_VOCABULARIES:
+            self._matrices.popitem(last=False)
+        return {what: known[what] for what in wanted}
 
 
 def _text_matrix(text: TextEmbedder, vocabulary: Vocabulary, what: str) -> np.ndarray:
@@ -137,6 +142,76 @@ class DeviceEvidence:
     def kernels(self) -> ModuleType:
         """The host's, for later queries."""
         return load_kernels()
+
+
+class Voting:
+    """Turns what the networks found in an image, and a vocabulary, into class probabilities and labels."""
+
+    def __init__(self, stages: "CudaStages"):
+        self._stages = stages
+        self._texts = TextMatrices(stages.device, stages.back)
+
+    def classify(self, regions: Regions, vocabulary: Vocabulary) -> Answers:
+        """Enqueue what gives the class probabilities of all masks."""
+        stages, arrays = self._stages, _arrays(regions)
+        stages.store.add(arrays.stored)
+        on_device, table = arrays.stored.on_device, arrays.table
+        n = table.masks
+        queries = on_device("query_embeddings") if "query_embeddings" in arrays.stored else None
+        embeddings = on_device("embeddings") if "embeddings" in arrays.stored else None
+        probabilities, no_object = stages.device.together(((n, len(vocabulary)), np.float32), ((n,), np.float32))
+        wanted = [name for name, of in (("query", queries), ("region", embeddings)) if of is not None]
+        texts = self._texts.get(regions.text, vocabulary, (*wanted, "seen"))
+        ensemble, listed, seen, back = regions.ensemble, on_device("table"), texts["seen"], stages.back
+
+        def vote() -> None:
+            query = None if queries is None else Side(queries, texts["query"])
+            region = None if embeddings is None else Side(embeddings, texts["region"])
+            order, count = table.of(listed)[2:]
+            stages.kernels.classify(query, region, seen, order, count, ensemble, probabilities, no_object, back)
+
+        with stages.stage("classify", back):
+            used = (queries, embeddings, listed, probabilities, no_object, *texts.values())
+            stages.recordings.run("classify", back, used, ensemble, vote)
+        return Answers(probabilities, no_object)
+
+    def compose(self, regions: Regions, answers: Answers, vocabulary: Vocabulary) -> "PendingResult":
+        """Enqueue what gives every pixel its label, and the copies to the host."""
+        stages, arrays = self._stages, _arrays(regions)
+        device, back, download, on_device = stages.device, stages.back, stages.download, arrays.stored.on_device
+        masks = Masks(on_device("mask_logits"), regions.padded_size, regions.image_size, regions.output_size)
+        listed = on_device("table") if regions.region_only else None
+        size, flags = regions.output_size, on_device("flags")
+        found = device.together((size, np.int32), (size, np.float32), (flags.shape, np.int32))
+        labels, scores, flags_then = found
+
+        def compose() -> None:
+            order, count = (None, None) if listed is None else arrays.table.of(listed)[2:]
+            stages.kernels.compose(masks, answers.probabilities, order, count, labels, scores, back)
+            back.copy(flags_then, flags)
+
+        with stages.stage("compose", back):
+            used = (masks.logits, answers.probabilities, listed, labels, flags)
+            stages.recordings.run("compose", back, used, (masks.padded_size, masks.image_size), compose)
+        composed = back.record()
+        download.wait(composed)
+        host = dict(zip(("labels", "scores", "flags"), download.downloaded(found), strict=True))
+        for name, array in arrays.picture_on_device().items():
+            host[name] = device.pinned(array.shape, array.dtype)
+            download.download(host[name], array)
+        done = download.record()
+        stages.in_flight.hold(
+            done, *found, *answers, *host.values(), *arrays.picture_on_device().values(), *arrays.stored.held()
+        )
+        kept = {"probabilities": answers.probabilities, "no_object": answers.no_object}
+        stored = StoredArrays(download, stages.lock, composed, kept)
+        stages.store.add(stored)
+        return PendingResult(regions, arrays, list(vocabulary.names), done, host, stored)
+
+
+def _arrays(regions: Regions) -> DeviceArrays:
+    assert isinstance(regions.arrays, DeviceArrays)
+    return regions.arrays
 
 
 @dataclass(eq=False)

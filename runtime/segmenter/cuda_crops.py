@@ -51,10 +51,10 @@ class CropEncoder:
 
     def encode(self, proposals: DeviceProposals) -> None:
         """Encode all regions of one image; their number arrives while they are being cut."""
-        n, table = len(proposals.masks), proposals.regions
+        n, table = len(proposals.masks), proposals.table
         self._wait_for(proposals)
         if n <= self.rows:
-            crops = self._cut([self._source(proposals, 0, n, 0, table.count)])
+            crops = self._cut_all(proposals)
             self.prepare_embeddings(proposals)
             self._run(crops, [(proposals, 0, table.regions(), 0)])
         else:
@@ -73,7 +73,7 @@ class CropEncoder:
     def prepare_embeddings(self, proposals: DeviceProposals) -> None:
         """Allocate the embeddings of the image's regions, if not done yet."""
         if proposals.embeddings is None:
-            encoder, count = self._stages.encoder, proposals.regions.regions()
+            encoder, count = self._stages.encoder, proposals.table.regions()
             shape = encoder.output_shapes({"crops": self._shape(count)})["image_features"]
             # The same size for every image, so that the next one can reuse the block from the pool.
             full = (max(len(proposals.masks), 1), *shape[1:])
@@ -86,16 +86,20 @@ class CropEncoder:
     def _shape(self, count: int) -> tuple[int, int, int, int]:
         return count, 3, self._side, self._side
 
-    def _source(self, proposals: DeviceProposals, first: int, count: int, row: int, known: DeviceArray) -> CropSource:
+    def _source(
+        self, proposals: DeviceProposals, first: int, count: int, row: int, known: DeviceArray | None = None
+    ) -> CropSource:
+        """`count` regions from the `first` on, or all that there are of them if the number is not known yet."""
         part = slice(first, first + count)
         assert proposals.crop_boxes is not None
+        _, _, order, listed = proposals.table.of(proposals.listed)
         return CropSource(
             resized=proposals.resized,
             masks=proposals.masks,
             bits=proposals.bits,
             crop_boxes=proposals.crop_boxes[part],
-            order=proposals.regions.order[part],
-            count=known,
+            order=order[part],
+            count=listed if known is None else known,
             first=row,
         )
 
@@ -112,6 +116,20 @@ class CropEncoder:
         crops = self._crops()
         with self._stages.stage("crop_regions", self._stream):
             self._stages.kernels.crop_regions(sources, self._cropping, crops, self._stream)
+        return crops
+
+    def _cut_all(self, proposals: DeviceProposals) -> DeviceArray:
+        """Cut all regions of an image, before their number is known."""
+        masks, crops = proposals.masks, self._crops()
+        used = (proposals.resized, masks.logits, proposals.bits, proposals.crop_boxes, proposals.listed, crops)
+        sizes = (masks.padded_size, masks.image_size)
+
+        def cut() -> None:
+            source = self._source(proposals, 0, len(masks), 0)
+            self._stages.kernels.crop_regions([source], self._cropping, crops, self._stream)
+
+        with self._stages.stage("crop_regions", self._stream):
+            self._stages.recordings.run("crop_regions", self._stream, used, sizes, cut)
         return crops
 
     def _crops(self) -> DeviceArray:

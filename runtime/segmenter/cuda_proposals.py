@@ -72,19 +72,17 @@ class DeviceImage:
 class RegionTable:
     """The list of an image's regions: boxes (N, 4), areas (N,), order (N,) and their number, (6 N + 1,) int32 in all.
 
-    It is computed on the device; `arrived` is reached when it is on the host.
+    It is computed on the device, where its memory is not kept alive by this.
     """
 
-    def __init__(self, masks: int, device: DeviceArray):
+    def __init__(self, masks: int):
         self.masks = masks
-        self.device = device
-        self.boxes, self.areas, self.order, self.count = self.of(device)
         self._pinned: np.ndarray | None = None
         self._arrived: Event | None = None
         self._host: np.ndarray | None = None
 
     def download(self, pinned: np.ndarray, arrived: Event) -> None:
-        """The table is being copied to `pinned`."""
+        """The table is being copied to `pinned`, and is there when `arrived` is reached."""
         self._pinned, self._arrived = pinned, arrived
 
     def of(self, table: Any) -> tuple[Any, Any, Any, Any]:
@@ -114,9 +112,10 @@ class RegionTable:
 class DeviceProposals:
     """One image whose proposals are being found: N masks, of which V turn out to be regions.
 
-    The stage `describe` sets bits, the packed masks, or None with matting; crop_boxes (N, 4) int32; table; and
-    selected, reached when these are computed. The embeddings (V, D), not normalised, follow later; those of the first
-    `encoded` regions have been enqueued. `flags` (3,) int32 become 1 where one of `FLAGGED` holds infinities or NaN.
+    The stage `describe` fills `listed`, the table on the device, and sets bits, the packed masks, or None with matting;
+    crop_boxes (N, 4) int32; and selected, reached when these are computed. The embeddings (V, D), not normalised,
+    follow later; those of the first `encoded` regions have been enqueued. `flags` (3,) int32 become 1 where one of
+    `FLAGGED` holds infinities or NaN.
     """
 
     image: Any  # (H, W, 3) uint8, on the host or the device
@@ -125,9 +124,10 @@ class DeviceProposals:
     masks: Masks
     query_embeddings: DeviceArray | None
     flags: DeviceArray
+    listed: DeviceArray
+    table: RegionTable
     bits: DeviceArray | None = None
     crop_boxes: DeviceArray | None = None
-    table: RegionTable | None = None
     selected: Event | None = None
     embeddings: DeviceArray | None = None
     encoded: int = 0
@@ -135,12 +135,6 @@ class DeviceProposals:
     @property
     def has_queries(self) -> bool:
         return self.query_embeddings is not None
-
-    @property
-    def regions(self) -> RegionTable:
-        """The table, once `describe` has run."""
-        assert self.table is not None
-        return self.table
 
     def flag(self, name: str, kernels: Any, stream: Stream) -> None:
         """Look for infinities and NaN in one of `FLAGGED`."""
@@ -153,17 +147,10 @@ class DeviceProposals:
             "mask_logits": self.masks.logits,
             "query_embeddings": self.query_embeddings,
             "flags": self.flags,
-            "table": self.table.device if self.table else None,
+            "table": self.listed,
             "embeddings": self.embeddings,
         }
         return {name: array for name, array in found.items() if array is not None}
-
-
-def new_flags(stream: Stream) -> DeviceArray:
-    """Flags of an image, none of them set."""
-    flags = stream.device.empty((len(FLAGGED),), np.int32)
-    stream.fill(flags, 0)
-    return flags
 
 
 # A part of a batch: the image, its first region, how many regions, and the row of the first.

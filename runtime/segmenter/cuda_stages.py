@@ -16,19 +16,19 @@ import numpy as np
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
+from vocabseg.runtime.cuda.recordings import Recordings
 from vocabseg.runtime.engines.device_engines import DeviceEngine, DeviceEngines
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.kernels.device.face import CudaKernels
 from vocabseg.runtime.kernels.geometry import padded_size, resized_size
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
-from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, PendingResult, TextMatrices
+from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, PendingResult, Voting
 from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
-from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot, Slots, new_flags
+from vocabseg.runtime.segmenter.cuda_proposals import FLAGGED, DeviceImage, DeviceProposals, RegionTable, Slot, Slots
 from vocabseg.runtime.segmenter.regions import Regions
 from vocabseg.runtime.segmenter.stages import Observed
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -42,7 +42,7 @@ def _step(method: Method) -> Method:
     @wraps(method)
     def attempt(self: "CudaStages", item: Any, *rest: Any, **named: Any) -> Any:
         try:
-            return self.within_memory(lambda: method(self, item, *rest, **named))
+            return self.within_memory(method, self, item, *rest, **named)
         except BaseException:
             if isinstance(item, DeviceImage | DeviceProposals):
                 self.abandon(item.slot)
@@ -65,11 +65,12 @@ class CudaStages(Observed):
             self.kernels = CudaKernels(device)
             self.upload, self.front, self.back, self.download = (device.stream() for _ in range(4))
         self._engines = DeviceEngines(device, bundle, choice, self.lock)
-        self.texts = TextMatrices(device, self.back)
         self.in_flight, self.store = InFlight(), Store()
+        self.recordings = Recordings(lambda: self.kernels.state)
         self._front_buffers = Buffers(device, self.front.synchronize)
         self.slots = Slots(device)
         self.crops = CropEncoder(self, bundle.manifest.region, self.back, self.make_room)
+        self.voting = Voting(self)
 
     def engine(self, graph: str) -> Any:
         """The engine of one of the bundle's graphs; its `run` takes host arrays."""
@@ -88,13 +89,13 @@ class CudaStages(Observed):
         with self.lock, self.device.activate():
             yield
 
-    def within_memory(self, work: Callable[[], Any]) -> Any:
+    def within_memory(self, work: Callable[..., Any], *given: Any, **named: Any) -> Any:
         """Run `work`; if memory runs out, make room and try once more."""
         try:
-            return work()
+            return work(*given, **named)
         except DeviceMemoryError:
             self.make_room()
-            return work()
+            return work(*given, **named)
 
     def make_room(self) -> None:
         """Free all memory that can be freed without losing anything."""
@@ -126,7 +127,11 @@ class CudaStages(Observed):
             network_input = self._front_buffers.array("image", (1, 3, *padded), dtype)
             resized = slot.buffers.array("resized", (*size, 3), np.uint8)
             with self.stage("resize_normalize", self.front):
-                self.kernels.resize_normalize(on_device, spec.mean, spec.std, network_input, resized, self.front)
+                given = (on_device, spec.mean, spec.std, network_input, resized, self.front)
+                used = (on_device, network_input, resized)
+                self.recordings.run(
+                    "resize_normalize", self.front, used, (), lambda: self.kernels.resize_normalize(*given)
+                )
             self.note("resize_normalize", network_input=network_input, resized=resized)
         except BaseException:
             self.abandon(slot)
@@ -138,21 +143,33 @@ class CudaStages(Observed):
         with self.stage("proposal", self.front):
             outputs = self.proposal.start({"image": prepared.network_input}, self._front_buffers.array)
         self.note("proposal", **outputs)
-        logits, queries = (
-            self._own(outputs[name].reshape(*outputs[name].shape[1:])) for name in ("mask_logits", "query_embeddings")
+        found_logits, found_queries = outputs["mask_logits"], outputs["query_embeddings"]
+        # The image's own: the next image overwrites the network's outputs.
+        n = found_logits.shape[1]
+        logits, queries, flags, listed = self.device.together(
+            *((array.shape[1:], array.dtype) for array in (found_logits, found_queries)), *_flags_and_table(n)
         )
         (height, width), sizes = prepared.network_input.shape[2:], (prepared.resized.shape, prepared.image.shape)
         masks = Masks(logits, (height, width), *((shape[0], shape[1]) for shape in sizes))
-        flags = new_flags(self.front)
-        found = DeviceProposals(prepared.image, prepared.slot, prepared.resized, masks, queries, flags)
-        found.flag("mask_logits", self.kernels, self.front)
-        found.flag("query_embeddings", self.kernels, self.front)
+        found = DeviceProposals(
+            prepared.image, prepared.slot, prepared.resized, masks, queries, flags, listed, RegionTable(n)
+        )
+
+        def keep() -> None:
+            self.front.copy(logits, found_logits)
+            self.front.copy(queries, found_queries)
+            self.front.fill(flags, 0)
+            found.flag("mask_logits", self.kernels, self.front)
+            found.flag("query_embeddings", self.kernels, self.front)
+
+        used = (found_logits, found_queries, logits, queries, flags)
+        self.recordings.run("propose", self.front, used, (), keep)
         return found
 
     def given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
     ) -> DeviceProposals:
-        return self.within_memory(lambda: self._given(image, resized, masks, query_embeddings))  # type: ignore[no-any-return]
+        return self.within_memory(self._given, image, resized, masks, query_embeddings)  # type: ignore[no-any-return]
 
     def _given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
@@ -168,15 +185,14 @@ class CudaStages(Observed):
             self.abandon(slot)
             raise
         own = Masks(logits, masks.padded_size, masks.image_size, masks.output_size)
-        return DeviceProposals(image, slot, on_device, own, queries, new_flags(self.front))
+        flags, listed = self.device.together(*_flags_and_table(len(masks)))
+        self.front.fill(flags, 0)
+        return DeviceProposals(image, slot, on_device, own, queries, flags, listed, RegionTable(len(masks)))
 
-    def _own(self, source: np.ndarray | DeviceArray) -> DeviceArray:
-        """The image's own copy of a host array, or of a buffer that the next image overwrites."""
+    def _own(self, source: np.ndarray) -> DeviceArray:
+        """The image's own copy of a host array."""
         array = self.device.empty(source.shape, source.dtype)
-        if isinstance(source, DeviceArray):
-            self.front.copy(array, source)
-        else:
-            self.front.upload(array, np.ascontiguousarray(source))
+        self.front.upload(array, np.ascontiguousarray(source))
         return array
 
     def _uploaded(self, image: np.ndarray | DeviceArray, slot: Slot) -> DeviceArray:
@@ -196,20 +212,25 @@ class CudaStages(Observed):
     def describe(self, proposals: DeviceProposals) -> None:
         region, front, masks = self.bundle.manifest.region, self.front, proposals.masks
         n, (height, width) = len(masks), masks.image_size
-        table = RegionTable(n, self.device.empty((6 * n + 1,), np.int32))
+        table, listed = proposals.table, proposals.listed
         buffers = proposals.slot.buffers
         bits = None if region.matting else buffers.array("bits", (n, height, -(-width // 32)), np.uint32)
         crop_boxes = buffers.array("crop_boxes", (n, 4), np.int32)
-        with self.stage("region_boxes", front):
-            self.kernels.region_boxes(masks, region.mask_threshold, table.boxes, table.areas, bits, front)
+
+        def find() -> None:
+            boxes, areas, order, count = table.of(listed)
+            self.kernels.region_boxes(masks, region.mask_threshold, boxes, areas, bits, front)
             self.kernels.select_regions(
-                table.boxes, table.areas, region.expand_ratio, masks.image_size, table.order, crop_boxes, table.count,
-                front,
-            )  # fmt: skip
-        proposals.bits, proposals.crop_boxes, proposals.table = bits, crop_boxes, table
+                boxes, areas, region.expand_ratio, masks.image_size, order, crop_boxes, count, front
+            )
+
+        with self.stage("region_boxes", front):
+            sizes = (masks.padded_size, masks.image_size)
+            self.recordings.run("region_boxes", front, (masks.logits, listed, bits, crop_boxes), sizes, find)
+        proposals.bits, proposals.crop_boxes = bits, crop_boxes
         proposals.selected = front.record()
         pinned = self.device.pinned((6 * n + 1,), np.int32)
-        front.download(pinned, table.device)
+        front.download(pinned, listed)
         arrived = front.record()
         table.download(pinned, arrived)
         self.in_flight.hold(arrived, pinned, proposals.image, *proposals.arrays().values())
@@ -242,56 +263,19 @@ class CudaStages(Observed):
         self.release(proposals)
         stored = StoredArrays(self.download, self.lock, self.back.record(), proposals.arrays())
         self.store.add(stored)
-        return DeviceArrays(proposals.image, proposals.regions, stored, self.lock)
+        return DeviceArrays(proposals.image, proposals.table, stored, self.lock)
 
     # Answers
 
     @_step
     def classify(self, regions: Regions, vocabulary: Vocabulary) -> Answers:
-        arrays = self._arrays(regions)
-        self.store.add(arrays.stored)
-        on_device, table = arrays.stored.on_device, arrays.table
-        n = table.masks
-        queries = on_device("query_embeddings") if "query_embeddings" in arrays.stored else None
-        embeddings = on_device("embeddings") if "embeddings" in arrays.stored else None
-        probabilities = self.device.empty((n, len(vocabulary)), np.float32)
-        no_object = self.device.empty((n,), np.float32)
-        with self.stage("classify", self.back):
-            self.kernels.classify(
-                None if queries is None else Side(queries, self.texts.get(regions.text, vocabulary, "query")),
-                None if embeddings is None else Side(embeddings, self.texts.get(regions.text, vocabulary, "region")),
-                self.texts.get(regions.text, vocabulary, "seen"),
-                *table.of(on_device("table"))[2:],
-                regions.ensemble,
-                probabilities,
-                no_object,
-                self.back,
-            )
-        return Answers(probabilities, no_object)
+        return self.voting.classify(regions, vocabulary)
 
     @_step
     def compose(self, regions: Regions, answers: Answers, vocabulary: Vocabulary) -> PendingResult:
-        arrays, device, download = self._arrays(regions), self.device, self.download
-        on_device = arrays.stored.on_device
-        masks = Masks(on_device("mask_logits"), regions.padded_size, regions.image_size, regions.output_size)
-        order, count = arrays.table.of(on_device("table"))[2:] if regions.region_only else (None, None)
-        labels = device.empty(regions.output_size, np.int32)
-        scores = device.empty(regions.output_size, np.float32)
-        with self.stage("compose", self.back):
-            self.kernels.compose(masks, answers.probabilities, order, count, labels, scores, self.back)
-        composed = self.back.record()
-        download.wait(composed)
-        wanted = {"labels": labels, "scores": scores, "flags": on_device("flags")} | arrays.picture_on_device()
-        host = {name: device.pinned(array.shape, array.dtype) for name, array in wanted.items()}
-        for name, array in wanted.items():
-            download.download(host[name], array)
-        done = download.record()
-        self.in_flight.hold(done, *wanted.values(), *answers, *host.values(), *arrays.stored.held())
-        kept = {"probabilities": answers.probabilities, "no_object": answers.no_object}
-        stored = StoredArrays(download, self.lock, composed, kept)
-        self.store.add(stored)
-        return PendingResult(regions, arrays, list(vocabulary.names), done, host, stored)
+        return self.voting.compose(regions, answers, vocabulary)
 
-    def _arrays(self, regions: Regions) -> DeviceArrays:
-        assert isinstance(regions.arrays, DeviceArrays)
-        return regions.arrays
+
+def _flags_and_table(n: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of the flags and the table of an image with n masks."""
+    return [((len(FLAGGED),), np.int32), ((6 * n + 1,), np.int32)]

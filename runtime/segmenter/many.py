@@ -157,7 +157,7 @@ class Line:
         """Add an image's regions to the batch; encode whenever it is full or too many images wait for it."""
         self._waiting.append(proposals)
         if self._encodes:
-            first, count = 0, proposals.regions.regions()
+            first, count = 0, proposals.table.regions()
             while first < count:
                 taken = min(count - first, self._stages.crops.rows - self._filled)
                 self._parts.append((proposals, first, taken, self._filled))
@@ -172,14 +172,14 @@ class Line:
     def _encode(self) -> None:
         parts, self._parts, self._filled = self._parts, [], 0
         if parts:
-            self._stages.within_memory(lambda: self._stages.crops.encode_parts(parts))
+            self._stages.within_memory(self._stages.crops.encode_parts, parts)
         self._classify()
 
     def _classify(self) -> None:
         """Classify the images at the front whose regions are all encoded."""
         while self._waiting:
             proposals = self._waiting[0]
-            if self._encodes and proposals.encoded < proposals.regions.regions():
+            if self._encodes and proposals.encoded < proposals.table.regions():
                 return
             self._waiting.popleft()
             if self._encodes:

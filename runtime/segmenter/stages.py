@@ -12,7 +12,7 @@ An image goes through these steps, each of which leaves its arrays on the device
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -106,6 +106,9 @@ def check_usable(graph: str, **outputs: np.ndarray) -> None:
             raise unusable(graph, name)
 
 
+UNOBSERVED = nullcontext()
+
+
 class Moment:
     """A reading of the host's clock, as a Mark."""
 
@@ -127,15 +130,15 @@ class Observed:
     def mark(self, stream: Any = None) -> Mark:
         return Moment() if stream is None else stream.record()
 
-    @contextmanager
-    def stage(self, name: str, stream: Any = None) -> Iterator[None]:
+    def stage(self, name: str, stream: Any = None) -> AbstractContextManager[None]:
         """Work started inside the block is one stage."""
-        if self.observer is None:
-            yield
-            return
+        return UNOBSERVED if self.observer is None else self._observed(self.observer, name, stream)
+
+    @contextmanager
+    def _observed(self, observer: Observer, name: str, stream: Any) -> Iterator[None]:
         begin = self.mark(stream)
         yield
-        self.observer.stage(name, begin, self.mark(stream))
+        observer.stage(name, begin, self.mark(stream))
 
     def note(self, name: str, **arrays: Any) -> None:
         """Report arrays that a stage produced."""

@@ -1,6 +1,6 @@
 """Graphs and kernels for an emulated GPU: the bundle's own graphs on ONNX Runtime, the host's kernels."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError
+from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.host import face as host
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
@@ -26,7 +27,7 @@ def put(stream, work) -> None:
     """Queue work of the host on an emulated stream."""
     from tests.cuda_emulation import fake_pycuda
 
-    fake_pycuda.machine().put(stream.raw._queue, work)
+    stream.submit(lambda raw: fake_pycuda.machine().put(raw._queue, work))
 
 
 class EmulatedGraph:
@@ -94,11 +95,28 @@ def _on_host(masks: Masks) -> Masks:
     return replace(masks, logits=_wide(view(masks.logits)))
 
 
+def by_address(value):
+    """The same argument of a kernel, but as a launch has it: an address that keeps no memory alive."""
+    if isinstance(value, DeviceArray):
+        return DeviceArray(value.device, value.shape, value.dtype, value.pointer, None)
+    if isinstance(value, Masks | CropSource):
+        return replace(value, **{each.name: by_address(getattr(value, each.name)) for each in fields(value)})
+    if isinstance(value, Side):
+        return Side(*map(by_address, value))
+    return [by_address(each) for each in value] if isinstance(value, list) else value
+
+
 class HostKernels:
     """The methods of CudaKernels over the host's kernels, for tests of the pipeline alone."""
 
+    state = (0, 0)
+
     def __init__(self, device) -> None:
         self.device = device
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        return (lambda *arguments: found(*map(by_address, arguments))) if callable(found) else found
 
     def resize_normalize(self, image, mean, std, network_input, resized, stream) -> None:
         def work() -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import gc
+import itertools
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tests.cuda_emulation.machine import Machine
 from tests.golden import REPOSITORY, load_golden
 from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.cuda.recordings import MOST_RECORDINGS, Recordings
 from vocabseg.runtime.cuda.streams import Stream
 from vocabseg.runtime.engines import device_engines
 from vocabseg.runtime.engines.interface import Choice
@@ -385,6 +388,33 @@ def test_memory_stays_flat(bundle, images, text):
         assert after[0]["active"] <= before[0]["active"] * 1.05
         assert after[1] < 400
         assert after[2] == before[2]
+
+
+def test_recurring_images_are_replayed_with_the_same_results(bundle, images, text, monkeypatch):
+    """Alternating sizes, vocabularies in turn, and two threads: bit for bit as if every image were the first."""
+    used, vocabularies = [images[2], images[4][:, :150]], [vocabseg.Vocabulary(names) for names in (NAMES, NAMES[:2])]
+    pairs = [(used[k % 2], vocabularies[k // 2 % 2]) for k in range(16)]
+    replays, replay = [], Stream.replay
+    monkeypatch.setattr(Stream, "replay", lambda stream, calls: (replays.append(calls), replay(stream, calls)))
+
+    def answers(results):  # without what keeps an image's memory: its addresses are to come again
+        return [(result.labels, result.scores) for result in results]
+
+    with emulated(bundle, Machine(seed=1), text=text) as segmenter:
+        segmenter.stages.recordings = Recordings(lambda: (0, 0), most=0)
+        expected = answers(segmenter.segment_pairs(pairs[:4]))
+        assert not replays
+    with emulated(bundle, Machine(seed=1), text=text) as segmenter:
+        found = [answers(segmenter(*pair) for pair in pairs[:8])]
+        before = len(replays)
+        found.append(answers(segmenter(*pair) for pair in pairs[:4]))
+        assert len(replays) - before >= 5 * 4  # of six stages
+        with ThreadPoolExecutor(2) as pool:
+            found += pool.map(lambda part: answers(segmenter.segment_pairs(part)), (pairs[:8], pairs[8:]))
+        for k, answer in enumerate(itertools.chain(*found)):
+            for one, other in zip(answer, expected[k % 4], strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=str(k))
+        assert len(segmenter.stages.recordings) < MOST_RECORDINGS
 
 
 # Many images: order, errors, leaving early
