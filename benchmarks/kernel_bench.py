@@ -7,12 +7,17 @@ Both take turns in one process with the same number of threads, so that other wo
 The CUDA kernels' instructions, counted in their machine code, against the limits of an H200:
 
     python -m vocabseg.benchmarks.kernel_bench --estimate [--json FILE]
+
+What it costs the host to submit one image to the GPU, on any driver that PyCUDA takes for one:
+
+    python -m vocabseg.benchmarks.kernel_bench --submission [--json FILE]
 """
 
 import json
 import os
 import platform
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,8 +74,23 @@ def print_estimate(classes: list[int], json_file: Path | None) -> None:
     with Progress(transient=True) as progress:
         progress.add_task("counting", total=None)
         rows = list(estimates(kernels_fatbin(), classes))
+    print_rows(report(rows), rows, json_file)
+
+
+def print_submission(json_file: Path | None) -> None:
+    """The table of benchmarks/kernels/submission.py on the first GPU; raises EngineError."""
+    from vocabseg.benchmarks.kernels.submission import report, submissions
+    from vocabseg.runtime.cuda.device import open_device
+
+    device = open_device(0)
+    rows = submissions(device)
+    print_rows(report(rows, device.name), rows, json_file)
+
+
+def print_rows(table: Table, rows: Sequence[Any], json_file: Path | None) -> None:
+    """A table, and its rows as JSON."""
     console = Console(width=120)
-    console.print(report(rows))
+    console.print(table)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         console.print(f"written: {json_file}")
@@ -90,10 +110,16 @@ def main(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Count the instructions of the CUDA kernels instead; needs no GPU.")
     ] = False,
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Measure what it costs the host to submit an image to the GPU instead.")
+    ] = False,
 ) -> None:
     """Measure the host kernels against plain PyTorch."""
     if estimate:
         print_estimate(classes or [171], json_file)
+        return
+    if submission:
+        print_submission(json_file)
         return
     import torch
 
