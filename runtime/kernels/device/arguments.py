@@ -5,6 +5,7 @@ Every failure is a ValueError of one line.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from vocabseg.runtime.kernels import checks
 from vocabseg.runtime.kernels.device import launch as cuda_launch
 from vocabseg.runtime.kernels.device.launch import Packed, packed
-from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.masks import Masks, Size
 
 if TYPE_CHECKING:
     from vocabseg.runtime.cuda.arrays import DeviceArray
@@ -89,9 +90,14 @@ def mask_shape(masks: Masks) -> tuple[int, Packed]:
     n, h, w = array("mask_logits", masks.logits, FLOATS, ("masks", "h", "w"))
     if n > cuda_launch.MOST_MASKS:
         raise ValueError(f"mask_logits holds {n} masks: at most {cuda_launch.MOST_MASKS} are supported")
-    checks.size("mask_logits", (h, w))
-    image_size, padded_size = checks.sizes(masks.image_size, masks.padded_size)
-    return n, packed(cuda_launch.MASK_SHAPE, mask_size=(h, w), padded_size=padded_size, image_size=image_size)
+    return n, _mask_shape((h, w), tuple(masks.padded_size), tuple(masks.image_size))
+
+
+@lru_cache(maxsize=256)
+def _mask_shape(mask_size: Size, padded_size: Size, image_size: Size) -> Packed:
+    checks.size("mask_logits", mask_size)
+    image_size, padded_size = checks.sizes(image_size, padded_size)
+    return packed(cuda_launch.MASK_SHAPE, mask_size=mask_size, padded_size=padded_size, image_size=image_size)
 
 
 def crop_source(source: CropSource) -> Packed:
