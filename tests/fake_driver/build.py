@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tests.cuda_emulation.library import compiler
+from tests.cuda_emulation.library import compiler, emulation
 
 HERE = Path(__file__).parent
 PYCUDA = "2026.1"
@@ -30,6 +30,9 @@ FAKES = {
     "libcublas.so.13": ("cublas.cpp",),
     **dict.fromkeys(("libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9"), ("handles.cpp",)),
 }
+
+
+KERNELS = "FAKE_DRIVER_KERNELS"  # the variable that names the emulated kernels of a process that runs over the fakes
 
 
 class MissingError(Exception):
@@ -65,23 +68,14 @@ def build_pycuda() -> Path:
         scratch = Path(name)
         (scratch / "cuda" / "lib64" / "stubs").mkdir(parents=True)
         (scratch / "cuda" / "include").symlink_to(cuda_headers())
-        _compile(
-            ["-shared", "-x", "c", os.devnull, "-Wl,-soname,libcuda.so.1", "-o", f"{name}/cuda/lib64/stubs/libcuda.so"]
-        )
+        driver = scratch / "cuda" / "lib64" / "stubs" / "libcuda.so"
+        _compile(["-shared", "-x", "c", os.devnull, "-Wl,-soname,libcuda.so.1", "-o", str(driver)])
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
         _run([*pip, "install", "--target", f"{name}/tools", "setuptools", "wheel"])
         paths = os.pathsep.join([f"{name}/tools", *sys.path])
         environment = {**os.environ, "PYTHONPATH": paths, "CUDA_HOME": f"{name}/cuda", "PIP_TARGET": f"{name}/site"}
-        command = [
-            *pip,
-            "download",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            "pycuda",
-            "-d",
-            f"{name}/wheels",
-        ]
+        environment["LDFLAGS"] = "-Wl,--no-as-needed"  # the libcuda.so to link with is empty
+        command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary=pycuda", f"--dest={name}/wheels"]
         _run([*command, f"pycuda=={PYCUDA}"], environment)
         builder = HERE.parents[1] / "tools" / "build_pycuda.py"
         _run([sys.executable, str(builder), f"{name}/wheels", f"{name}/sources"], environment)
@@ -154,6 +148,20 @@ def build_fakes() -> Path:
         if not target.is_dir():
             os.replace(scratch, target)
     return target
+
+
+def environment(onnxruntime: bool) -> dict[str, str]:
+    """What a process needs to run over the fakes, beyond what this one has; raises MissingError."""
+    if onnxruntime and not onnxruntime_folder().is_dir():
+        raise MissingError("ONNX Runtime for GPUs was not fetched yet: python -m tests.fake_driver --onnxruntime")
+    paths = {
+        "LD_LIBRARY_PATH": [build_fakes()],
+        "PYTHONPATH": [find_pycuda(), *([onnxruntime_folder()] if onnxruntime else [])],
+    }
+    joined = {
+        name: os.pathsep.join(filter(None, [*map(str, own), os.environ.get(name)])) for name, own in paths.items()
+    }
+    return {**joined, KERNELS: emulation().library._name}
 
 
 def _build(target: Path, sources: tuple[str, ...], headers: Path, users: list[Path]) -> None:

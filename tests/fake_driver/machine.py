@@ -8,16 +8,15 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from tests.cuda_emulation.library import Emulation
-from tests.fake_driver.build import MissingError, build_fakes, find_pycuda
+from tests.fake_driver.build import KERNELS, MissingError, build_fakes, find_pycuda
 
 FATBIN = struct.pack("<I", 0xBA55ED50)  # as images of kernels begin: enough for a driver that has the kernels itself
-ENVIRONMENT = "FAKE_DRIVER_KERNELS"  # set where a whole process runs over the fake driver
 POISON = 0xFF
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
@@ -34,18 +33,23 @@ class _Control(ctypes.Structure):
     )
 
 
+def skip(error: MissingError) -> NoReturn:
+    """Skip with the reason, or fail where nothing may be missing."""
+    if os.environ.get("CI"):
+        raise error
+    pytest.skip(f"no fake driver: {error}")
+
+
 @cache
 def _load() -> tuple[ctypes.CDLL, Any, dict[str, Any]]:
     """The fake libcuda.so.1, its control, and the genuine modules over it."""
-    if os.environ.get(ENVIRONMENT):
+    if os.environ.get(KERNELS):
         pytest.skip("this process runs over the fake driver as a whole: run its tests with -m gpu")
     try:
         library = ctypes.CDLL(str(build_fakes() / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
         folder = str(find_pycuda())
     except MissingError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no fake driver: {error}")
+        skip(error)
     if not hasattr(ctypes.CDLL("libcuda.so.1"), "fake_driver_control"):
         pytest.skip("this process has NVIDIA's driver already: run the tests of the emulated GPU on their own")
     library.fake_driver_control.restype = ctypes.POINTER(_Control)
