@@ -73,11 +73,13 @@ def proposal_inputs(photo: Photo) -> list[Arrays]:
     return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 160, 128)}, {"image": photo.network_input}]
 
 
-def image_inputs(crops: np.ndarray) -> list[Arrays]:
-    """Noise in two batch sizes, and the crops of real regions if there are any."""
+def image_inputs(crops: np.ndarray, patch_grid: int = 0) -> list[Arrays]:
+    """Noise in two batch sizes, and the crops of real regions if there are any; with a patch grid, any patch masks."""
     size = crops.shape[-1]
-    inputs = [{"crops": _noise(1, 3, size, size)}, {"crops": _noise(3, 3, size, size)}]
-    return [*inputs, {"crops": crops}] if len(crops) else inputs
+    batches = [_noise(1, 3, size, size), _noise(3, 3, size, size), *([crops] if len(crops) else [])]
+    if not patch_grid:
+        return [{"crops": batch} for batch in batches]
+    return [{"crops": batch, "patch_mask": _patches(len(batch), patch_grid)} for batch in batches]
 
 
 def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
@@ -129,6 +131,14 @@ def check_graph(
         engine.close()
         report[engine.key] = figures
     return report
+
+
+def _patches(count: int, grid: int) -> np.ndarray:
+    """Patch masks (count, grid, grid) float32 in which half of all patches are covered, one in the last mask."""
+    masks = (_noise(count, grid, grid) > 0).astype(np.float32)
+    masks[-1] = 0
+    masks[-1, grid // 2, grid // 3] = 1
+    return masks
 
 
 def _noise(*shape: int) -> np.ndarray:

@@ -104,9 +104,8 @@ def cache_folder() -> Path:
 
 def _settings(configuration: Configuration, manifest: Manifest) -> dict[str, Any]:
     """What of a configuration stands in the manifest alone, and in no graph."""
-    region = RegionSpec(
-        **msgspec.structs.asdict(configuration.region), mean=manifest.region.mean, std=manifest.region.std
-    )
+    own = {name: getattr(manifest.region, name) for name in ("mean", "std", "patch_grid")}
+    region = RegionSpec(**msgspec.structs.asdict(configuration.region), **own)
     return {
         "input": msgspec.convert(msgspec.to_builtins(configuration.input), type(manifest.input)),
         "region": region,
@@ -116,7 +115,8 @@ def _settings(configuration: Configuration, manifest: Manifest) -> dict[str, Any
 
 def _key(name: str, configuration: Configuration) -> str:
     """Names everything that the graphs of a case depend on."""
-    parts = [sorted(shapes(name).items()), msgspec.to_builtins(configuration.prompt), configuration.region.crop_size]
+    sections = msgspec.to_builtins((configuration.clip, configuration.prompt))
+    parts = [sorted(shapes(name).items()), sections, configuration.region.crop_size]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update(_code_digest())
     return digest.hexdigest()[:16]
