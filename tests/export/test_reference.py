@@ -73,7 +73,7 @@ def test_second_stage_from_the_golden_proposals(case: Case) -> None:
         _check_scores(golden, index, output.class_scores.numpy())
 
 
-_texts: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+_texts: dict[Any, tuple[Model, tuple[torch.Tensor, torch.Tensor]]] = {}
 
 
 def _text(segmenter: ReferenceSegmenter, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,8 +81,8 @@ def _text(segmenter: ReferenceSegmenter, names: tuple[str, ...]) -> tuple[torch.
     key = (id(segmenter.model), names)
     if key not in _texts:
         _texts.clear()
-        _texts[key] = segmenter.text_embeddings(names)
-    return _texts[key]
+        _texts[key] = segmenter.model, segmenter.text_embeddings(names)
+    return _texts[key][1]
 
 
 def test_swin() -> None:

@@ -24,6 +24,7 @@ LAYOUTS = {
     "keys_R101c_learnable": ("zsseg-r101c-vitb16-learned", ()),
     "keys_R101c_learnable_separate": ("zsseg-r101c-vitb16-learned", ("prompt.region=vild",)),
     "keys_R101c_single_clip_rn50": ("zsseg-r101c-rn50-single", ()),
+    "a_r101c_vitb16_mpt": ("ovseg-r101c-vitb16", ()),
 }
 SMALL = "c3_r50_tinyrn_learn_suffix"
 
