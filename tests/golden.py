@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDERS = (REPOSITORY / "tests" / "data" / "golden", REPOSITORY.parent / "shared" / "reference" / "golden")
+REFERENCE = REPOSITORY.parent / "shared" / "reference"
+FOLDERS = (REPOSITORY / "tests" / "data" / "golden", REFERENCE / "golden", REFERENCE / "ovseg" / "golden")
 
 
 def load_golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays by name and the decoded `meta` of a golden; skips the test where neither folder has it."""
+    """Arrays by name and the decoded `meta` of a golden; skips the test where no folder has it."""
     for folder in FOLDERS:
         path = folder / f"{name}.npz"
         if path.is_file():

@@ -146,6 +146,17 @@ class HostKernels:
 
         put(stream, work)
 
+    def patch_masks(self, sources, cropping, patches, stream) -> None:
+        def work() -> None:
+            for source in sources:
+                count = int(view(source.count)[0])
+                view(patches)[source.first : source.first + count] = host.patch_masks(
+                    _on_host(source.masks), view(source.crop_boxes)[:count], view(source.order)[:count], cropping,
+                    patches.shape[1],
+                )  # fmt: skip
+
+        put(stream, work)
+
     def classify(self, query, region, seen, order, count, ensemble, probabilities, no_object, stream) -> None:
         def work() -> None:
             valid = np.zeros(len(order), bool)
