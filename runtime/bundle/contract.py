@@ -88,7 +88,7 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     side = manifest.region.crop_size
     if name == "image_encoder" and record.inputs[0].shape[1:] != [3, side, side]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.crop_size is {side}"
-    if name == "image_encoder" and grid and record.inputs[1].shape[1:] != [grid, grid]:
+    if name == "image_encoder" and grid and (grid > side or record.inputs[1].shape[1:] != [grid, grid]):
         return f"takes {_listing(record.inputs)}, but the manifest's region.patch_grid is {grid}"
     if name == "proposal":
         masks, queries = (output.shape[1] for output in record.outputs)
