@@ -10,9 +10,14 @@ from PIL import Image
 
 import vocabseg
 from tests.attack.broken import edit, refused
+from tests.cuda_emulation import fake_pycuda
 from tests.cuda_emulation.machine import Machine
+from tests.doubles import tensorrt as tensorrt_double
+from tests.doubles.tensorrt_cases import build, run_on_host
 from tests.golden import REPOSITORY
 from tests.prompted import prompted_bundle
+from tests.runtime.engines.test_onnxruntime_cuda import HostArray, open_on_cpu
+from tests.runtime.engines.test_tensorrt import Runner
 from tests.runtime.segmenter.test_cuda_stages import assert_same, emulated, emulated_kernels
 from vocabseg.benchmarks.speed.engine import EngineSpec
 from vocabseg.benchmarks.speed.parity import compare_image, judge
@@ -21,8 +26,16 @@ from vocabseg.benchmarks.speed.roofline import stage_work
 from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.calibration.samples.calibration_images import CalibrationImage
 from vocabseg.calibration.samples.ranges import observe
+from vocabseg.calibration.search.fidelity import cosine
+from vocabseg.export.half.convert import add_half_graphs
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.settings import open_adjusted
+from vocabseg.runtime.cuda.device import open_device
+from vocabseg.runtime.engines.onnxruntime_session import BoundSession
+from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
+from vocabseg.runtime.engines.tensorrt.package import load_package
+from vocabseg.runtime.engines.tensorrt.scratch import scratch_of
+from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import reference
 from vocabseg.runtime.kernels.geometry import expand_boxes
@@ -151,3 +164,35 @@ def test_calibration_and_benchmarks_feed_both_inputs(bundle: Path, image: np.nda
         for each in (own, wrong)
     ]
     assert broken == [None, "crop_regions"]
+
+
+def test_half_graphs_on_the_engines_of_a_gpu(tmp_path: Path) -> None:
+    """A plan of TensorRT's double, and ONNX Runtime bound to memory: both inputs are FP16, and share the batch."""
+    opened = add_half_graphs(open_bundle(prompted_bundle(tmp_path / "bundle", GRID)))
+    generator = np.random.default_rng(0)
+    given = {
+        "crops": generator.normal(size=(3, 3, 64, 64)).astype(np.float16),
+        "patch_mask": generator.integers(0, 2, (3, GRID, GRID)).astype(np.float16),
+    }
+    wanted = run_on_host(opened, "image_encoder", "float16", given)["image_features"]
+    wide = {name: array.astype(np.float32) for name, array in given.items()}
+    (single,) = run_on_host(opened, "image_encoder", "float32", wide).values()
+    assert cosine(single, wanted).min() > 0.999
+    with fake_pycuda.installed(Machine()), tensorrt_double.installed():
+        device = open_device(0)
+        build(opened, "image_encoder", device, "image_encoder:crops=1,4,6")
+        plan = TensorRtGraph(opened, "image_encoder", "float16", device, scratch_of(device), load_package())
+        assert plan.input_dtypes == {"crops": np.float16, "patch_mask": np.float16}
+        assert plan.largest_batch == 6
+        run = Runner(plan, device)
+        np.testing.assert_array_equal(run(given, {"image_features": wanted.shape})["image_features"], wanted)
+        with pytest.raises(
+            EngineError, match=r"crops 9x3x64x64, patch_mask 9x4x4: .* --profile image_encoder:crops=1,4,9"
+        ):
+            run({name: np.repeat(array, 3, axis=0) for name, array in given.items()}, {"image_features": (9, 128)})
+        with pytest.raises(EngineError, match="the graph has the inputs crops, patch_mask, given are crops"):
+            run({"crops": given["crops"]}, {"image_features": wanted.shape})
+    session = BoundSession(open_on_cpu(opened.graph_path("image_encoder", "float16")), "cpu", 0, cuda_graphs=False)
+    found = HostArray(np.zeros(wanted.shape, np.float16))
+    session.run({name: HostArray(array) for name, array in given.items()}, {"image_features": found})
+    assert cosine(found.array, wanted).min() > 0.9999
