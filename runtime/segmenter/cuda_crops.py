@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 128
 # Batches are rounded up to a multiple of this, so that few shapes occur and each can be replayed as a CUDA graph.
 BATCH_STEP = 8
-# TensorRT reads its inputs from addresses that are a multiple of this many bytes on.
+# Inputs start at a multiple of this many bytes, as all memory that CUDA allocates (CUDA C++ Programming Guide, "Device
+# Memory Accesses"): kernels that an engine has chosen may rely on it.
 ALIGNMENT = 256
 
 
@@ -167,7 +168,7 @@ class CropEncoder:
             return self._stages.encoder.start(given, allocate)["image_features"]
 
     def _aligned(self, name: str, part: DeviceArray) -> DeviceArray:
-        """The rows of a buffer, or a copy of those that start where an engine cannot read them."""
+        """The rows of a buffer, or a copy of those that start between multiples of ALIGNMENT."""
         if part.pointer % ALIGNMENT == 0:
             return part
         copy = self._buffers.array(name, part.shape, part.dtype)

@@ -55,6 +55,7 @@ class EmulatedGraph:
         self.addresses.add(tuple(array.pointer for array in (*inputs.values(), *outputs.values())))
         for name, array in inputs.items():
             assert array.dtype == self.input_dtypes[name]
+            assert array.pointer % 256 == 0  # as of memory of its own: engines may rely on it
         given, taken = dict(inputs), dict(outputs)
 
         def work() -> None:
