@@ -34,6 +34,12 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
                 problem = f"has {given}, in float32 {_listing([*base.inputs, *base.outputs])}"
             if problem:
                 raise BundleError(f"bundle {folder}: its graph {name} in {precision} {problem}: export it again")
+    region = manifest.region
+    if region.patch_grid > region.crop_size:
+        raise BundleError(
+            f"bundle {folder}: its region.patch_grid is {region.patch_grid}, but its crops have {region.crop_size} "
+            "pixels a side: export it again"
+        )
     for vision, text in (("proposal", prompts.query.graph), ("image_encoder", prompts.region.graph)):
         widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
         if widths[0] != widths[1]:
@@ -88,7 +94,7 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     side = manifest.region.crop_size
     if name == "image_encoder" and record.inputs[0].shape[1:] != [3, side, side]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.crop_size is {side}"
-    if name == "image_encoder" and grid and (grid > side or record.inputs[1].shape[1:] != [grid, grid]):
+    if name == "image_encoder" and grid and record.inputs[1].shape[1:] != [grid, grid]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.patch_grid is {grid}"
     if name == "proposal":
         masks, queries = (output.shape[1] for output in record.outputs)

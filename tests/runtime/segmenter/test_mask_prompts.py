@@ -137,7 +137,7 @@ def test_bundles_that_contradict_themselves(tmp_path: Path, place: str, value: o
 
 def test_a_grid_finer_than_the_crop(tmp_path: Path) -> None:
     folder = prompted_bundle(tmp_path / "bundle", 65)
-    assert "the manifest's region.patch_grid is 65" in refused(folder)
+    assert "its region.patch_grid is 65, but its crops have 64 pixels a side" in refused(folder)
 
 
 def test_calibration_and_benchmarks_feed_both_inputs(bundle: Path, image: np.ndarray, tmp_path: Path) -> None:
