@@ -34,6 +34,12 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
                 problem = f"has {given}, in float32 {_listing([*base.inputs, *base.outputs])}"
             if problem:
                 raise BundleError(f"bundle {folder}: its graph {name} in {precision} {problem}: export it again")
+    region = manifest.region
+    if region.patch_grid > region.crop_size:
+        raise BundleError(
+            f"bundle {folder}: its region.patch_grid is {region.patch_grid}, but its crops have {region.crop_size} "
+            "pixels a side: export it again"
+        )
     for vision, text in (("proposal", prompts.query.graph), ("image_encoder", prompts.region.graph)):
         widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
         if widths[0] != widths[1]:

@@ -3,13 +3,14 @@
 Every failure is a ValueError of one line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from vocabseg.runtime.kernels import checks
+from vocabseg.runtime.kernels.cropping import Cropping
 from vocabseg.runtime.kernels.device import launch as cuda_launch
 from vocabseg.runtime.kernels.device.launch import packed
 from vocabseg.runtime.masks import Masks
@@ -50,6 +51,8 @@ class Ensemble(Protocol):
     def weight(self) -> float: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def seen_rule(self) -> bool: ...
 
 
 class Side(NamedTuple):
@@ -113,6 +116,16 @@ def crop_source(source: CropSource) -> np.ndarray:
         first=source.first,
         capacity=capacity,
     )
+
+
+def crop_launches(sources: Sequence[CropSource], cropping: Cropping) -> Iterator[tuple[str, list[np.ndarray], int]]:
+    """The launches that cut regions: whether they read "bits" or "logits", up to 16 images, and their most regions."""
+    for given in ("bits", "logits"):
+        chosen = [s for s in sources if (given == "bits") == (s.bits is not None and not cropping.matting)]
+        structs = [struct for struct in map(crop_source, chosen) if struct["capacity"]]
+        for k in range(0, len(structs), cuda_launch.CROP_IMAGES):
+            part = structs[k : k + cuda_launch.CROP_IMAGES]
+            yield given, part, max(int(struct["capacity"]) for struct in part)
 
 
 def side_struct(name: str, side: Side, texts: int) -> np.ndarray:
