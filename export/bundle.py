@@ -150,8 +150,7 @@ class _Writer:
             masks = (spec.patch_grid, spec.patch_grid)
             dimensions = {"patch_mask": ("batch", *masks), **dimensions}
             sample["patch_mask"] = torch.ones(2, *masks)
-        inputs = graph_checks.image_inputs(photo.crops(), spec.patch_grid)
-        self.graph("image_encoder", tower, sample, dimensions, inputs)
+        self.graph("image_encoder", tower, sample, dimensions, graph_checks.image_inputs(photo))
 
     def text_encoders(self, model: Model, texts: TextGraphs) -> None:
         context = model.query_clip.context_length

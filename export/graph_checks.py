@@ -61,11 +61,11 @@ class Photo:
         """(1, 3, Hp, Wp) float32."""
         return self._prepared.network_input
 
-    def crops(self) -> np.ndarray:
-        """Crops (V, 3, S, S) of the first regions that the network finds; V is at most 8 and may be 0."""
+    def encoder_inputs(self) -> Arrays:
+        """The image encoder's inputs for the first regions that the network finds, at most 8 and maybe none."""
         proposals = self._stages.propose(self._prepared)
         self._stages.describe(proposals)
-        return self._stages.crops_of(proposals, range(CROPS))
+        return self._stages.encoder_inputs_of(proposals, range(CROPS))
 
 
 def proposal_inputs(photo: Photo) -> list[Arrays]:
@@ -73,13 +73,14 @@ def proposal_inputs(photo: Photo) -> list[Arrays]:
     return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 160, 128)}, {"image": photo.network_input}]
 
 
-def image_inputs(crops: np.ndarray, patch_grid: int = 0) -> list[Arrays]:
-    """Noise in two batch sizes, and the crops of real regions if there are any; with a patch grid, any patch masks."""
-    size = crops.shape[-1]
-    batches = [_noise(1, 3, size, size), _noise(3, 3, size, size), *([crops] if len(crops) else [])]
-    if not patch_grid:
-        return [{"crops": batch} for batch in batches]
-    return [{"crops": batch, "patch_mask": _patches(len(batch), patch_grid)} for batch in batches]
+def image_inputs(photo: Photo) -> list[Arrays]:
+    """Noise in two batch sizes, and real regions if there are any; patch masks of noise cover half of all patches."""
+    real = photo.encoder_inputs()
+    inputs = [{name: _noise(count, *array.shape[1:]) for name, array in real.items()} for count in (1, 3)]
+    for noise in inputs:
+        if "patch_mask" in noise:
+            noise["patch_mask"] = (noise["patch_mask"] > 0).astype(np.float32)
+    return [*inputs, real] if len(real["crops"]) else inputs
 
 
 def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
@@ -131,14 +132,6 @@ def check_graph(
         engine.close()
         report[engine.key] = figures
     return report
-
-
-def _patches(count: int, grid: int) -> np.ndarray:
-    """Patch masks (count, grid, grid) float32 in which half of all patches are covered, one in the last mask."""
-    masks = (_noise(count, grid, grid) > 0).astype(np.float32)
-    masks[-1] = 0
-    masks[-1, grid // 2, grid // 3] = 1
-    return masks
 
 
 def _noise(*shape: int) -> np.ndarray:

@@ -157,10 +157,6 @@ class HostStages(Observed):
         chunks += [inputs for inputs, _ in self.encoder_inputs(proposals, numbers)]
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in shapes}
 
-    def crops_of(self, proposals: HostProposals, regions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The crops (v, 3, S, S) of some regions; numbers beyond the last region are left out."""
-        return self.encoder_inputs_of(proposals, regions)["crops"]
-
     def finish(self, proposals: HostProposals) -> dict[str, np.ndarray]:
         found = {
             "image": proposals.image,
