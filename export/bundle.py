@@ -43,6 +43,7 @@ def export_bundle(
     fused_attention: bool = False,
     sample_image: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
+    weights_license: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Path:
@@ -50,7 +51,8 @@ def export_bundle(
 
     Every graph is compared with its module on every installed engine, on noise, on a photo (`sample_image`, or the
     package's own) and on class names; the figures go into the manifest. The bundle appears under its name when it is
-    complete; with `overwrite` it replaces an existing bundle.
+    complete; with `overwrite` it replaces an existing bundle. `weights_license` is the licence of the weights where it
+    limits their use.
 
     Raises OutputError if it cannot be written, ImageError for the photo, ConfigurationError for a crop size or CLIP
     models that do not fit, and ExportError if a graph differs from its module or no engine is installed.
@@ -59,11 +61,12 @@ def export_bundle(
     target = check_target(Path(output), overwrite)
     pixels = graph_checks.sample_pixels(sample_image)
     texts = text_graphs(model, configuration)
+    clip = model.region_clip
     region = RegionSpec(
-        **msgspec.structs.asdict(configuration.region), mean=model.region_clip.mean, std=model.region_clip.std
+        **msgspec.structs.asdict(configuration.region), mean=clip.mean, std=clip.std, patch_grid=clip.patch_grid
     )
     photo = Photo(pixels, configuration, region, model.proposal)
-    tower = model.region_clip.make_image_tower(region.crop_size)
+    tower = clip.make_image_tower(region.crop_size)
     with whole_folder(target, "the bundle", lambda: check_target(target, overwrite)) as folder:
         writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(texts.graphs))
         writer.proposal(model, photo)
@@ -81,6 +84,7 @@ def export_bundle(
             prompts=texts.prompts,
             vocabulary=None if vocabulary is None else list(vocabulary.names),
             seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
+            weights_license=weights_license,
             provenance=_provenance(configuration, model, provenance or {}),
             parity={
                 "compared_with": "PyTorch, float32",
@@ -132,7 +136,7 @@ class _Writer:
             "mask_logits": ("batch", queries, "height/4", "width/4"),
             "query_embeddings": ("batch", queries, model.query_clip.embed_dim),
         }
-        sample = {"image": torch.randn(2, 3, 64, 96)}
+        sample = {"image": torch.randn(2, 3, *model.proposal.sample_size)}
         self.graph("proposal", model.proposal, sample, dimensions, graph_checks.proposal_inputs(photo))
 
     def image_encoder(self, model: Model, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:
@@ -142,8 +146,11 @@ class _Writer:
             "image_features": ("batch", model.region_clip.embed_dim),
         }
         sample = {"crops": torch.randn(2, *size)}
-        crops = photo.crops()
-        self.graph("image_encoder", tower, sample, dimensions, graph_checks.image_inputs(crops))
+        if spec.patch_grid:
+            masks = (spec.patch_grid, spec.patch_grid)
+            dimensions = {"patch_mask": ("batch", *masks), **dimensions}
+            sample["patch_mask"] = torch.ones(2, *masks)
+        self.graph("image_encoder", tower, sample, dimensions, graph_checks.image_inputs(photo))
 
     def text_encoders(self, model: Model, texts: TextGraphs) -> None:
         context = model.query_clip.context_length

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vocabseg.runtime.bundle.manifest import Shown
 from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSection
 from vocabseg.runtime.bundle.settings import check_key, convert_section, nearest, override
 from vocabseg.runtime.errors import ConfigurationError
@@ -20,19 +21,21 @@ Prompt = str | list[str]
 class ProposalSection(msgspec.Struct, frozen=True, kw_only=True):
     """The proposal network's backbone; with `res5_dilation` 2 (detectron2's RES5_DILATION) res5 keeps stride 16."""
 
-    backbone: Literal["r50", "r101c"]
+    backbone: Literal["r50", "r101c", "swin"]
     res5_dilation: Literal[1, 2] = 1
 
 
 class ClipSection(msgspec.Struct, frozen=True, kw_only=True):
     """open_clip names of the CLIP models; `region_model` only with a separate region adapter of another model.
 
-    `activation` is that of another CLIP for the regions, whose weights do not tell it.
+    `activation` is that of another CLIP for the regions, whose weights do not tell it. `mask_prompts`: whether the
+    image encoder is told which patches a region covers; by default it is where the weights have mask prompts.
     """
 
     model: str
     region_model: str | None = None
     activation: Literal["quick_gelu", "gelu"] | None = None
+    mask_prompts: bool | None = None
 
 
 class PromptSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +43,12 @@ class PromptSection(msgspec.Struct, frozen=True, kw_only=True):
 
     query: Prompt
     region: Prompt | None = None
+
+
+class WeightsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """The licence that the published weights are under, where it limits what may be done with them."""
+
+    license: Shown | None = None
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +61,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     prompt: PromptSection
     region: RegionSection
     ensemble: EnsembleSection
+    weights: WeightsSection = WeightsSection()
 
     @property
     def separate_region(self) -> bool:

@@ -61,11 +61,11 @@ class Photo:
         """(1, 3, Hp, Wp) float32."""
         return self._prepared.network_input
 
-    def crops(self) -> np.ndarray:
-        """Crops (V, 3, S, S) of the first regions that the network finds; V is at most 8 and may be 0."""
+    def encoder_inputs(self) -> Arrays:
+        """The image encoder's inputs for the first regions that the network finds, at most 8 and maybe none."""
         proposals = self._stages.propose(self._prepared)
         self._stages.describe(proposals)
-        return self._stages.crops_of(proposals, range(CROPS))
+        return self._stages.encoder_inputs_of(proposals, range(CROPS))
 
 
 def proposal_inputs(photo: Photo) -> list[Arrays]:
@@ -73,11 +73,14 @@ def proposal_inputs(photo: Photo) -> list[Arrays]:
     return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 160, 128)}, {"image": photo.network_input}]
 
 
-def image_inputs(crops: np.ndarray) -> list[Arrays]:
-    """Noise in two batch sizes, and the crops of real regions if there are any."""
-    size = crops.shape[-1]
-    inputs = [{"crops": _noise(1, 3, size, size)}, {"crops": _noise(3, 3, size, size)}]
-    return [*inputs, {"crops": crops}] if len(crops) else inputs
+def image_inputs(photo: Photo) -> list[Arrays]:
+    """Noise in two batch sizes, and real regions if there are any; patch masks of noise cover half of all patches."""
+    real = photo.encoder_inputs()
+    inputs = [{name: _noise(count, *array.shape[1:]) for name, array in real.items()} for count in (1, 3)]
+    for noise in inputs:
+        if "patch_mask" in noise:
+            noise["patch_mask"] = (noise["patch_mask"] > 0).astype(np.float32)
+    return [*inputs, real] if len(real["crops"]) else inputs
 
 
 def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:

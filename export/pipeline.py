@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vocabseg.export.bundle import check_target, export_bundle
-from vocabseg.export.checkpoint.load import load_model, random_state_dict, read_state_dict
+from vocabseg.export.checkpoint.load import load_model, read_state_dict
+from vocabseg.export.checkpoint.published import random_state_dict
 from vocabseg.export.configuration import load_configuration
 from vocabseg.runtime.bundle.manifest import sha256_file
 
@@ -40,4 +41,7 @@ def export_checkpoint(
         provenance = {"weights": path.name, "weights_sha256": sha256_file(path)}
     model = load_model(state_dict, settings, clip_source)
     del state_dict
-    return export_bundle(model, settings, output, Path(configuration).stem, provenance, **options)
+    license_ = None if checkpoint is None else settings.weights.license
+    return export_bundle(
+        model, settings, output, Path(configuration).stem, provenance, weights_license=license_, **options
+    )

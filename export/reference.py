@@ -1,17 +1,17 @@
 """The whole two-stage method in plain PyTorch, float32: what every faster implementation is compared with.
 
 Xu et al. 2022, "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre-trained Vision-language Model", as
-the published code runs it. Nothing here is shared with the runtime's kernels, nor done to save time or memory.
-Images given together are one padded batch; as in the published code, an image's result then depends on the others.
+the published code runs it; with mask prompts and without a rule for seen classes, OVSeg: Liang et al. 2023,
+"Open-Vocabulary Semantic Segmentation with Mask-adapted CLIP". Nothing here is shared with the runtime's kernels, nor
+done to save time or memory. Images given together are one padded batch; as in the published code, an image's result
+then depends on the others.
 
 Letters in shapes: N proposals, V of them valid (non-empty mask), K classes, D width of embeddings, (h, w) resized
-image, (Hp, Wp) padded, (H, W) original.
+image, (Hp, Wp) padded, (H, W) original, G patches along a side of a crop.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vocabseg.export.checkpoint.load import LearnedPrompt, Model
+from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.model.clip import ClipModel
+from vocabseg.export.reference_text import embed_names
 from vocabseg.runtime.bundle.sections import InputSection, RegionSection
-from vocabseg.runtime.errors import VocabularyError
-from vocabseg.runtime.text.prompts import PROMPTS
-
-DOT = 269  # CLIP's token of "."
-TEXT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class ReferenceOutput:
     valid: Tensor  # (N,) bool
     boxes: Tensor  # (V, 4) float32: x1, y1, x2, y2, before expansion
     crops: Tensor | None  # (V, 3, S, S) normalised
+    patch_masks: Tensor | None  # (V, G, G) of 0 and 1; None also where the image encoder takes none
     region_embeddings: Tensor | None  # (V, D) of length 1
     query_text: Tensor  # (K + 1, D) of length 1; the last row is "no object"
     region_text: Tensor  # (K, D) of length 1
@@ -107,11 +104,15 @@ class ReferenceSegmenter:
         valid = binary.flatten(1).any(dim=1)
         boxes = tight_boxes(binary[valid])
         query_logits = ensemble.temperature * functional.normalize(query_embeddings, dim=-1) @ query_text.T
-        crops = region_embeddings = None
+        crops = patch_masks = region_embeddings = None
         if ensemble.enabled:
             cut = masks[valid] if self.configuration.region.matting else binary[valid].float()
-            crops, region_embeddings, region_logits = self._classify_regions(resized, cut, boxes, region_text)
-            probabilities = combine(query_logits, region_logits, valid, seen, ensemble.weight)
+            crops = self._crops(resized, cut, boxes)
+            patch_masks = self._patch_masks(cut, boxes)
+            region_embeddings = self._embed(crops, patch_masks)
+            region_logits = ensemble.temperature * region_embeddings @ region_text.T
+            known = seen if ensemble.seen_rule else None
+            probabilities = combine(query_logits, region_logits, valid, known, ensemble.weight)
         else:
             probabilities = query_logits.softmax(dim=-1)[:, :-1]
         voters = masks[valid] if ensemble.enabled and ensemble.weight <= 0 else masks
@@ -126,6 +127,7 @@ class ReferenceSegmenter:
             valid=valid,
             boxes=boxes,
             crops=crops,
+            patch_masks=patch_masks,
             region_embeddings=region_embeddings,
             query_text=query_text,
             region_text=region_text,
@@ -135,23 +137,36 @@ class ReferenceSegmenter:
             labels=scores.argmax(dim=0),
         )
 
-    def _classify_regions(
-        self, resized: np.ndarray, masks: Tensor, boxes: Tensor, region_text: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops (V, 3, S, S), embeddings (V, D) of length 1 and logits (V, K) of the regions' masks (V, h, w)."""
-        region, clip = self.configuration.region, self.model.region_clip
+    def _crops(self, resized: np.ndarray, masks: Tensor, boxes: Tensor) -> Tensor:
+        """Crops (V, 3, S, S) of the regions' masks (V, h, w)."""
+        region = self.configuration.region
         picture = torch.tensor(resized).permute(2, 0, 1).float()
         size = (region.crop_size, region.crop_size)
         crops = [
             functional.interpolate(crop[None], size=size, mode="bicubic", align_corners=False)
-            for crop in cut_regions(picture, masks, boxes, region, clip)
+            for crop in cut_regions(picture, masks, boxes, region, self.model.region_clip)
         ]
-        if not crops:
-            nothing = torch.zeros(0, region_text.shape[1])
-            return torch.zeros(0, 3, *size), nothing, nothing @ region_text.T
-        stacked = torch.cat(crops)
-        embeddings = functional.normalize(self.image_tower(stacked), dim=-1)
-        return stacked, embeddings, self.configuration.ensemble.temperature * embeddings @ region_text.T
+        return torch.cat([torch.zeros(0, 3, *size), *crops])
+
+    def _patch_masks(self, masks: Tensor, boxes: Tensor) -> Tensor | None:
+        """(V, G, G): 1 where any pixel of a patch lies in the region's mask, resized like its crop to the nearest."""
+        region, grid = self.configuration.region, self.model.region_clip.patch_grid
+        if not grid:
+            return None
+        size, patch = (region.crop_size, region.crop_size), region.crop_size // grid
+        found = [torch.zeros(0, grid, grid)]
+        for mask, box in zip(masks, boxes, strict=True):
+            left, top, right, bottom = expand_box(box, region.expand_ratio, tuple(mask.shape))
+            inside = functional.interpolate(mask[None, None, top:bottom, left:right], size=size, mode="nearest")
+            found.append((functional.max_pool2d(inside[0], patch) > 0).float())
+        return torch.cat(found)
+
+    def _embed(self, crops: Tensor, patch_masks: Tensor | None) -> Tensor:
+        """Embeddings (V, D) of length 1."""
+        if not len(crops):
+            return torch.zeros(0, self.model.region_clip.embed_dim)
+        inputs = [crops] if patch_masks is None else [crops, patch_masks]
+        return functional.normalize(self.image_tower(*inputs), dim=-1)
 
 
 def resized_size(height: int, width: int, settings: InputSection) -> tuple[int, int]:
@@ -239,62 +254,3 @@ def combine(
     trained = query**weight * evidence ** (1 - weight)
     novel = query ** (1 - weight) * evidence**weight
     return flags * trained + (1 - flags) * novel
-
-
-def embed_names(
-    names: Sequence[str], clip: ClipModel, prompt: str | Sequence[str], learned: LearnedPrompt | None
-) -> Tensor:
-    """Text embeddings (K, D) of length 1: the mean over templates, or one learned prompt."""
-    stripped = [name.strip() for name in names]
-    if prompt == "learned" and learned is not None:
-        return _embed_learned(stripped, clip, learned)
-    templates = PROMPTS[prompt] if isinstance(prompt, str) else prompt
-    rows = [[_tokens(clip, template.format(name)) for name in stripped] for template in templates]
-    per_template = [_encode(clip, clip.text_tower, row, stripped) for row in rows]
-    return functional.normalize(torch.stack(per_template).mean(dim=0), dim=-1)
-
-
-def _embed_learned(names: Sequence[str], clip: ClipModel, learned: LearnedPrompt) -> Tensor:
-    """[start] prefix name suffix "." [end]; the learned vectors are extra rows of the embedding table."""
-    tower = clip.make_text_tower(torch.cat([learned.prefix, learned.suffix]))
-    prefix = range(clip.vocab_size, clip.vocab_size + len(learned.prefix))
-    suffix = range(prefix.stop, prefix.stop + len(learned.suffix))
-    rows = []
-    for name in names:
-        start, *tokens, end = _tokens(clip, name)
-        rows.append([start, *prefix, *tokens, *suffix, DOT, end])
-    return _encode(clip, tower, rows, names)
-
-
-@cache
-def _tokenizer(vocabulary_size: int) -> Any:
-    """open_clip's tokenizer; for a smaller embedding table, with as many of its merges as the table has rows for."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer = SimpleTokenizer()
-    *symbols, start, end = tokenizer.encoder
-    kept = [*symbols[: vocabulary_size - 2], start, end]
-    tokenizer.encoder = {symbol: index for index, symbol in enumerate(kept)}
-    merges = len(tokenizer.bpe_ranks) - (len(symbols) + 2 - len(kept))
-    tokenizer.bpe_ranks = dict(list(tokenizer.bpe_ranks.items())[:merges])
-    return tokenizer
-
-
-def _tokens(clip: ClipModel, text: str) -> list[int]:
-    """Token ids with start and end, which are the last two of the vocabulary."""
-    ids = _tokenizer(clip.vocab_size).encode(text)
-    return [clip.vocab_size - 2, *ids, clip.vocab_size - 1]
-
-
-def _encode(clip: ClipModel, tower: torch.nn.Module, rows: Sequence[list[int]], names: Sequence[str]) -> Tensor:
-    """Features (len(rows), D) of length 1 of token sequences, padded with zeros to the text encoder's length."""
-    length = clip.context_length
-    for row, name in zip(rows, names, strict=True):
-        if len(row) > length:
-            raise VocabularyError(
-                f"class name {name[:40]!r} takes {len(row)} tokens, the text encoder reads {length}: shorten it"
-            )
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    ends = torch.tensor([len(row) - 1 for row in rows])
-    parts = [tower(*part) for part in zip(ids.split(TEXT_BATCH), ends.split(TEXT_BATCH), strict=True)]
-    return functional.normalize(torch.cat(parts), dim=-1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.engines import choose as engines
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.threads import thread_count
@@ -37,10 +38,14 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
-def examine() -> list[Finding]:
-    """Look at this machine; nothing heavy is imported, nothing is written, and no GPU is opened where there is none."""
+def examine(folder: Path | None = None) -> list[Finding]:
+    """Look at this machine, and at the bundle in `folder` (None: the demo model).
+
+    Nothing heavy is imported, nothing is written, and no GPU is opened where there is none. Raises BundleError.
+    """
+    bundle = open_bundle(folder, verify=False)
     findings = []
-    for what, look in _checks():
+    for what, look in (*_checks(), *_of_bundle(bundle, "the demo model" if folder is None else bundle.manifest.name)):
         try:
             findings.append(Finding(what, True, look()))
         except EngineError as error:
@@ -71,7 +76,6 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
     yield "engine tensorrt-rtx on the GPU", partial(_tensorrt, "tensorrt-rtx", "it builds plans without a GPU")
     yield "engine onnxruntime on the GPU", _onnxruntime_gpu
     yield "engine used here", _choice
-    yield "engine of the demo model", _demo_choice
 
 
 def _python() -> str:
@@ -156,10 +160,13 @@ def _choice() -> str:
     return f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"
 
 
-def _demo_choice() -> str:
-    from vocabseg.runtime.bundle.folder import open_bundle
+def _of_bundle(bundle: Bundle, name: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield f"engine of {name}", partial(_bundle_choice, bundle)
+    if bundle.manifest.weights_license is not None:
+        yield f"weights of {name}", lambda: f"under {bundle.manifest.weights_license}"
 
-    bundle = open_bundle(None, verify=False)
+
+def _bundle_choice(bundle: Bundle) -> str:
     choice = engines.choose(model_bytes=bundle.manifest.graph_bytes, bundle=bundle)
     return f"{choice.name} on {choice.device} in {choice.precision}, because {choice.reason}"
 

@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,20 @@ from tests.reference_cases import case_configuration, case_model, shapes
 from vocabseg.export import bundle as bundle_writer
 from vocabseg.export.bundle import export_bundle
 from vocabseg.export.configuration import Configuration
+from vocabseg.export.model.maskformer import ProposalNetwork
 from vocabseg.runtime.bundle import folder
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.bundle.manifest import MANIFEST, Manifest, write_manifest
 from vocabseg.runtime.bundle.sections import RegionSpec
 
 
-def bundle_for_case(name: str) -> Path:
-    """The bundle of a network golden, with the case's weights and settings; skips where the golden is not there."""
+def bundle_for_case(name: str, proposal: Callable[[], ProposalNetwork] | None = None) -> Path:
+    """The bundle of a network golden, with the case's weights and settings; skips where the golden is not there.
+
+    With `proposal` another proposal network is in its place, for tests that start from the golden's own proposals.
+    """
     configuration = case_configuration(load_golden(name)[1])
-    key = _key(name, configuration)
+    key = _key(name, configuration) + (proposal.__name__ if proposal else "")
     weights = cache_folder() / f"weights-{key}"
     with _alone(key):
         if not (weights / MANIFEST).is_file():
@@ -43,7 +48,9 @@ def bundle_for_case(name: str) -> Path:
             small = msgspec.structs.replace(configuration.input, min_size=128, max_size=512)
             quick = msgspec.structs.replace(configuration, input=small)
             with mock.patch.object(bundle_writer, "check_graph", return_value={}):
-                export_bundle(case_model(name)[3], quick, weights, name=name)
+                model = case_model(name)[3]
+                model = model if proposal is None else replace(model, proposal=proposal())
+                export_bundle(model, quick, weights, name=name)
     settings = _settings(configuration, open_bundle(weights, verify=False).manifest)
     digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:12]
     return copy_bundle_with(weights, cache_folder() / f"{name}-{key}-{digest}", name=name, **settings)
@@ -104,9 +111,8 @@ def cache_folder() -> Path:
 
 def _settings(configuration: Configuration, manifest: Manifest) -> dict[str, Any]:
     """What of a configuration stands in the manifest alone, and in no graph."""
-    region = RegionSpec(
-        **msgspec.structs.asdict(configuration.region), mean=manifest.region.mean, std=manifest.region.std
-    )
+    own = {name: getattr(manifest.region, name) for name in ("mean", "std", "patch_grid")}
+    region = RegionSpec(**msgspec.structs.asdict(configuration.region), **own)
     return {
         "input": msgspec.convert(msgspec.to_builtins(configuration.input), type(manifest.input)),
         "region": region,
@@ -116,7 +122,8 @@ def _settings(configuration: Configuration, manifest: Manifest) -> dict[str, Any
 
 def _key(name: str, configuration: Configuration) -> str:
     """Names everything that the graphs of a case depend on."""
-    parts = [sorted(shapes(name).items()), msgspec.to_builtins(configuration.prompt), configuration.region.crop_size]
+    sections = msgspec.to_builtins((configuration.clip, configuration.prompt))
+    parts = [sorted(shapes(name).items()), sections, configuration.region.crop_size]
     digest = hashlib.sha256(json.dumps(parts).encode())
     digest.update(_code_digest())
     return digest.hexdigest()[:16]

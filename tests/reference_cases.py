@@ -37,6 +37,17 @@ BIG_CASES = (
     "b2_r101c_vitb16_separate",
     "b3_voccfg_r101c_vitb16_separate",
 )
+# OVSeg's, made by its own published code; those with one set of weights stand together, too.
+OVSEG_CASES = (
+    "t_r101c_tiny16_mpt",
+    "t_swin_tiny14_mpt",
+    "t_swin_tiny14_clip_only",
+    "t_swin_tiny14_matting_expand_zero",
+    "t_swin_tiny14_no_ensemble",
+    "t_swin_tiny14_no_mpt",
+)
+OVSEG_DEMOS = ("t_demo_tiny14", "t_demo_tiny14_one")
+BIG_OVSEG_CASES = ("a_r101c_vitb16_mpt",)
 _PROMPTS = {"learnable": "learned", "vild": "vild", "imagenet": "imagenet"}
 
 
@@ -59,7 +70,6 @@ def case_configuration(meta: dict[str, Any]) -> Configuration:
     overrides = [
         f"input.min_size={model['min_size_test']}",
         f"input.max_size={model['max_size_test']}",
-        f"prompt.query={_prompt(clip)}",
         f"region.mask_threshold={clip['MASK_THR']}",
         f"region.mask_fill={clip['MASK_FILL']}",
         f"region.expand_ratio={clip['MASK_EXPAND_RATIO']}",
@@ -67,6 +77,11 @@ def case_configuration(meta: dict[str, Any]) -> Configuration:
         f"ensemble.enabled={str(clip['CLIP_ENSEMBLE']).lower()}",
         f"ensemble.weight={clip['CLIP_ENSEMBLE_WEIGHT']}",
     ]
+    if meta["config"].startswith("ovseg"):
+        overrides.append(f"prompt.query={clip['TEXT_TEMPLATES']}")
+        overrides.append(f"clip.mask_prompts={str(clip['MASK_PROMPT_FWD']).lower()}")
+        return load_configuration("ovseg-swinb-vitl14" if model["swin"] else "ovseg-r101c-vitb16", overrides)
+    overrides.append(f"prompt.query={_prompt(clip)}")
     if clip["SEPERATE_ADAPTER"]:
         overrides.append(f"prompt.region={_prompt(clip['REGION_CLIP_ADAPTER'])}")
     return load_configuration(f"zsseg-{model['backbone'].lower()}-vitb16-vild", overrides)
@@ -96,10 +111,12 @@ def case_model(name: str) -> tuple[dict[str, Any], dict[str, Any], Configuration
     """Arrays, meta, configuration and model of a network golden; skips where the golden is not there."""
     arrays, meta = load_golden(name)
     configuration = case_configuration(meta)
-    # Cases with the same weights share the model: nothing but backbone and prompts matters to loading.
+    # Cases with the same weights share the model: nothing but backbone, prompts and mask prompts matters to loading.
     overrides = [f"prompt.query={json.dumps(configuration.prompt.query)}"]
     if configuration.prompt.region is not None:
         overrides.append(f"prompt.region={json.dumps(configuration.prompt.region)}")
+    if configuration.clip.mask_prompts is not None:
+        overrides.append(f"clip.mask_prompts={str(configuration.clip.mask_prompts).lower()}")
     model = _model(_shape_lists()["cases"][name], configuration.name, tuple(overrides))
     return arrays, meta, configuration, model
 

@@ -16,6 +16,7 @@ from vocabseg.benchmarks.kernels.inputs import (
     IMAGE_STD,
     ORIGINAL,
     PADDED,
+    PATCH_GRID,
     RESIZED,
     THRESHOLD,
     Inputs,
@@ -120,6 +121,7 @@ class Arrays:
         self.order, self.crop_boxes = device.empty((n,), np.int32), device.empty((n, 4), np.int32)
         self.count = device.empty((1,), np.int32)
         self.crops = device.empty((n, 3, CROP_SIZE, CROP_SIZE), dtype)
+        self.patches = device.empty((n, PATCH_GRID, PATCH_GRID), dtype)
         self.labels, self.scores = device.empty(ORIGINAL, np.int32), device.empty(ORIGINAL, np.float32)
 
 
@@ -140,10 +142,14 @@ def calls(kernels: CudaKernels, stream: Stream, arrays: Sequence[Arrays], region
         a = arrays[k]
         kernels.select_regions(a.boxes, a.areas, 1.0, RESIZED, a.order, a.crop_boxes, a.count, stream)
 
+    def source(a: Arrays) -> CropSource:
+        return CropSource(a.resized, a.masks, a.bits, a.crop_boxes, a.order, a.count, 0)
+
     def crops(k: int) -> None:
-        a = arrays[k]
-        source = CropSource(a.resized, a.masks, a.bits, a.crop_boxes, a.order, a.count, 0)
-        kernels.crop_regions([source], cropping(), a.crops, stream)
+        kernels.crop_regions([source(arrays[k])], cropping(), arrays[k].crops, stream)
+
+    def patches(k: int) -> None:
+        kernels.patch_masks([source(arrays[k])], cropping(), arrays[k].patches, stream)
 
     def compose(k: int) -> None:
         a = arrays[k]
@@ -153,12 +159,13 @@ def calls(kernels: CudaKernels, stream: Stream, arrays: Sequence[Arrays], region
         arrays = {**vars(first), "logits": first.masks.logits}
         return sum(arrays[name].nbytes for name in names)
 
-    written_crops = first.crops.nbytes // masks * regions
+    written_crops, written_patches = (array.nbytes // masks * regions for array in (first.crops, first.patches))
     return [
         KernelCall("resize_normalize", resize, size("image", "resized", "network_input")),
         KernelCall("region_boxes", boxes, size("logits", "boxes", "areas", "bits")),
         KernelCall("select_regions", select, size("boxes", "areas", "order", "crop_boxes")),
         KernelCall(f"crop_regions, {regions} regions", crops, size("resized", "bits") + written_crops),
+        KernelCall(f"patch_masks, {regions} regions", patches, size("bits") + written_patches),
         KernelCall(
             f"compose, {classes} classes",
             compose,

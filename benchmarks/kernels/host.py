@@ -17,6 +17,7 @@ from vocabseg.benchmarks.kernels.inputs import (
     IMAGE_STD,
     ORIGINAL,
     PADDED,
+    PATCH_GRID,
     RESIZED,
     THRESHOLD,
     Inputs,
@@ -118,6 +119,28 @@ def contenders(inputs: Inputs, threads: int, class_counts: tuple[int, ...]) -> I
             largest_difference if matting else difference_of_most,
             1e-4,
         )
+
+    def kernel_patches() -> Any:
+        return kernels.patch_masks(
+            inputs.masks, inputs.boxes, inputs.indices, cropping(False), PATCH_GRID, threads=threads
+        )
+
+    def torch_patches() -> Any:
+        inside = reference.upsample_masks(masks, PADDED, RESIZED)[torch.from_numpy(inputs.indices).long()] > THRESHOLD
+        cuts = [
+            mask[None, None, y1:y2, x1:x2].float()
+            for mask, (x1, y1, x2, y2) in zip(inside, inputs.boxes.tolist(), strict=True)
+        ]
+        resized = torch.cat([torch.nn.functional.interpolate(cut, size=(224, 224), mode="nearest") for cut in cuts])
+        return torch.nn.functional.avg_pool2d(resized, 224 // PATCH_GRID).ceil()[:, 0]
+
+    yield Contender(
+        f"patch_masks, {len(inputs.boxes)} regions",
+        kernel_patches,
+        torch_patches,
+        difference_of_most,
+        0,
+    )
 
     def torch_compose(probabilities: Any) -> Any:
         scores = torch.einsum("qc,qhw->chw", probabilities, reference.upsample_masks(masks, PADDED, RESIZED))

@@ -17,6 +17,7 @@ THRESHOLD = 0.5
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGE_MEAN, IMAGE_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CROP_SIZE = 224
+PATCH_GRID = 14  # of ViT-B/16, along a side of the crop
 # The published sizes: an image of 427 x 640 whose shorter side becomes 640, padded to a multiple of 32.
 ORIGINAL, RESIZED, PADDED = (427, 640), (640, 959), (640, 960)
 RECORDED = "a_r50_vitb16_vild.npz"

@@ -129,7 +129,10 @@ class EngineVariant:
         result = regions.classify(self.spec.vocabulary)
         assert result.evidence is not None
         assert regions.query_embeddings is not None
-        crops = kept.get("crops")
+        crops, patches = (
+            np.concatenate(kept[name]).astype(np.float32, copy=False) if name in kept else None
+            for name in ("crops", "patch_mask")
+        )
         return Capture(
             resized=resized,
             network_input=network_input.astype(np.float32, copy=False),
@@ -137,12 +140,13 @@ class EngineVariant:
             query_embeddings=regions.query_embeddings,
             valid=regions.valid,
             boxes=regions.boxes,
-            crops=None if not crops else np.concatenate(crops).astype(np.float32, copy=False),
-            embeddings=regions.embeddings if crops else None,
+            crops=crops,
+            embeddings=None if crops is None else regions.embeddings,
             probabilities=result.evidence.class_probabilities,
             voters=regions.voters,
             labels=result.labels,
             margin=lead(result.class_scores()),
+            patch_masks=patches,
         )
 
     def device_memory(self) -> int:

@@ -33,7 +33,7 @@ DRAWS = 1000
 Pick = Callable[[Sequence[float]], Any]
 
 # The contract, by figure; one without a limit is shown only.
-_EVERYWHERE = {"network input": 1e-5, "boxes": 0.0, "crops": 1e-4}
+_EVERYWHERE = {"network input": 1e-5, "boxes": 0.0, "crops": 1e-4, "patches": 0.0}
 _HALF = {**_EVERYWHERE, "cosine mean": 0.9995, "cosine worst": 0.998, "labels, all": 0.995, "miou": 0.1}
 _QUANTISED = {**_EVERYWHERE, "miou": 0.5}
 TOLERANCES = {
@@ -51,6 +51,7 @@ RULES: tuple[tuple[str, str, str, Pick, bool], ...] = (
     ("proposal", "query embeddings, worst cosine", "queries", np.min, True),
     ("region_boxes", "boxes and flags that differ", "boxes", np.sum, False),
     ("crop_regions", "crops, largest difference", "crops", np.max, False),
+    ("crop_regions", "patches of masks that differ", "patches", np.sum, False),
     ("image_encoder", "region embeddings, mean cosine", "cosine mean", np.mean, True),
     ("image_encoder", "region embeddings, worst cosine", "cosine worst", np.min, True),
     ("classify", "probabilities, largest difference", "probabilities", np.max, False),
@@ -98,6 +99,9 @@ def compare_image(
         shared = np.flatnonzero(steady & alone.valid & expected.valid)
         here, there = mine[shared], theirs[shared]
         values["crops"] = _largest(alone.crops[here], expected.crops[there])
+        if alone.patch_masks is not None and expected.patch_masks is not None:
+            differing = alone.patch_masks[here] != expected.patch_masks[there]
+            values["patches"] = float(np.count_nonzero(differing))
         if alone.embeddings is not None and expected.embeddings is not None:
             cosines = _cosines(alone.embeddings[here], expected.embeddings[there])
             if cosines.size:

@@ -32,7 +32,8 @@ class Weights:
 
     def load(self) -> "ReferenceSegmenter":
         """The model, ready to segment; raises CheckpointError or ConfigurationError."""
-        from vocabseg.export.checkpoint.load import load_model, random_state_dict, read_state_dict
+        from vocabseg.export.checkpoint.load import load_model, read_state_dict
+        from vocabseg.export.checkpoint.published import random_state_dict
         from vocabseg.export.reference import ReferenceSegmenter
 
         tensors = random_state_dict(self.configuration) if self.checkpoint is None else read_state_dict(self.checkpoint)
@@ -102,7 +103,7 @@ class TorchVariant:
         torch.set_default_device(device)
         self._synchronise = torch.cuda.synchronize
 
-    def _network(self, module: Any) -> Callable[[Any], Any]:
+    def _network(self, module: Any) -> Callable[..., Any]:
         import torch
 
         run: Any = module
@@ -118,11 +119,11 @@ class TorchVariant:
             # A copy, because compiled networks on a GPU share their buffers: the next one that runs writes over them.
             return output.to(torch.float32, copy=compiled and on_gpu)
 
-        def network(inputs: Any) -> Any:
+        def network(*inputs: Any) -> Any:
             # Freezing needs no_grad; tensors made under inference_mode would need a compilation of their own.
             kind = "cuda" if on_gpu else "cpu"
             with torch.no_grad(), torch.autocast(kind, dtype if half else torch.bfloat16, enabled=half):
-                outputs = run(inputs)
+                outputs = run(*inputs)
             return tuple(map(float32, outputs)) if isinstance(outputs, tuple) else float32(outputs)
 
         return network
@@ -132,9 +133,9 @@ class TorchVariant:
         self._synchronise()
         return time.perf_counter()
 
-    def _encode(self, tower: Callable[[Any], Any], crops: Any) -> Any:
+    def _encode(self, tower: Callable[..., Any], *inputs: Any) -> Any:
         begin = self._now()
-        features = tower(crops)
+        features = tower(*inputs)
         self._encoding = (begin, self._now())
         return features
 
@@ -223,6 +224,7 @@ class TorchVariant:
             valid=valid,
             boxes=_host(output.boxes).astype(np.int32),
             crops=None if output.crops is None else _host(output.crops),
+            patch_masks=None if output.patch_masks is None else _host(output.patch_masks),
             embeddings=None if output.region_embeddings is None else _host(output.region_embeddings),
             probabilities=_host(output.class_probabilities),
             voters=np.arange(len(valid)) if everyone else np.flatnonzero(valid),

@@ -15,6 +15,7 @@ from vocabseg.benchmarks.speed.flops import GraphWork, graph_work
 from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE, ImageInfo, Peaks, StageRoof, Timing
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.kernels.geometry import resized_size
+from vocabseg.runtime.segmenter.host_stages import encoder_input_shapes
 
 Size = tuple[int, int]
 FLOAT, COUNT = 4, 8  # bytes of a float32; of a label and its score together
@@ -44,8 +45,8 @@ def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -
     regions = info.regions if manifest.ensemble.enabled else 0
     crop_bytes = regions * 3 * side * side * FLOAT
 
-    finding = _counted(bundle.graph_path("proposal"), "image", (1, 3, padded_h, padded_w))
-    encoding = _counted(bundle.graph_path("image_encoder"), "crops", (1, 3, side, side))
+    finding = _counted(bundle.graph_path("proposal"), image=(1, 3, padded_h, padded_w))
+    encoding = _counted(bundle.graph_path("image_encoder"), **encoder_input_shapes(manifest.region, 1))
     query_bytes = masks * width * FLOAT
     return {
         "decode": StageWork(0, file_bytes + 3 * pixels),
@@ -114,5 +115,5 @@ def _resize_operations(size: Size, resized: Size) -> float:
 
 
 @cache
-def _counted(path: Path, name: str, shape: tuple[int, ...]) -> GraphWork:
-    return graph_work(path, {name: shape})
+def _counted(path: Path, **shapes: tuple[int, ...]) -> GraphWork:
+    return graph_work(path, shapes)

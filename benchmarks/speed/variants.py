@@ -30,6 +30,7 @@ class Capture:
         mask_logits: (N, hm, wm) float32; query_embeddings: (N, D) float32.
         valid: (N,) bool; boxes: (V, 4) int, tight.
         crops: (V, 3, S, S) float32 and embeddings: (V, D) float32; None where no crop was encoded.
+        patch_masks: (V, G, G) float32 of 0 and 1; None where the image encoder takes crops alone.
         probabilities: (M, K) float32 of the masks `voters` (M,).
         labels: (H, W) int32; margin: (H, W) float32, by how much the best class leads at each pixel.
     """
@@ -46,6 +47,7 @@ class Capture:
     voters: np.ndarray
     labels: np.ndarray
     margin: np.ndarray
+    patch_masks: np.ndarray | None = None
 
     @property
     def padded(self) -> Size:

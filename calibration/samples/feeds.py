@@ -13,20 +13,20 @@ from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.embedder import TextEmbedder
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Crops taken of one image: its regions overlap, so more of them would add little.
+# Regions taken of one image: its regions overlap, so more of them would add little.
 CROPS = 8
 
 
 @dataclass(frozen=True)
 class ImageFeeds:
-    """What one image gives: the proposal network's input, and some crops (v, 3, S, S) float32, v from 0 on."""
+    """What one image gives: the proposal network's input, and the image encoder's inputs for v regions, v from 0 on."""
 
     network_input: np.ndarray
-    crops: np.ndarray
+    encoder_inputs: dict[str, np.ndarray]
 
     def of(self, graph: str) -> dict[str, np.ndarray]:
         """The inputs of a graph by name."""
-        return {"image": self.network_input} if graph == "proposal" else {"crops": self.crops}
+        return {"image": self.network_input} if graph == "proposal" else self.encoder_inputs
 
 
 class FeedMaker:
@@ -44,7 +44,7 @@ class FeedMaker:
         self.stages.describe(proposals)
         generator = np.random.default_rng((self.seed, number))
         regions = np.sort(generator.permutation(len(proposals.boxes))[:CROPS])
-        return ImageFeeds(prepared.network_input, self.stages.crops_of(proposals, regions))
+        return ImageFeeds(prepared.network_input, self.stages.encoder_inputs_of(proposals, regions))
 
 
 def filled(feeds: Sequence[ImageFeeds], graph: str) -> list[dict[str, np.ndarray]]:

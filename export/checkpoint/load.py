@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 
 from vocabseg.export.checkpoint.file import bare_name, read_state_dict
-from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS, fill
+from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS
 from vocabseg.export.configuration import Configuration
-from vocabseg.export.model.clip import ClipModel, build_clip, is_openai_archive, list_problems, open_clip_model
+from vocabseg.export.model.clip import (
+    MASK_PROMPTS,
+    ClipModel,
+    build_clip,
+    is_openai_archive,
+    list_problems,
+    open_clip_model,
+)
 from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, proposal_sizes, read_proposal_sizes
+from vocabseg.export.model.resnet import ResNetSizes
+from vocabseg.export.model.swin import SwinSizes, relative_positions
 from vocabseg.runtime.errors import CheckpointError
 
 QUERY, REGION = "clip_adapter.", "_region_clip_adapter."
-PROMPT_LENGTH = 16  # of a published learned prompt: vectors before the class name, none behind it
-CLASSES = 156  # of the published training set (voc15: 15); they only size the training loss
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,19 @@ def load_model(
         region_clip = _load_clip(region, REGION)
         region_prompt = _load_prompt(region, REGION, region_clip, configuration.region_prompt, "region")
         _check_adapter(region, REGION, region_clip, region_prompt)
+    _choose_mask_prompts(region_clip, configuration)
     non_object = query["non_object_embedding"].float()
     return Model(proposal, query_clip, region_clip, query_prompt, region_prompt, non_object)
+
+
+def _choose_mask_prompts(clip: ClipModel, configuration: Configuration) -> None:
+    if configuration.clip.mask_prompts is False:
+        clip.mask_prompts = None
+    elif configuration.clip.mask_prompts and clip.mask_prompts is None:
+        raise CheckpointError(
+            f"the CLIP of the regions has no mask prompts ({MASK_PROMPTS}), which configuration {configuration.name} "
+            "asks for: give the checkpoint that belongs to it, or --set clip.mask_prompts=false"
+        )
 
 
 def load_clip_source(source: str | Path, activation: str | None = None) -> ClipModel:
@@ -139,44 +157,8 @@ def load_clip_source(source: str | Path, activation: str | None = None) -> ClipM
     return clip
 
 
-def random_state_dict(configuration: Configuration) -> dict[str, Tensor]:
-    """Random weights for a configuration in its published sizes and layout, the same every time."""
-    return {key: torch.from_numpy(array) for key, array in fill(published_shapes(configuration)).items()}
-
-
-def published_shapes(configuration: Configuration) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of the checkpoint that the published code writes for a configuration.
-
-    CLIP's sizes are those of open_clip's model of that name; raises CheckpointError for an unknown one.
-    """
-    query = _clip_shapes(configuration.clip.model)
-    shapes = _shapes(_proposal_on_meta(proposal_sizes(configuration.proposal.backbone, query["text_projection"][1])))
-    shapes["criterion.empty_weight"] = (1 + (15 if configuration.name.endswith("-voc15") else CLASSES),)
-    adapters = {QUERY: (query, configuration.prompt.query)}
-    if configuration.separate_region:
-        adapters[REGION] = (_clip_shapes(configuration.region_model), configuration.region_prompt)
-    for prefix, (clip, prompt) in adapters.items():
-        width = clip["token_embedding.weight"][1]
-        shapes |= {f"{prefix}non_object_embedding": (1, clip["text_projection"][1])}
-        shapes |= {f"{prefix}{name}": (1, 3, 1, 1) for name in ("pixel_mean", "pixel_std")}
-        shapes |= {f"{prefix}clip_model.{key}": shape for key, shape in clip.items()}
-        if prompt == "learned":
-            shapes[f"{prefix}prompt_learner.prefix_prompt"] = (PROMPT_LENGTH, width)
-            shapes |= {f"{prefix}prompt_learner.{signal}": (1, width) for signal in SIGNAL_TOKENS}
-    return shapes
-
-
-def _clip_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    import open_clip
-
-    sizes = open_clip.get_model_config(name.replace("/", "-"))
-    if sizes is None:
-        raise CheckpointError(f"no sizes are known for the CLIP model {name!r}: use a name of open_clip.list_models()")
-    with torch.device("meta"):
-        return _shapes(open_clip.model.CLIP(sizes["embed_dim"], sizes["vision_cfg"], sizes["text_cfg"]))
-
-
-def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of a module's tensors."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
@@ -184,7 +166,8 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
+def proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
+    """The proposal network without memory for its weights."""
     with torch.device("meta"):
         return ProposalNetwork(sizes)
 
@@ -195,17 +178,30 @@ def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) 
     except (KeyError, IndexError):  # the comparison below then names the missing keys
         last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
         sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
-    sizes = replace(sizes, backbone=replace(sizes.backbone, res5_dilation=configuration.proposal.res5_dilation))
-    backbone = "r101c" if sizes.backbone.deep_stem else "r50"
-    if backbone != configuration.proposal.backbone:
+    if isinstance(sizes.backbone, ResNetSizes):
+        sizes = replace(sizes, backbone=replace(sizes.backbone, res5_dilation=configuration.proposal.res5_dilation))
+    if sizes.kind != configuration.proposal.backbone:
         raise CheckpointError(
-            f"the checkpoint's backbone is {backbone}, configuration {configuration.name} says "
-            f"{configuration.proposal.backbone}: choose a matching configuration, or --set proposal.backbone={backbone}"
+            f"the checkpoint's backbone is {sizes.kind}, configuration {configuration.name} says "
+            f"{configuration.proposal.backbone}: choose a matching configuration, or --set "
+            f"proposal.backbone={sizes.kind}"
         )
-    network = _proposal_on_meta(sizes)
-    _compare(_shapes(network), tensors)
-    network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)
+    network = proposal_on_meta(sizes)
+    _compare(shapes_of(network), tensors)
+    if isinstance(sizes.backbone, SwinSizes):
+        _check_positions(tensors, relative_positions(sizes.backbone.window))
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    network.load_state_dict(floats, strict=True, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _check_positions(tensors: Mapping[str, Tensor], expected: Tensor) -> None:
+    """Raise CheckpointError for a Swin whose windows place their pixels in another way."""
+    for key, value in tensors.items():
+        if key.endswith("relative_position_index") and not torch.equal(value, expected):
+            raise CheckpointError(
+                f"{key} does not number the pixels of a window row by row: these weights are of another network"
+            )
 
 
 def _load_clip(adapter: Mapping[str, Tensor], prefix: str) -> ClipModel:

@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vocabseg.export.model.clip import MEAN, STD
+from vocabseg.export.model.swin import relative_positions
 
 # Rows of CLIP's token embedding behind a learned prompt's buffers: start of text, end of text, ".", padding.
 SIGNAL_TOKENS = {"start_signal": 49406, "end_signal": 49407, "dot_signal": 269, "pad_signal": 0}
 
-_MASK_BIAS = {"basic": -0.175, "deep": -0.232}  # keeps masks from covering the whole picture, by kind of stem
+# Keeps masks from covering the whole picture, by kind of stem.
+_MASK_BIAS = {"basic": -0.175, "deep": -0.232, "small swin": -0.130, "swin": -0.165}
+_PUBLISHED_SWIN = 96  # channels of the smallest published Swin's first stage
 _LATERAL_GAIN = {"1": 0.15, "2": 0.3, "3": 0.6}  # damps fine detail, so that masks are smooth
+_SWIN_GAIN = {"attn.qkv": 2.0, "attn.proj": 0.5, "mlp.fc1": 1.4, "mlp.fc2": 0.5}
 _ATTENTION_GAIN = {"text": 3.0, "image": 2.0, "cross": 4.0, "self": 1.5}  # peaked enough for tokens to matter
 
 
@@ -28,7 +32,7 @@ def fill(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     The names are the published state_dict keys. The CLIP of a separate region adapter gets the same weights as the
     query side's if the shapes agree.
     """
-    stem = "deep" if "backbone.stem.conv2.weight" in shapes else "basic"
+    stem = _stem(shapes)
     arrays = {}
     for key in sorted(shapes):
         shape = tuple(int(size) for size in shapes[key])
@@ -43,12 +47,19 @@ def fill(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _stem(shapes: Mapping[str, Sequence[int]]) -> str:
+    patches = shapes.get("backbone.patch_embed.proj.weight")
+    if patches is not None:
+        return "small swin" if patches[0] < _PUBLISHED_SWIN else "swin"
+    return "deep" if "backbone.stem.conv2.weight" in shapes else "basic"
+
+
 def _leaf(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
 def _is_constant(key: str) -> bool:
-    return _leaf(key) in ("num_batches_tracked", "empty_weight", "pixel_mean", "pixel_std")
+    return _leaf(key) in ("num_batches_tracked", "empty_weight", "pixel_mean", "pixel_std", "relative_position_index")
 
 
 def _constant(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -59,6 +70,8 @@ def _constant(key: str, shape: tuple[int, ...]) -> np.ndarray:
         weight = np.ones(shape, np.float32)
         weight[-1] = 0.1
         return weight
+    if leaf == "relative_position_index":
+        return relative_positions(math.isqrt(shape[0])).numpy()
     values = MEAN if leaf == "pixel_mean" else STD
     return np.asarray(values, np.float32).reshape(shape) * np.float32(255.0)
 
@@ -87,6 +100,8 @@ def _rule(key: str, shape: tuple[int, ...], stem: str) -> tuple[float, float]:
         return 0.0, 0.02
     if leaf in ("non_object_embedding", "class_embedding"):
         return 0.0, shape[-1] ** -0.5
+    if leaf in ("mask_embedding", "relative_position_bias_table"):
+        return 0.0, 0.5
     if key.endswith("query_embed.weight"):
         return 0.0, 1.0
     if clip and leaf == "positional_embedding":
@@ -125,6 +140,11 @@ def _matrix_scale(key: str, fan_in: int, clip_patch: bool) -> float:
         return _ATTENTION_GAIN[_attention_kind(key)] * unit
     if "decoder.layers" in key and key.endswith(("self_attn.out_proj.weight", "linear2.weight")):
         return 0.3 * unit  # parts that all queries share
+    swin = re.match(
+        r"backbone\.(?:layers\.\d+\.(?:blocks\.\d+\.)?)?(attn\.|mlp\.|downsample\.|patch_embed\.)(\w+)\.weight", key
+    )
+    if swin:
+        return _SWIN_GAIN.get(swin[1] + swin[2], 1.0) * unit
     plain = ("out_proj.weight", "mlp.c_proj.weight", "linear2.weight", "shortcut.weight", "downsample.0.weight")
     if key.endswith((*plain, "input_proj.weight")) or (clip_patch and key.endswith("visual.conv1.weight")):
         return unit

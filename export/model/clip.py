@@ -26,13 +26,24 @@ LISTED = 8  # keys named in an error; the others are counted
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 # In open_clip's archives, too: the causal mask, which a model makes itself.
 _NO_WEIGHTS = (*_SIZES, "attn_mask", "text.attn_mask")
+MASK_PROMPTS = "visual.mask_embedding"
 
 
 class ClipModel:
-    """A CLIP model in float32: its towers, its sizes, and the mean and std (RGB, 0..1) its image encoder expects."""
+    """A CLIP model in float32: its towers, its sizes, and the mean and std (RGB, 0..1) its image encoder expects.
 
-    def __init__(self, module: Any, mean: Sequence[float] = MEAN, std: Sequence[float] = STD):
+    `mask_prompts` (depth, patches or 1, width) are learned tokens for the patches that a region leaves free, or None.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        mask_prompts: Tensor | None = None,
+    ):
         self.module = module.eval().requires_grad_(False)
+        self.mask_prompts = mask_prompts
         rewrite_attention(module)
         self.mean, self.std = (cast(Colour, tuple(values)) for values in (mean, std))
         # open_clip keeps the text encoder either in `text` or in the model itself.
@@ -47,6 +58,11 @@ class ClipModel:
     def activation(self) -> str:
         """Of the text encoder, and so of an image encoder in CLIP's own form: "quick_gelu" or "gelu"."""
         return "quick_gelu" if any(type(part).__name__ == "QuickGELU" for part in self._text.modules()) else "gelu"
+
+    @property
+    def patch_grid(self) -> int:
+        """Patches along a side of the patch mask that the image tower takes beside the crops; 0 where it takes none."""
+        return 0 if self.mask_prompts is None else self.module.visual.grid_size[0]
 
     @property
     def token_embedding(self) -> Tensor:
@@ -68,7 +84,7 @@ class ClipModel:
 
         Raises ConfigurationError for a size the encoder cannot take.
         """
-        return image_tower(self.module.visual, crop_size or self.image_size)
+        return image_tower(self.module.visual, crop_size or self.image_size, self.mask_prompts)
 
     def make_text_tower(self, extra_rows: Tensor | None = None) -> nn.Module:
         """The text tower with `extra_rows` (rows, width) of learned prompts appended to the embedding table."""
@@ -98,8 +114,9 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> Cli
         ) from None
     with torch.device("meta"):
         module = CLIP(**sizes, quick_gelu=quick_gelu)
+    prompts = _take_mask_prompts(tensors, module.visual)
     _load(module, tensors)
-    return ClipModel(module)
+    return ClipModel(module, mask_prompts=prompts)
 
 
 def open_clip_model(
@@ -133,13 +150,15 @@ def open_clip_model(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"cannot load {name} with weights {tag!r}: {reason}") from error
+    prompts = None
     if isinstance(pretrained, Mapping):
         from open_clip.convert import convert_state_dict
 
         tensors = {key: value for key, value in pretrained.items() if key not in _NO_WEIGHTS}
+        prompts = _take_mask_prompts(tensors, module.visual)
         _load(module, convert_state_dict(module, tensors))
     preprocess = module.visual.preprocess_cfg
-    return ClipModel(module, preprocess["mean"], preprocess["std"])
+    return ClipModel(module, preprocess["mean"], preprocess["std"], prompts)
 
 
 def _check_text(name: str, config: Mapping[str, Any]) -> None:
@@ -194,6 +213,24 @@ def _read_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "vision_cfg": CLIPVisionCfg(**vision, head_width=HEAD_WIDTH),
         "text_cfg": CLIPTextCfg(**text),
     }
+
+
+def _take_mask_prompts(tensors: dict[str, Tensor], visual: Any) -> Tensor | None:
+    """The mask prompts, float32, of a vision transformer, taken out of `tensors`; None if there are none."""
+    from open_clip.transformer import VisionTransformer
+
+    if MASK_PROMPTS not in tensors or not isinstance(visual, VisionTransformer):
+        return None
+    prompts = tensors.pop(MASK_PROMPTS).float()
+    depth, patches, width = visual.transformer.layers, len(visual.positional_embedding) - 1, visual.transformer.width
+    if prompts.ndim != 3 or not (
+        1 <= len(prompts) <= depth and prompts.shape[1] in (1, patches) and prompts.shape[2] == width
+    ):
+        raise CheckpointError(
+            f"{MASK_PROMPTS} is {'x'.join(map(str, prompts.shape))}, not 1 to {depth} times {patches} (or 1) times "
+            f"{width}: give the checkpoint that it belongs to"
+        )
+    return prompts
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:

@@ -5,7 +5,7 @@ Module names are the published state_dict keys. Only what inference needs is com
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vocabseg.export.model.attention import attend, merge_heads, split_heads
 from vocabseg.export.model.resnet import NormalisedConv2d, ResNet, ResNetSizes, read_resnet_sizes, resnet_sizes
+from vocabseg.export.model.swin import Swin, SwinSizes, read_swin_sizes, swin_sizes
 
 # Of the decoder's attention and of the pixel decoder's normalisation; the weights do not show them.
 HEADS, GROUPS = 8, 32
@@ -21,9 +22,12 @@ HEADS, GROUPS = 8, 32
 
 @dataclass(frozen=True)
 class ProposalSizes:
-    """Sizes of a proposal network; `class_layers` and `mask_layers` list the widths of the two heads' layers."""
+    """Sizes of a proposal network; `class_layers` and `mask_layers` list the widths of the two heads' layers.
 
-    backbone: ResNetSizes
+    `projected`: a convolution takes the last feature map to the decoder's width; where they agree it may be absent.
+    """
+
+    backbone: ResNetSizes | SwinSizes
     pixel: int = 256
     mask: int = 256
     hidden: int = 256
@@ -32,11 +36,25 @@ class ProposalSizes:
     queries: int = 100
     class_layers: tuple[int, ...] = (1024, 512)
     mask_layers: tuple[int, ...] = (256, 256, 256)
+    projected: bool = True
+
+    @property
+    def kind(self) -> str:
+        """The configuration's name of the backbone: "r50", "r101c" or "swin", whatever their depths and widths."""
+        if isinstance(self.backbone, SwinSizes):
+            return "swin"
+        return "r101c" if self.backbone.deep_stem else "r50"
+
+    @property
+    def dilated(self) -> bool:
+        """Whether the last stage keeps stride 16."""
+        return isinstance(self.backbone, ResNetSizes) and self.backbone.res5_dilation > 1
 
 
 def proposal_sizes(backbone: str, embedding: int) -> ProposalSizes:
-    """Published sizes for a backbone ("r50" or "r101c") and the width of CLIP's embeddings."""
-    return ProposalSizes(backbone=resnet_sizes(backbone), class_layers=(1024, embedding))
+    """Published sizes for a backbone ("r50", "r101c" or "swin") and the width of CLIP's embeddings."""
+    sizes = swin_sizes() if backbone == "swin" else resnet_sizes(backbone)
+    return ProposalSizes(backbone=sizes, class_layers=(1024, embedding))
 
 
 def read_proposal_sizes(shapes: Mapping[str, Sequence[int]]) -> ProposalSizes:
@@ -50,8 +68,8 @@ def read_proposal_sizes(shapes: Mapping[str, Sequence[int]]) -> ProposalSizes:
         prefix = f"{predictor}{head}.layers."
         return tuple(shapes[f"{prefix}{index}.weight"][0] for index in range(_count(shapes, prefix)))
 
-    return ProposalSizes(
-        backbone=read_resnet_sizes(backbone),
+    sizes = ProposalSizes(
+        backbone=(read_swin_sizes if "patch_embed.proj.weight" in backbone else read_resnet_sizes)(backbone),
         pixel=shapes[pixel + "layer_4.weight"][0],
         mask=shapes[pixel + "mask_features.weight"][0],
         hidden=shapes[predictor + "query_embed.weight"][1],
@@ -61,6 +79,8 @@ def read_proposal_sizes(shapes: Mapping[str, Sequence[int]]) -> ProposalSizes:
         class_layers=widths("class_embed"),
         mask_layers=widths("mask_embed"),
     )
+    projected = predictor + "input_proj.weight" in shapes or sizes.backbone.outer[3] != sizes.hidden
+    return replace(sizes, projected=projected)
 
 
 def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
@@ -79,7 +99,7 @@ class PixelDecoder(nn.Module):
             self.add_module(f"layer_{index}", self._conv(width, width, 3))
         self.add_module("layer_4", self._conv(channels[3], width, 3))
         self.mask_features = nn.Conv2d(width, sizes.mask, 3, padding=1)
-        self.dilated = sizes.backbone.res5_dilation > 1
+        self.dilated = sizes.dilated
 
     @staticmethod
     def _conv(inputs: int, outputs: int, kernel: int) -> NormalisedConv2d:
@@ -193,7 +213,7 @@ class Predictor(nn.Module):
     def __init__(self, sizes: ProposalSizes):
         super().__init__()
         self.query_embed = nn.Embedding(sizes.queries, sizes.hidden)
-        self.input_proj = nn.Conv2d(sizes.backbone.outer[3], sizes.hidden, 1)
+        self.input_proj = nn.Conv2d(sizes.backbone.outer[3], sizes.hidden, 1) if sizes.projected else nn.Identity()
         self.transformer = Transformer(sizes)
         self.class_embed = Perceptron(sizes.hidden, sizes.class_layers)
         self.mask_embed = Perceptron(sizes.hidden, sizes.mask_layers)
@@ -252,8 +272,14 @@ class ProposalNetwork(nn.Module):
     def __init__(self, sizes: ProposalSizes):
         super().__init__()
         self.sizes = sizes
-        self.backbone = ResNet(sizes.backbone)
+        self.backbone = Swin(sizes.backbone) if isinstance(sizes.backbone, SwinSizes) else ResNet(sizes.backbone)
         self.sem_seg_head = SegmentationHead(sizes)
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of an image to trace with: tracing takes what is 1 in it, such as one window, for fixed."""
+        tiles = self.sizes.backbone.window if isinstance(self.sizes.backbone, SwinSizes) else 1
+        return 32 * (tiles + 1), 32 * (2 * tiles + 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return self.sem_seg_head(self.backbone(image))

@@ -22,9 +22,15 @@ def resize_position(position: Tensor, grid: int) -> Tensor:
 
 
 class VitTower(nn.Module):
-    """A vision transformer: crops (batch, 3, size, size) -> features (batch, D), not normalised."""
+    """A vision transformer: crops (batch, 3, size, size) -> features (batch, D), not normalised.
 
-    def __init__(self, visual: Any, crop_size: int):
+    With `mask_prompts` (depth, patches or 1, width) it also takes which patches a region covers, patch_mask
+    (batch, g, g) of zeros and ones: where that is 0, a patch's token is replaced by its learned one, at first and after
+    each of the first depth - 1 blocks. The class token is left alone. Liang et al. 2023, "Open-Vocabulary Semantic
+    Segmentation with Mask-adapted CLIP", section 3.3.
+    """
+
+    def __init__(self, visual: Any, crop_size: int, mask_prompts: Tensor | None = None):
         super().__init__()
         patch = _square(visual.patch_size)
         if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
@@ -41,19 +47,32 @@ class VitTower(nn.Module):
         self.register_buffer("projection", visual.proj.detach())
         self.pool = visual.pool_type
         self.norm_first = self.pool == "avg" and not visual.final_ln_after_pool
+        self.prompted = 0
+        if mask_prompts is not None:
+            _check_mask_prompts(mask_prompts, visual, crop_size)
+            self.prompted = len(mask_prompts)
+            everywhere = mask_prompts.detach().expand(-1, len(position) - 1, -1)
+            self.register_buffer("mask_prompts", F.pad(everywhere, (0, 0, 1, 0)))  # none for the class token
 
-    def forward(self, crops: Tensor) -> Tensor:
-        x = self.patches(crops).flatten(2).transpose(1, 2)
+    def forward(self, crops: Tensor, patch_mask: Tensor | None = None) -> Tensor:
         # The class token is a zero row plus its row of `position`, so no operation depends on the batch size.
-        x = self.norm_before(F.pad(x, (0, 0, 1, 0)) + self.position)
-        for block in self.blocks:
-            x = block(x)
+        x = F.pad(self.patches(crops).flatten(2).transpose(1, 2), (0, 0, 1, 0))
+        kept = None if patch_mask is None else F.pad(patch_mask.flatten(1), (1, 0), value=1.0)[:, :, None]
+        x = self.norm_before(self._prompt(x, kept, 0) + self.position)
+        for index, block in enumerate(self.blocks, 1):
+            x = self._prompt(block(x), kept, index)
         if self.norm_first:
             x = self.norm_after(x)
         x = x[:, 0] if self.pool == "tok" else x[:, 1:].mean(dim=1)
         if not self.norm_first:
             x = self.norm_after(x)
         return x @ self.projection
+
+    def _prompt(self, x: Tensor, kept: Tensor | None, depth: int) -> Tensor:
+        """Tokens (batch, 1 + patches, width) with learned ones where `kept` (batch, 1 + patches, 1) is 0."""
+        if kept is None or depth >= self.prompted:
+            return x
+        return x * kept + self.mask_prompts[depth] * (1 - kept)
 
 
 class ClassTokenBlock(nn.Module):
@@ -165,18 +184,32 @@ class TextTower(nn.Module):
         return x if self.projection_matrix is None else x @ self.projection_matrix
 
 
-def image_tower(visual: Any, crop_size: int) -> nn.Module:
-    """The traceable form of an open_clip image encoder for crops of one size; ConfigurationError if there is none."""
+def image_tower(visual: Any, crop_size: int, mask_prompts: Tensor | None = None) -> nn.Module:
+    """The traceable form of an open_clip image encoder for crops of one size; ConfigurationError if there is none.
+
+    `mask_prompts` are a vision transformer's alone.
+    """
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
+    if mask_prompts is not None and isinstance(visual, VisionTransformer):
+        return VitTower(visual, crop_size, mask_prompts).eval()
     for kind, tower in ((VisionTransformer, VitTower), (ModifiedResNet, ResNetTower), (TimmModel, TimmTower)):
         if isinstance(visual, kind):
             return tower(visual, crop_size).eval()
     raise ConfigurationError(
         f"an image encoder of type {type(visual).__name__} is not supported: use an open_clip model"
     )
+
+
+def _check_mask_prompts(mask_prompts: Tensor, visual: Any, crop_size: int) -> None:
+    native = _square(visual.image_size)
+    if crop_size != native:
+        raise ConfigurationError(
+            f"crop size {crop_size} does not fit this image encoder's mask prompts: set region.crop_size={native}, or "
+            "leave them out (--set clip.mask_prompts=false)"
+        )
 
 
 def _square(size: int | tuple[int, int]) -> int:

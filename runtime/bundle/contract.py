@@ -11,6 +11,7 @@ from vocabseg.runtime.errors import BundleError
 # Inputs and outputs by name, with their number of dimensions.
 PROPOSAL = ({"image": 4}, {"mask_logits": 4, "query_embeddings": 3})
 IMAGE_ENCODER = ({"crops": 4}, {"image_features": 2})
+PROMPTED_IMAGE_ENCODER = ({"crops": 4, "patch_mask": 3}, {"image_features": 2})
 TEXT_ENCODER = ({"token_ids": 2, "eot_index": 1}, {"text_features": 2})
 INTEGERS = ("token_ids", "eot_index")
 FLOATS = ("float32", "float16")
@@ -33,6 +34,12 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
                 problem = f"has {given}, in float32 {_listing([*base.inputs, *base.outputs])}"
             if problem:
                 raise BundleError(f"bundle {folder}: its graph {name} in {precision} {problem}: export it again")
+    region = manifest.region
+    if region.patch_grid > region.crop_size:
+        raise BundleError(
+            f"bundle {folder}: its region.patch_grid is {region.patch_grid}, but its crops have {region.crop_size} "
+            "pixels a side: export it again"
+        )
     for vision, text in (("proposal", prompts.query.graph), ("image_encoder", prompts.region.graph)):
         widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
         if widths[0] != widths[1]:
@@ -69,7 +76,9 @@ def check_graph(folder: Path, record: GraphRecord) -> None:
 def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     """What is wrong with a graph's description, as the end of a sentence."""
     text = dict.fromkeys((manifest.prompts.query.graph, manifest.prompts.region.graph), TEXT_ENCODER)
-    due = {**text, "proposal": PROPOSAL, "image_encoder": IMAGE_ENCODER}.get(name)
+    grid = manifest.region.patch_grid
+    image_encoder = PROMPTED_IMAGE_ENCODER if grid else IMAGE_ENCODER
+    due = {**text, "proposal": PROPOSAL, "image_encoder": image_encoder}.get(name)
     if due is None:
         return None
     for what, tensors, ranks in zip(("inputs", "outputs"), (record.inputs, record.outputs), due, strict=True):
@@ -85,6 +94,8 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     side = manifest.region.crop_size
     if name == "image_encoder" and record.inputs[0].shape[1:] != [3, side, side]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.crop_size is {side}"
+    if name == "image_encoder" and grid and record.inputs[1].shape[1:] != [grid, grid]:
+        return f"takes {_listing(record.inputs)}, but the manifest's region.patch_grid is {grid}"
     if name == "proposal":
         masks, queries = (output.shape[1] for output in record.outputs)
         if record.inputs[0].shape[1] != 3 or masks != queries or not isinstance(masks, int) or masks < 1:

@@ -93,7 +93,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle except its tensors. `files` holds the records of tokenizer and tensors.
 
     `graphs` are the float32 ones; `variants` holds the same graphs in other precisions, by precision and graph.
-    `vocabulary` lists the bundle's own class names, `seen` says which of them were seen in training.
+    `vocabulary` lists the bundle's own class names, `seen` says which of them were seen in training. `weights_license`
+    is the licence of the published weights where it limits their use, such as "CC BY-NC 4.0".
     """
 
     format: int
@@ -106,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     prompts: Prompts
     vocabulary: list[str] | None = None
     seen: list[bool] | None = None
+    weights_license: Shown | None = None
     provenance: dict[str, Any] = {}
     parity: dict[str, Any] = {}
     variants: dict[Name, dict[Name, GraphRecord]] = {}

@@ -34,16 +34,23 @@ class RegionSection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegionSpec(RegionSection, frozen=True, kw_only=True):
-    """The same plus the mean and std, 0..1, RGB, that the image encoder was trained with."""
+    """The same plus the mean and std, 0..1, RGB, that the image encoder was trained with.
+
+    `patch_grid`: patches along a side of the crop where the image encoder also takes a region's patch mask (mask
+    prompts); 0 where it takes crops alone.
+    """
 
     mean: tuple[Mean, Mean, Mean]
     std: tuple[Deviation, Deviation, Deviation]
+    patch_grid: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
 
 
 class EnsembleSection(msgspec.Struct, frozen=True, kw_only=True):
     """How query and region evidence are combined: query^weight * region^(1 - weight) for classes seen in training, with
-    the exponents swapped for others. A weight of 0 or less means regions only."""
+    the exponents swapped for others. A weight of 0 or less means regions only. Without `seen_rule` every class counts
+    as one of the others."""
 
     enabled: bool
     weight: Annotated[float, msgspec.Meta(ge=-1, le=1)]
     temperature: Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
+    seen_rule: bool = True

@@ -88,8 +88,9 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
                 f"here the sections {', '.join(ADJUSTABLE)} can be set"
             )
     changed = apply_settings(manifest, overrides)
-    if changed.region.crop_size != manifest.region.crop_size:
-        raise ConfigurationError("--set region.crop_size: the image encoder's input size is fixed at export")
+    for key in ("crop_size", "patch_grid"):
+        if getattr(changed.region, key) != getattr(manifest.region, key):
+            raise ConfigurationError(f"--set region.{key}: the image encoder's input size is fixed at export")
     return changed
 
 

@@ -77,10 +77,16 @@ def deviation(value: object) -> Array:
     return deviations
 
 
-def regions(boxes: object, indices: object, picture: Array, masks: Masks) -> tuple[Array, Array]:
-    """Boxes (regions, 4) int32, inside the image and not empty, and the mask index of each, (regions,) int32."""
+def image_of(value: object, masks: Masks) -> Array:
+    """The image, (h, w, 3) uint8, that the masks belong to."""
+    picture = image(value)
     if picture.shape[:2] != masks.image_size:
         raise ValueError(f"image is {picture.shape[0]} x {picture.shape[1]}, but the masks' is {masks.image_size}")
+    return picture
+
+
+def regions(boxes: object, indices: object, masks: Masks) -> tuple[Array, Array]:
+    """Boxes (regions, 4) int32, inside the image and not empty, and the mask index of each, (regions,) int32."""
     checked = array("boxes", boxes, np.int32, ("regions", 4))
     chosen = array("indices", indices, np.int32, (len(checked),))
     h, w = masks.image_size
@@ -111,4 +117,11 @@ def crop_size(value: int) -> int:
     """The side of a crop, at least 1."""
     if int(value) != value or not 1 <= value <= 4096:
         raise ValueError(f"crop_size is {value}: give a whole number from 1 to 4096")
+    return int(value)
+
+
+def patch_grid(value: int, side: int) -> int:
+    """The patches along a side of a crop of `side` pixels, at least 1 and each of at least one pixel."""
+    if int(value) != value or not 1 <= value <= side:
+        raise ValueError(f"patch_grid is {value}: give a whole number from 1 to the crop's side, {side}")
     return int(value)

@@ -12,6 +12,7 @@
 //   linear_*       torch.nn.functional.interpolate(mode="bilinear", align_corners=False), float32
 //   cubic_*        torch.nn.functional.interpolate(mode="bicubic", align_corners=False), float32; R. Keys,
 //                  "Cubic convolution interpolation for digital image processing", 1981, with a = -0.75
+//   nearest_*      torch.nn.functional.interpolate(mode="nearest"), float32
 //   exponential    Cephes expf (S. Moshier): argument reduction by log 2 and a degree-5 polynomial, below 2 ulp
 #pragma once
 
@@ -249,6 +250,19 @@ VOCABSEG_HD CubicTap cubic_tap(int in_size, int out_size, int out_index) {
 
 VOCABSEG_HD float cubic_mix(float a, float b, float c, float d, const float* weight) {
     return a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3];
+}
+
+// --- Patch masks ----------------------------------------------------------------------------------------------------
+
+// The source pixel of an output pixel.
+VOCABSEG_HD int nearest_index(int in_size, int out_size, int out_index) {
+    return clamp_index(static_cast<int>(static_cast<float>(out_index) * source_scale(in_size, out_size)), in_size);
+}
+
+// The logit above which a pixel counts for its patch. With matting the mask is the probability 1 / (1 + exp(-x)), and a
+// pixel counts unless that is 0, which it is where exp(-x) overflows float32: from ln(2^128) = 88.72284 on.
+VOCABSEG_HD float patch_limit(double threshold, bool matting) {
+    return matting ? -88.72284f : threshold_logit(threshold);
 }
 
 }  // namespace vocabseg

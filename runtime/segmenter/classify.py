@@ -22,7 +22,8 @@ def class_probabilities(
 
     query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for user-supplied
     masks, which have no queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text
-    (K, Dr); seen (K,) bool, None for all unseen. Text rows have unit length; embeddings need not.
+    (K, Dr); seen (K,) bool, None for all unseen, as they all are without the ensemble's seen_rule. Text rows have unit
+    length; embeddings need not.
 
     Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, if only CLIP
     votes: enabled with weight <= 0, or no queries. Raises ValueError if the arrays do not match.
@@ -39,7 +40,7 @@ def class_probabilities(
     region = np.empty((0, query.shape[1]), np.float32)
     if count:
         region = _region_distribution(region_embeddings, region_text, count, temperature)
-    return combine(query, region, valid, seen, ensemble.weight)
+    return combine(query, region, valid, seen if ensemble.seen_rule else None, ensemble.weight)
 
 
 def query_distribution(query_embeddings: Array, query_text: Array, temperature: float) -> Array:

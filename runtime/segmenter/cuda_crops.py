@@ -1,7 +1,7 @@
 """Regions on a GPU -> their crops and embeddings, in batches that may span several images."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,27 +13,33 @@ from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 from vocabseg.runtime.kernels.device.arguments import CropSource
 from vocabseg.runtime.segmenter.buffers import Buffers
 from vocabseg.runtime.segmenter.cuda_proposals import DeviceProposals, Part
-from vocabseg.runtime.segmenter.host_stages import cropping
+from vocabseg.runtime.segmenter.host_stages import cropping, encoder_input_shapes
 
 if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.cuda_stages import CudaStages
 
-# Rows of the crop buffer, and the largest batch of the image encoder: 128 crops of 224 x 224 in half precision are
-# 39 MB, and more rows do not speed up the matrix products.
+# Rows of the encoder's input buffers, and its largest batch: 128 crops of 224 x 224 in half precision are 39 MB, and
+# more rows do not speed up the matrix products.
 LARGEST_BATCH = 128
 # Batches are rounded up to a multiple of this, so that few shapes occur and each can be replayed as a CUDA graph.
 BATCH_STEP = 8
+# Inputs start at a multiple of this many bytes, as all memory that CUDA allocates (CUDA C++ Programming Guide, "Device
+# Memory Accesses"): kernels that an engine has chosen may rely on it.
+ALIGNMENT = 256
 
 
 class CropEncoder:
-    """Cuts and encodes regions on one stream, in one buffer of crops; `make_room` frees memory when it runs out."""
+    """Cuts and encodes regions on one stream, in one buffer for each of the encoder's inputs.
+
+    `make_room` frees memory when it runs out.
+    """
 
     def __init__(self, stages: "CudaStages", region: RegionSpec, stream: Stream, make_room: Callable[[], None]):
         self._stages, self._stream, self._make_room = stages, stream, make_room
-        self._device, self._side, self._cropping = stages.device, region.crop_size, cropping(region)
+        self._device, self._region, self._cropping = stages.device, region, cropping(region)
         self._buffers = Buffers(self._device, stream.synchronize)
         self._largest_batch: int | None = None
-        self._crop_buffer: DeviceArray | None = None
+        self._input_buffers: dict[str, DeviceArray] | None = None
         self._numbers: DeviceArray | None = None
         self._warned = False
 
@@ -46,17 +52,17 @@ class CropEncoder:
 
     @property
     def rows(self) -> int:
-        """Rows of the crop buffer, the most regions cut at a time."""
-        return self._crops().shape[0]
+        """Rows of the input buffers, the most regions cut at a time."""
+        return self._inputs()["crops"].shape[0]
 
     def encode(self, proposals: DeviceProposals) -> None:
         """Encode all regions of one image; their number arrives while they are being cut."""
         n, table = len(proposals.masks), proposals.table
         self._wait_for(proposals)
         if n <= self.rows:
-            crops = self._cut_all(proposals)
+            inputs = self._cut_all(proposals)
             self.prepare_embeddings(proposals)
-            self._run(crops, [(proposals, 0, table.regions(), 0)])
+            self._run(inputs, [(proposals, 0, table.regions(), 0)])
         else:
             for first in range(0, table.regions(), self.rows):
                 self.encode_parts([(proposals, first, min(self.rows, table.regions() - first), 0)])
@@ -74,7 +80,7 @@ class CropEncoder:
         """Allocate the embeddings of the image's regions, if not done yet."""
         if proposals.embeddings is None:
             encoder, count = self._stages.encoder, proposals.table.regions()
-            shape = encoder.output_shapes({"crops": self._shape(count)})["image_features"]
+            shape = encoder.output_shapes(encoder_input_shapes(self._region, count))["image_features"]
             # The same size for every image, so that the next one can reuse the block from the pool.
             full = (max(len(proposals.masks), 1), *shape[1:])
             proposals.embeddings = self._device.empty(full, encoder.graph.output_dtypes["image_features"])[:count]
@@ -82,9 +88,6 @@ class CropEncoder:
     def _wait_for(self, proposals: DeviceProposals) -> None:
         assert proposals.selected is not None
         self._stream.wait(proposals.selected)
-
-    def _shape(self, count: int) -> tuple[int, int, int, int]:
-        return count, 3, self._side, self._side
 
     def _source(
         self, proposals: DeviceProposals, first: int, count: int, row: int, known: DeviceArray | None = None
@@ -112,46 +115,56 @@ class CropEncoder:
             self._stream.synchronize()
         return self._numbers[value : value + 1]
 
-    def _cut(self, sources: Sequence[CropSource]) -> DeviceArray:
-        crops = self._crops()
+    def _cut(self, sources: Sequence[CropSource]) -> dict[str, DeviceArray]:
+        inputs = self._inputs()
         with self._stages.stage("crop_regions", self._stream):
-            self._stages.kernels.crop_regions(sources, self._cropping, crops, self._stream)
-        return crops
+            self._cut_into(inputs, sources)
+        return inputs
 
-    def _cut_all(self, proposals: DeviceProposals) -> DeviceArray:
+    def _cut_all(self, proposals: DeviceProposals) -> dict[str, DeviceArray]:
         """Cut all regions of an image, before their number is known."""
-        masks, crops = proposals.masks, self._crops()
-        used = (proposals.resized, masks.logits, proposals.bits, proposals.crop_boxes, proposals.listed, crops)
+        masks, inputs = proposals.masks, self._inputs()
+        used = (proposals.resized, masks.logits, proposals.bits, proposals.crop_boxes, proposals.listed)
         sizes = (masks.padded_size, masks.image_size)
 
         def cut() -> None:
-            source = self._source(proposals, 0, len(masks), 0)
-            self._stages.kernels.crop_regions([source], self._cropping, crops, self._stream)
+            self._cut_into(inputs, [self._source(proposals, 0, len(masks), 0)])
 
         with self._stages.stage("crop_regions", self._stream):
-            self._stages.recordings.run("crop_regions", self._stream, used, sizes, cut)
-        return crops
+            self._stages.recordings.run("crop_regions", self._stream, (*used, *inputs.values()), sizes, cut)
+        return inputs
 
-    def _crops(self) -> DeviceArray:
-        """The crop buffer; unwritten rows are zero, so that the encoder never sees NaN."""
-        while self._crop_buffer is None:
-            dtype = self._stages.encoder.graph.input_dtypes["crops"]
+    def _cut_into(self, inputs: Mapping[str, DeviceArray], sources: Sequence[CropSource]) -> None:
+        kernels = self._stages.kernels
+        kernels.crop_regions(sources, self._cropping, inputs["crops"], self._stream)
+        if "patch_mask" in inputs:
+            kernels.patch_masks(sources, self._cropping, inputs["patch_mask"], self._stream)
+
+    def _inputs(self) -> dict[str, DeviceArray]:
+        """A buffer for each of the encoder's inputs; unwritten rows are zero, so that the encoder never sees NaN."""
+        while self._input_buffers is None:
+            dtypes = self._stages.encoder.graph.input_dtypes
             try:
-                self._crop_buffer = self._device.empty(self._shape(self.largest_batch), dtype)
-                self._stream.fill(self._crop_buffer, 0)
+                shapes = encoder_input_shapes(self._region, self.largest_batch)
+                buffers = {name: self._device.empty(shape, dtypes[name]) for name, shape in shapes.items()}
+                for buffer in buffers.values():
+                    self._stream.fill(buffer, 0)
+                self._input_buffers = buffers
             except DeviceMemoryError as error:
                 self._take_half(error, self.largest_batch)
-        return self._crop_buffer
+        return self._input_buffers
 
-    def _run(self, crops: DeviceArray, parts: Sequence[Part]) -> None:
-        """Encode the buffer's rows in batches of few sizes, and copy each image's embeddings to it."""
+    def _run(self, inputs: Mapping[str, DeviceArray], parts: Sequence[Part]) -> None:
+        """Encode the buffers' rows in batches of few sizes, and copy each image's embeddings to it."""
         rows = max(row + count for _, _, count, row in parts)
         position = 0
         while position < rows:
             batch = -(-(rows - position) // BATCH_STEP) * BATCH_STEP
-            batch = min(batch, self.largest_batch, crops.shape[0] - position)
+            batch = min(batch, self.largest_batch, self.rows - position)
             try:
-                features = self._encode_batch(crops[position : position + batch])
+                features = self._encode_batch(
+                    {name: buffer[position : position + batch] for name, buffer in inputs.items()}
+                )
             except DeviceMemoryError as error:
                 self._take_half(error, batch)
                 continue
@@ -161,17 +174,27 @@ class CropEncoder:
                     assert proposals.embeddings is not None
                     target = proposals.embeddings[first + low - row : first + high - row]
                     self._stream.copy(target, features[low - position : high - position])
-            self._stages.note("crop_regions", crops=crops[position : min(position + batch, rows)])
+            cut = slice(position, min(position + batch, rows))
+            self._stages.note("crop_regions", **{name: buffer[cut] for name, buffer in inputs.items()})
             position += batch
         for proposals, _, count, _ in parts:
             proposals.encoded += count
 
-    def _encode_batch(self, crops: DeviceArray) -> DeviceArray:
+    def _encode_batch(self, inputs: Mapping[str, DeviceArray]) -> DeviceArray:
         def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
             return self._buffers.array(name, (self.rows, *shape[1:]), dtype)[: shape[0]]
 
         with self._stages.stage("image_encoder", self._stream):
-            return self._stages.encoder.start({"crops": crops}, allocate)["image_features"]
+            given = {name: self._aligned(name, part) for name, part in inputs.items()}
+            return self._stages.encoder.start(given, allocate)["image_features"]
+
+    def _aligned(self, name: str, part: DeviceArray) -> DeviceArray:
+        """The rows of a buffer, or a copy of those that start between multiples of ALIGNMENT."""
+        if part.pointer % ALIGNMENT == 0:
+            return part
+        copy = self._buffers.array(name, part.shape, part.dtype)
+        self._stream.copy(copy, part)
+        return copy
 
     def _take_half(self, error: EngineError, batch: int) -> None:
         """Memory ran out with `batch` crops: free what can be freed, and halve the batch from now on."""

@@ -112,10 +112,10 @@ class HostStages(Observed):
         """Embed all regions, in chunks to bound memory."""
         count = len(proposals.boxes)
         chunks: list[np.ndarray] = []
-        for crops, part in self.crops(proposals):
+        for inputs, part in self.encoder_inputs(proposals):
             progress("encoding regions", part.start, count)
             with self.stage("image_encoder"):
-                chunks.append(self._run("image_encoder", {"crops": crops})["image_features"])
+                chunks.append(self._run("image_encoder", inputs)["image_features"])
         progress("encoding regions", count, count)
         if chunks:
             features = np.concatenate(chunks).astype(np.float32, copy=False)
@@ -127,30 +127,35 @@ class HostStages(Observed):
         else:
             proposals.embeddings = np.zeros((0, self._width), np.float32)
 
-    def crops(
+    def encoder_inputs(
         self, proposals: HostProposals, regions: Sequence[int] | np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, slice]]:
-        """The encoder's input for V regions (or those numbered `regions`), in chunks.
+    ) -> Iterator[tuple[dict[str, np.ndarray], slice]]:
+        """The image encoder's inputs for V regions (or those numbered `regions`), in chunks.
 
-        Yields crops (v, 3, S, S) float32 and the slice of the regions they belong to.
+        Yields crops (v, 3, S, S) float32, with mask prompts also patch_mask (v, G, G) float32 of 0 and 1, by the names
+        of the inputs, and the slice of the regions they belong to.
         """
+        masks, grid = proposals.masks, self.region.patch_grid
         numbers = np.arange(len(proposals.boxes)) if regions is None else np.asarray(regions, np.int64)
-        boxes = expand_boxes(proposals.boxes[numbers], self.region.expand_ratio, proposals.masks.image_size)
+        boxes = expand_boxes(proposals.boxes[numbers], self.region.expand_ratio, masks.image_size)
         indices = np.flatnonzero(proposals.areas > 0)[numbers].astype(np.int32)
         for start in range(0, len(numbers), CROPS_PER_CHUNK):
             part = slice(start, start + CROPS_PER_CHUNK)
             with self.stage("crop_regions"):
-                crops = self.kernels.crop_regions(
-                    proposals.resized, proposals.masks, boxes[part], indices[part], self._cropping
-                )
-            self.note("crop_regions", crops=crops)
-            yield crops, part
+                cut = boxes[part], indices[part], self._cropping
+                inputs = {"crops": self.kernels.crop_regions(proposals.resized, masks, *cut)}
+                if grid:
+                    inputs["patch_mask"] = self.kernels.patch_masks(masks, *cut, grid)
+            self.note("crop_regions", **inputs)
+            yield inputs, part
 
-    def crops_of(self, proposals: HostProposals, regions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The crops (v, 3, S, S) of some regions; numbers beyond the last region are left out."""
+    def encoder_inputs_of(self, proposals: HostProposals, regions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The image encoder's inputs for some regions, in one piece; numbers beyond the last region are left out."""
         numbers = [number for number in regions if number < len(proposals.boxes)]
-        none = np.zeros((0, 3, self.region.crop_size, self.region.crop_size), np.float32)
-        return np.concatenate([none, *(crops for crops, _ in self.crops(proposals, numbers))])
+        shapes = encoder_input_shapes(self.region, 0)
+        chunks = [{name: np.zeros(shape, np.float32) for name, shape in shapes.items()}]
+        chunks += [inputs for inputs, _ in self.encoder_inputs(proposals, numbers)]
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in shapes}
 
     def finish(self, proposals: HostProposals) -> dict[str, np.ndarray]:
         found = {
@@ -205,6 +210,12 @@ def cropping(region: RegionSpec) -> Cropping:
     mean = np.array(region.mean) * 255
     fill = mean if region.mask_fill == "mean" else np.zeros(3)
     return Cropping(region.mask_threshold, region.matting, fill, mean, np.array(region.std) * 255, region.crop_size)
+
+
+def encoder_input_shapes(region: RegionSpec, count: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the image encoder's inputs for `count` regions, by name."""
+    side, grid = region.crop_size, region.patch_grid
+    return {"crops": (count, 3, side, side)} | ({"patch_mask": (count, grid, grid)} if grid else {})
 
 
 def _size(array: np.ndarray) -> Size:

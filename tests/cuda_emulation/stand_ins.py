@@ -53,6 +53,7 @@ class EmulatedGraph:
         self.addresses.add(tuple(array.pointer for array in (*inputs.values(), *outputs.values())))
         for name, array in inputs.items():
             assert array.dtype == self.input_dtypes[name]
+            assert array.pointer % 256 == 0  # as of memory of its own: engines may rely on it
         given, taken = dict(inputs), dict(outputs)
 
         def work() -> None:
@@ -157,6 +158,17 @@ class HostKernels:
                 view(crops)[source.first : source.first + count] = host.crop_regions(
                     view(source.resized), _on_host(source.masks), view(source.crop_boxes)[:count],
                     view(source.order)[:count], cropping,
+                )  # fmt: skip
+
+        put(stream, work)
+
+    def patch_masks(self, sources, cropping, patches, stream) -> None:
+        def work() -> None:
+            for source in sources:
+                count = int(view(source.count)[0])
+                view(patches)[source.first : source.first + count] = host.patch_masks(
+                    _on_host(source.masks), view(source.crop_boxes)[:count], view(source.order)[:count], cropping,
+                    patches.shape[1],
                 )  # fmt: skip
 
         put(stream, work)

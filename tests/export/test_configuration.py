@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reference_cases import reference_file
+from tests.golden import load_golden
+from tests.reference_cases import case_configuration, reference_file
 from vocabseg.export.configuration import FOLDER, list_configurations, load_configuration
 from vocabseg.runtime.errors import ConfigurationError
 
@@ -14,7 +15,7 @@ PROMPTS = {"learnable": "learned", "predefined": "single", "vild": "vild", "imag
 
 def test_there_is_one_for_each_published_setting() -> None:
     names = list_configurations()
-    assert len(names) == 21
+    assert len(names) == 23
     for name in ("zsseg-r101c-vitb16-learned", "zsseg-r50-vitb16-learned-voc15", "zsseg-r101c-rn50x16-single"):
         assert name in names
     for name in names:
@@ -25,7 +26,7 @@ def test_values_of_every_published_setting() -> None:
     published = json.loads(reference_file("configs.json").read_text())
     wanted = {yaml: values for yaml, values in published.items() if values["arch"] == "ZeroShotMaskFormer"}
     found = set()
-    for name in list_configurations():
+    for name in filter(lambda name: name.startswith("zsseg-"), list_configurations()):
         yaml = (FOLDER / f"{name}.toml").read_text().splitlines()[0].removeprefix("# ")
         found.add(yaml)
         configuration, values = load_configuration(name), wanted[yaml]
@@ -49,6 +50,20 @@ def test_values_of_every_published_setting() -> None:
         assert (configuration.ensemble.enabled, configuration.ensemble.weight) == (values["ens"], values["w"])
         assert configuration.ensemble.temperature == 100.0
     assert found == set(wanted)
+
+
+def test_values_of_ovseg() -> None:
+    """Against the `meta` of its goldens, which overrode the sizes alone."""
+    for case, name in (("t_r101c_tiny16_mpt", "ovseg-r101c-vitb16"), ("t_swin_tiny14_mpt", "ovseg-swinb-vitl14")):
+        published = case_configuration(load_golden(case)[1])
+        found = load_configuration(name)
+        for section in ("clip", "prompt", "region", "ensemble", "proposal"):
+            assert getattr(found, section) == getattr(published, section)
+        assert not found.ensemble.seen_rule
+        assert found.weights.license == "CC BY-NC 4.0"
+    meta = load_golden("a_r101c_vitb16_mpt")[1]
+    sizes = load_configuration("ovseg-r101c-vitb16").input
+    assert (sizes.min_size, sizes.max_size) == (meta["model"]["min_size_test"], meta["model"]["max_size_test"])
 
 
 def test_overrides() -> None:

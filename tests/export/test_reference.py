@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests import parity
-from tests.reference_cases import BIG_CASES, SMALL_CASES, case_model
+from tests.reference_cases import BIG_CASES, BIG_OVSEG_CASES, OVSEG_CASES, OVSEG_DEMOS, SMALL_CASES, case_model
 from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
-from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter
+from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter, normalise_and_pad
 
 # Rounding of float32, between one CPU and another: at ViT-B/16's size the golden's own text embeddings are up to 2.1e-5
 # away from float64, these up to 1.2e-5.
@@ -20,9 +20,14 @@ TEXT_TOLERANCE = 5e-5
 Case = tuple[dict[str, np.ndarray], dict[str, Any], Configuration, Model]
 
 
-@pytest.fixture(
-    scope="module", params=[*SMALL_CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in BIG_CASES)]
-)
+# With random weights behind a Swin the decoder magnifies rounding: these mask logits, of up to 52, are up to 0.04 away
+# from float64, the golden's own up to 0.16. The backbone's features hold to 1e-4.
+SWIN_MASK_TOLERANCE = 0.3
+
+BIG = [pytest.param(case, marks=pytest.mark.slow) for case in (*BIG_CASES, *BIG_OVSEG_CASES)]
+
+
+@pytest.fixture(scope="module", params=[*SMALL_CASES, *OVSEG_CASES, *BIG])
 def case(request: pytest.FixtureRequest) -> Case:
     """Both tests of a case run before the next one, so that its model is made once."""
     return case_model(request.param)
@@ -31,6 +36,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_network_golden(case: Case) -> None:
     golden, meta, configuration, model = case
     segmenter = ReferenceSegmenter(model, configuration)
+    if configuration.proposal.backbone == "swin":
+        pytest.skip("random weights behind a Swin magnify rounding, so masks flip; see the two tests below")
     images = [golden[f"image_{index}"] for index in range(len(meta["images"]))]
     for index, output in enumerate(segmenter.segment(images, meta["classes"], meta["trainable_flag"])):
         golden = parity.flippable(golden, index, _check_first_stage(golden, index, output))
@@ -45,10 +52,10 @@ def test_second_stage_from_the_golden_proposals(case: Case) -> None:
     golden, meta, configuration, model = case
     if "pred_masks" not in golden:
         pytest.skip("this golden holds a part of the mask logits only")
-    if meta["clip"].get("ViT-B/16"):
+    if "ViT-B/16" in meta["clip"]:
         pytest.skip("minutes for what the small cases show as well; the case runs from its image above")
     segmenter = ReferenceSegmenter(model, configuration)
-    text = segmenter.text_embeddings(meta["classes"])
+    text = _text(segmenter, tuple(meta["classes"]))
     for index in range(len(meta["images"])):
         output = segmenter.classify(
             golden[f"image_{index}"],
@@ -66,6 +73,58 @@ def test_second_stage_from_the_golden_proposals(case: Case) -> None:
         _check_scores(golden, index, output.class_scores.numpy())
 
 
+_texts: dict[Any, tuple[Model, tuple[torch.Tensor, torch.Tensor]]] = {}
+
+
+def _text(segmenter: ReferenceSegmenter, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of class names, made once for the cases that share a model."""
+    key = (id(segmenter.model), names)
+    if key not in _texts:
+        _texts.clear()
+        _texts[key] = segmenter.model, segmenter.text_embeddings(names)
+    return _texts[key][1]
+
+
+def test_swin() -> None:
+    """The backbone's features, and what the heads make of them."""
+    golden, _, configuration, model = case_model("t_swin_tiny14_mpt")
+    image = golden["resized_0"].transpose(1, 2, 0)
+    with torch.inference_mode():
+        network_input = normalise_and_pad([image], configuration.input)
+        for stage, features in enumerate(model.proposal.backbone(network_input), 2):
+            step = 1 if stage == 5 else 4
+            sampled = features[:, ::32, ::step, ::step].numpy()
+            parity.check_close(f"features of res{stage}", sampled, golden[f"feat_res{stage}"], 1e-4)
+        masks, queries = (output[0].numpy() for output in model.proposal(network_input))
+    parity.check_mask_logits(golden, 0, masks, SWIN_MASK_TOLERANCE)
+    assert np.median(np.abs(masks - golden["pred_masks"][0])) < 5e-3
+    parity.check_close("query embeddings", queries, golden["class_embed"][0], 1e-2)
+
+
+@pytest.mark.parametrize("name", OVSEG_DEMOS)
+def test_demo_regions(name: str) -> None:
+    """OVSeg's demo lets only the best region of each class vote; everything before that is the method's."""
+    golden, meta, configuration, model = case_model(name)
+    segmenter = ReferenceSegmenter(model, configuration)
+    output = segmenter.classify(
+        golden["image_0"],
+        golden["resized_0"].transpose(1, 2, 0),
+        torch.from_numpy(golden["pred_masks"][0]),
+        torch.from_numpy(golden["class_embed"][0]),
+        _text(segmenter, tuple(meta["classes"])),
+    )
+    assert output.patch_masks is not None
+    assert output.region_embeddings is not None
+    np.testing.assert_array_equal(output.patch_masks.numpy(), golden["patch_mask_0"])
+    steady = {**golden, "near_0": np.zeros_like(golden["near_0"])}
+    parity.check_embeddings(steady, 0, output.region_embeddings.numpy(), np.flatnonzero(output.valid.numpy()))
+    probabilities = output.class_probabilities.numpy()
+    asked = len(meta["classes"]) - ("others" in meta["classes"])
+    best = probabilities.argmax(axis=0)[:asked]
+    np.testing.assert_array_equal(best, golden["query_of_class_0"][:asked])
+    parity.check_close("class probabilities", probabilities[best], golden["class_prob_0"][best], 1e-3)
+
+
 def _check_first_stage(golden: dict[str, np.ndarray], index: int, output: ReferenceOutput) -> float:
     """Everything up to the proposals; returns the largest error of a mask logit."""
     np.testing.assert_array_equal(output.resized.transpose(2, 0, 1), golden[f"resized_{index}"])
@@ -80,9 +139,11 @@ def _check_second_stage(
     parity.check_close("text", output.query_text.numpy(), golden["text_query"], TEXT_TOLERANCE)
     if "text_region" in golden:
         parity.check_close("region text", output.region_text.numpy(), golden["text_region"][:-1], TEXT_TOLERANCE)
-    parity.check_close("query logits", output.query_logits.numpy(), golden[f"query_logits_{index}"], 5e-3)
+    if f"query_logits_{index}" in golden:
+        parity.check_close("query logits", output.query_logits.numpy(), golden[f"query_logits_{index}"], 5e-3)
     every = np.arange(len(output.valid))
-    if f"valid_{index}" not in golden:
+    if f"valid_{index}" not in golden or "crop_features" not in golden:
+        assert output.crops is None or not len(output.crops)
         parity.check_probabilities(golden, index, output.class_probabilities.numpy(), every)
         return 0.0
     valid = output.valid.numpy()
@@ -94,6 +155,9 @@ def _check_second_stage(
     parity.check_areas(golden, index, output.binary_masks.sum(dim=(1, 2)).numpy())
     parity.check_crops(golden, index, output.crops.numpy(), every[valid], crop_tolerance)
     parity.check_embeddings(golden, index, output.region_embeddings.numpy(), every[valid])
+    if output.patch_masks is not None:
+        steady = parity.stable_regions(golden, index)[golden[f"valid_{index}"]]
+        np.testing.assert_array_equal(output.patch_masks.numpy()[steady], golden[f"patch_mask_{index}"][steady])
     voters = every if len(output.class_probabilities) == len(every) else every[valid]
     parity.check_probabilities(golden, index, output.class_probabilities.numpy(), voters)
     return parity.flip_shift(golden, index, output.class_probabilities.numpy(), voters)

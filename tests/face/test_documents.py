@@ -29,6 +29,7 @@ ELSEWHERE = {
     "python -m pytest": "this is one of its tests",
     "--device cuda": "needs an NVIDIA GPU",
     "cuda:": "needs an NVIDIA GPU",
+    "ovseg": "OVSeg's networks take long to export; tests/export/test_ovseg.py does it",
     "vocabseg serve": "runs until it is stopped; tests/serving starts it",
     "vocabseg.client": "needs a server; tests/serving has one",
     "--data-dir": "needs a published data set",

@@ -3,7 +3,7 @@
 Every failure is a ValueError of one line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from vocabseg.runtime.kernels import checks
+from vocabseg.runtime.kernels.cropping import Cropping
 from vocabseg.runtime.kernels.device import launch as cuda_launch
 from vocabseg.runtime.kernels.device.launch import Packed, packed
 from vocabseg.runtime.masks import Masks, Size
@@ -51,6 +52,8 @@ class Ensemble(Protocol):
     def weight(self) -> float: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def seen_rule(self) -> bool: ...
 
 
 class Side(NamedTuple):
@@ -128,6 +131,16 @@ def crop_source(source: CropSource) -> Packed:
         first=source.first,
         capacity=capacity,
     )
+
+
+def crop_launches(sources: Sequence[CropSource], cropping: Cropping) -> Iterator[tuple[str, list[CropSource], int]]:
+    """The launches that cut regions: whether they read "bits" or "logits", up to 16 images, and their most regions."""
+    for given in ("bits", "logits"):
+        chosen = [s for s in sources if (given == "bits") == (s.bits is not None and not cropping.matting)]
+        chosen = [source for source in chosen if len(source.order)]
+        for k in range(0, len(chosen), cuda_launch.CROP_IMAGES):
+            part = chosen[k : k + cuda_launch.CROP_IMAGES]
+            yield given, part, max(len(source.order) for source in part)
 
 
 def side_rows(name: str, side: Side | None, texts: int) -> int:

@@ -86,6 +86,9 @@ struct BitCoverage {
         for (int p = 0; p < 4; ++p) weight[p] = (four >> p & 1u) != 0 ? column.weight[p] : 0.0f;
         return four != 0;
     }
+    __device__ __forceinline__ bool inside(int row, int column) const {
+        return (__ldg(bits + (row * words + column / 32)) >> column % 32 & 1u) != 0;
+    }
 };
 
 struct LogitCoverage {
@@ -119,7 +122,26 @@ struct LogitCoverage {
         }
         return any;
     }
+    __device__ __forceinline__ bool inside(int row, int column) const {
+        return is_inside(logit(linear_tap(shape.mask_h, shape.padded_h, row),
+                               linear_tap(shape.mask_w, shape.padded_w, column)), limit);
+    }
 };
+
+template <bool kBits>
+__device__ __forceinline__ auto coverage_of(const CropSource& source, int64_t mask, bool matting, float limit) {
+    const MaskShape& shape = source.shape;
+    if constexpr (kBits) {
+        const int words = (shape.w + 31) / 32;
+        const uint32_t* bits = source.bits + mask * shape.h * words;
+        keep_pointer(bits);
+        return BitCoverage{bits, words};
+    } else {
+        const int64_t offset = mask * shape.mask_h * shape.mask_w * (source.half != 0 ? 2 : 4);
+        return LogitCoverage{static_cast<const unsigned char*>(source.logits) + offset, shape, source.half != 0, matting,
+                             limit};
+    }
+}
 
 // A row of the image combined horizontally, as the difference to the fill colour.
 template <class Coverage>
@@ -190,24 +212,11 @@ __device__ __forceinline__ void crop_regions(const CropSource& source, const Cro
     const int x = (blockIdx.x % across * blockDim.x + threadIdx.x) * 2, rows = min(kCropRows, size - first_row);
     if (x >= size || rows <= 0) return;
 
-    const MaskShape& shape = source.shape;
     const int64_t mask = __ldg(source.order + region);
-    const int words = (shape.w + 31) / 32;
     CropColumn columns[2];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) columns[k] = crop_column(left, width, shape.w, size, min(x + k, size - 1));
-
-    const auto coverage = [&] {
-        if constexpr (kBits) {
-            const uint32_t* bits = source.bits + mask * shape.h * words;
-            keep_pointer(bits);
-            return BitCoverage{bits, words};
-        } else {
-            const int64_t offset = mask * shape.mask_h * shape.mask_w * (source.half != 0 ? 2 : 4);
-            return LogitCoverage{static_cast<const unsigned char*>(source.logits) + offset, shape, source.half != 0,
-                                 settings.matting != 0, settings.limit};
-        }
-    }();
+    for (int k = 0; k < 2; ++k) columns[k] = crop_column(left, width, source.shape.w, size, min(x + k, size - 1));
+    const auto coverage = coverage_of<kBits>(source, mask, settings.matting != 0, settings.limit);
 
     float kept[4][2][3];  // rows of the image, the latest last
 #pragma unroll

@@ -22,7 +22,7 @@ from vocabseg.runtime.kernels.device.arguments import (
     Ensemble,
     Side,
     array,
-    crop_source,
+    crop_launches,
     kind,
     mask_shape,
     pointer,
@@ -32,7 +32,7 @@ from vocabseg.runtime.kernels.device.arguments import (
 from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
 from vocabseg.runtime.kernels.device.launch import packed
 from vocabseg.runtime.kernels.device.tables import ResizeTables, Workspaces
-from vocabseg.runtime.kernels.reference import threshold_logit
+from vocabseg.runtime.kernels.reference import patch_limit, threshold_logit
 from vocabseg.runtime.masks import Masks
 
 if TYPE_CHECKING:
@@ -156,15 +156,35 @@ class CudaKernels:
             size=size,
             crops=capacity,
         )
-        for with_bits in (True, False):
-            chosen = [s for s in sources if with_bits == (s.bits is not None and not cropping.matting) and len(s.order)]
-            name = f"crop_regions_{'bits' if with_bits else 'logits'}_{kind(crops)}"
-            for k in range(0, len(chosen), launch.CROP_IMAGES):
-                part = chosen[k : k + launch.CROP_IMAGES]
-                regions = max(len(source.order) for source in part)
-                blocks, across = launch.crop_regions(size, regions, len(part))
-                structs = launch.source_struct([crop_source(source) for source in part])
-                self._launch(name, blocks, [structs, settings, np.int32(across), crops], stream)
+        for given, part, regions in crop_launches(sources, cropping):
+            blocks, across = launch.crop_regions(size, regions, len(part))
+            structs = launch.source_struct([crop_source(source) for source in part])
+            arguments = [structs, settings, np.int32(across), crops]
+            self._launch(f"crop_regions_{given}_{kind(crops)}", blocks, arguments, stream)
+
+    def patch_masks(
+        self, sources: Sequence[CropSource], cropping: Cropping, patches: "DeviceArray", stream: "Stream"
+    ) -> None:
+        """Which patches of each crop hold a pixel of its region: patches (B, G, G) float32 or float16, 0 or 1.
+
+        Image k's regions go to patches[first_k : first_k + count_k], as their crops do; see reference.patch_masks.
+        """
+        cropping = checks.cropping(cropping)
+        capacity, across, _ = array("patches", patches, FLOATS, ("crops", "G", "G"))
+        if patches.shape[1] != patches.shape[2]:
+            raise ValueError(f"patches has shape {patches.shape}: give (crops, G, G)")
+        settings = packed(
+            launch.PATCH_SETTINGS,
+            limit=patch_limit(cropping.threshold, cropping.matting),
+            size=cropping.size,
+            across=checks.patch_grid(across, cropping.size),
+            crops=capacity,
+        )
+        for given, part, regions in crop_launches(sources, cropping):
+            blocks = launch.patch_masks(cropping.size, across, regions, len(part))
+            structs = launch.source_struct([crop_source(source) for source in part])
+            arguments = [structs, settings, patches]
+            self._launch(f"patch_masks_{given}_{kind(patches)}", blocks, arguments, stream)
 
     def classify(
         self,
@@ -181,10 +201,10 @@ class CudaKernels:
         """class_probabilities of segmenter/classify.py, in float32, on the networks' outputs.
 
         query: N embeddings and K + 1 texts, of which the last means "no object"; None for user-supplied masks. region:
-        V embeddings and K texts. seen (K,) bool or uint8, None for all unseen; order (N,) and count (1,) int32: region
-        v is mask order[v], v < count. probabilities (N, K) float32; if only CLIP votes (no queries, or enabled with a
-        weight of 0), its rows are the regions', and those beyond the count are not written. no_object (N,) float32, if
-        given: the probability that the query means none of the classes, 0 without queries.
+        V embeddings and K texts. seen (K,) bool or uint8, None (or without seen_rule) for all unseen; order (N,) and
+        count (1,) int32: region v is mask order[v], v < count. probabilities (N, K) float32; if only CLIP votes (no
+        queries, or enabled with a weight of 0), its rows are the regions', and those beyond the count are not written.
+        no_object (N,) float32, if given: the probability that the query means none of the classes, 0 without queries.
         """
         rows, classes = array("probabilities", probabilities, np.float32, ("rows", "classes"))
         by_region = query is None or (ensemble.enabled and ensemble.weight <= 0)
@@ -219,7 +239,7 @@ class CudaKernels:
             launch.ENSEMBLE,
             query=0 if query is None else query_logits,
             region=0 if region is None else region_logits,
-            seen=pointer(seen),
+            seen=pointer(seen) if ensemble.seen_rule else 0,
             order=pointer(order),
             count=pointer(count),
             rows=min(rows, region_rows) if by_region else rows,

@@ -3,5 +3,6 @@
 #include "classify.cuh"
 #include "compose.cuh"
 #include "crops.cuh"
+#include "patches.cuh"
 #include "resize.cuh"
 #include "usable.cuh"

@@ -41,6 +41,7 @@ CROP_SETTINGS = _struct(
     ("fill", "f4", 3), ("background", "f4", 3), ("gain", "f4", 3), ("limit", "f4"),
     ("matting", "i4"), ("size", "i4"), ("crops", "i4"),
 )  # fmt: skip
+PATCH_SETTINGS = _struct(("limit", "f4"), ("size", "i4"), ("across", "i4"), ("crops", "i4"))
 SIDE = _struct(
     *((name, "u8") for name in ("embeddings", "texts", "logits")),
     *((name, "i4") for name in ("rows", "texts_count", "depth", "half")),
@@ -130,6 +131,12 @@ def crop_regions(size: int, regions: int, images: int) -> tuple[Launch, int]:
     runs = _ceil(size, CROP_ROWS)
     high = max(1, min(CROP_RUNS, runs, CROP_THREADS // wide))
     return Launch((across * _ceil(runs, high), regions, images), (wide, high, 1)), across
+
+
+def patch_masks(size: int, across: int, regions: int, images: int) -> Launch:
+    """A block for each row of patches, with a thread per column of the crop and a number per patch."""
+    columns = min(CROP_THREADS, _ceil(size // across * across, WARP) * WARP)
+    return Launch((across, regions, images), (columns, 1, 1), 4 * across)
 
 
 def similarity(query_rows: int, region_rows: int, texts: int) -> Launch:

@@ -40,6 +40,18 @@ def crop_regions(
     threads: int,
     crops: Array,
 ) -> None: ...
+def patch_masks(
+    mask_logits: Array,
+    padded_size: Size,
+    image_size: Size,
+    boxes: Array,
+    indices: Array,
+    threshold: float,
+    matting: bool,
+    size: int,
+    threads: int,
+    patches: Array,
+) -> None: ...
 def compose(
     mask_logits: Array,
     class_probabilities: Array,

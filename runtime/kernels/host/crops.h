@@ -1,4 +1,4 @@
-// crop_regions on the host: cut, fill, normalise and bicubic in one pass over the rows of a region.
+// crop_regions on the host: cut, fill, normalise and bicubic in one pass over the rows of a region. And patch_masks.
 //
 // A pixel is four floats (red, green, blue, unused). The image is converted to that form once (16 bytes per pixel; for
 // hard masks it is also normalised); for each region a row is read (16 bytes per pixel inside the mask), masked, and
@@ -131,6 +131,43 @@ inline void crop_regions(const uint8_t* image, Size image_size, const float* mas
             rows.make(mask_logits + static_cast<size_t>(indices[region]) * mask.h * mask.w,
                       boxes + 4 * static_cast<size_t>(region), settings.size * band / kBands,
                       settings.size * (band + 1) / kBands, crops + region * crop_size);
+        };
+    });
+}
+
+// The same boxes and indices -> patches (regions, across, across) of crops of `size` pixels: 1 where a pixel is above
+// `limit`, else 0. A row of the mask is widened to the box once and read at the columns of the crop: about 1 operation
+// per pixel of the crop and 7 per pixel of the rows of the box that it reads.
+inline void patch_masks(const float* mask_logits, Size mask, Size padded, Size image, const int32_t* boxes,
+                        const int32_t* indices, int regions, float limit, int size, int across, int threads,
+                        float* patches) {
+    const MaskGrid grid(mask, padded, image);
+    const Loops& loop = loops();
+    const int patch = size / across;
+    parallel_for(regions, threads, [&] {
+        return [&, wide = std::vector<float>(MaskRows::scratch_size(image.w)),
+                line = std::vector<float>(image.w + kPadding), columns = std::vector<int>(size)](int region) mutable {
+            const int32_t* box = boxes + 4 * static_cast<size_t>(region);
+            const int width = box[2] - box[0], height = box[3] - box[1];
+            MaskRows rows(loop, grid, mask_logits + static_cast<size_t>(indices[region]) * mask.h * mask.w, box[0],
+                          width, wide.data());
+            for (int x = 0; x < size; ++x) columns[x] = nearest_index(width, size, x);
+            float* out = patches + static_cast<size_t>(region) * across * across;
+            std::fill_n(out, static_cast<size_t>(across) * across, 0.0f);
+            for (int y = 0, latest = -1; y < across * patch; ++y) {
+                const int row = nearest_index(height, size, y);
+                if (row == latest && y % patch != 0) continue;  // as the row before, in the same patches
+                if (row != latest) {
+                    const LinearTap tap = grid.rows[box[1] + row];
+                    loop.mix_rows(rows.widened(tap.low), rows.widened(tap.high), tap.low_weight, tap.high_weight, width,
+                                  line.data());
+                }
+                latest = row;
+                float* cells = out + static_cast<size_t>(y / patch) * across;
+                for (int x = 0; x < across * patch; ++x) {
+                    if (is_inside(line[columns[x]], limit)) cells[x / patch] = 1.0f;
+                }
+            }
         };
     });
 }

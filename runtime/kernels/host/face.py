@@ -76,14 +76,29 @@ def crop_regions(
     image: Array, masks: Masks, boxes: Array, indices: Array, cropping: Cropping, *, threads: int | None = None
 ) -> Array:
     """Crops (V, 3, S, S) float32; see reference.crop_regions."""
-    image, masks, cropping = checks.image(image), checks.masks(masks), checks.cropping(cropping)
-    boxes, indices = checks.regions(boxes, indices, image, masks)
+    masks, cropping = checks.masks(masks), checks.cropping(cropping)
+    image, (boxes, indices) = checks.image_of(image, masks), checks.regions(boxes, indices, masks)
     crops = np.empty((len(boxes), 3, cropping.size, cropping.size), np.float32)
     _native.crop_regions(
         image, masks.logits, masks.padded_size, boxes, indices, cropping.threshold, cropping.matting, cropping.fill,
         cropping.mean, cropping.std, thread_count(threads), crops,
     )  # fmt: skip
     return crops
+
+
+def patch_masks(
+    masks: Masks, boxes: Array, indices: Array, cropping: Cropping, grid: int, *, threads: int | None = None
+) -> Array:
+    """Patches (V, grid, grid) float32 that hold a pixel of the region, 0 or 1; see reference.patch_masks."""
+    masks, cropping = checks.masks(masks), checks.cropping(cropping)
+    boxes, indices = checks.regions(boxes, indices, masks)
+    grid = checks.patch_grid(grid, cropping.size)
+    patches = np.empty((len(boxes), grid, grid), np.float32)
+    _native.patch_masks(
+        masks.logits, masks.padded_size, masks.image_size, boxes, indices, cropping.threshold, cropping.matting,
+        cropping.size, thread_count(threads), patches,
+    )  # fmt: skip
+    return patches
 
 
 def compose(masks: Masks, class_probabilities: Array, *, threads: int | None = None) -> tuple[Array, Array]:

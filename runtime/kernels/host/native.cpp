@@ -49,6 +49,14 @@ void crop_regions(Image image, Masks masks, Pair padded, Array<const int32_t, 2>
                            indices.data(), length(boxes.shape(0)), settings, threads, crops.data());
 }
 
+void patch_masks(Masks masks, Pair padded, Pair image, Array<const int32_t, 2> boxes, Array<const int32_t, 1> indices,
+                 double threshold, bool matting, int size, int threads, Array<float, 3> patches) {
+    vocabseg::patch_masks(masks.data(), {length(masks.shape(1)), length(masks.shape(2))}, size_of(padded),
+                          size_of(image), boxes.data(), indices.data(), length(boxes.shape(0)),
+                          vocabseg::patch_limit(threshold, matting), size, length(patches.shape(1)), threads,
+                          patches.data());
+}
+
 vocabseg::OutputMasks output_masks(const Masks& masks, const Pair& padded, const Pair& image, size_t h, size_t w) {
     return {masks.data(),    length(masks.shape(0)), {length(masks.shape(1)), length(masks.shape(2))},
             size_of(padded), size_of(image),         {length(h), length(w)}};
@@ -98,6 +106,8 @@ NB_MODULE(_native, module) {
                "areas"_a.noconvert(), Free());
     module.def("crop_regions", &crop_regions, image, masks, "padded_size"_a, boxes, "indices"_a.noconvert(),
                "threshold"_a, "matting"_a, fill, mean, deviation, "threads"_a, "crops"_a.noconvert(), Free());
+    module.def("patch_masks", &patch_masks, masks, "padded_size"_a, "image_size"_a, boxes, "indices"_a.noconvert(),
+               "threshold"_a, "matting"_a, "size"_a, "threads"_a, "patches"_a.noconvert(), Free());
     module.def("compose", &compose, masks, probabilities, "padded_size"_a, "image_size"_a, "threads"_a,
                "labels"_a.noconvert(), scores, Free());
     module.def("class_scores", &class_scores, masks, probabilities, "padded_size"_a, "image_size"_a, "threads"_a,

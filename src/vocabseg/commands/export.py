@@ -121,5 +121,7 @@ def _summary(folder: Path) -> None:
     found = manifest.parity["graphs"].values()
     worst = min(figures["cosine"] for engines in found for outputs in engines.values() for figures in outputs.values())
     limit = manifest.parity["limits"]["cosine"]
+    if manifest.weights_license is not None:
+        print(f"  the weights are under {manifest.weights_license}")
     print(f"  parity with PyTorch holds: the graphs' worst cosine is {worst:.9g}, the limit {limit:g}")
     print(folder)

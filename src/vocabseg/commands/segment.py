@@ -130,8 +130,10 @@ def segment(
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
     info = _info(segmenter, vocabulary) | {"min_score": min_score}
     what = work[0].name if len(work) == 1 else counted(len(work), "image")
-    how = f"with {segmenter.bundle.manifest.name} ({segmenter.choice.key})"
-    say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} {how}")
+    manifest = segmenter.bundle.manifest
+    say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} with {manifest.name} ({segmenter.choice.key})")
+    if manifest.weights_license is not None:
+        say(f"The weights of {manifest.name} are under {manifest.weights_license}")
     written: list[Path] = []
     try:
         if len(work) == 1:
@@ -198,6 +200,7 @@ def _info(segmenter: "Segmenter", vocabulary: "Vocabulary") -> dict[str, Any]:
 
     return {
         "model": segmenter.bundle.manifest.name,
+        "weights_license": segmenter.bundle.manifest.weights_license,
         "engine": segmenter.choice.key,
         "vocabseg": vocabseg.__version__,
         "settings": segmenter.bundle.manifest.settings(),

@@ -26,7 +26,8 @@ def test_copies_outgrow_the_cache(size: int, copies: int) -> None:
 
 
 def test_every_call_on_an_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ORIGINAL": (17, 25), "RESIZED": (27, 40), "PADDED": (32, 64), "CROP_SIZE": 8}.items():
+    small = {"ORIGINAL": (17, 25), "RESIZED": (27, 40), "PADDED": (32, 64), "CROP_SIZE": 8, "PATCH_GRID": 4}
+    for name, value in small.items():
         for module in (sizes, bench):
             monkeypatch.setattr(module, name, value)
     generator = np.random.default_rng(0)
@@ -55,6 +56,7 @@ def test_every_call_on_an_emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(own.scores.to_host(stream), wanted[1], atol=5e-6)
         assert bench.copy_bandwidth(device.device, stream, 2**12) >= 0
         names = [call.name.split(",")[0] for call in calls]
-        assert names == ["resize_normalize", "region_boxes", "select_regions", "crop_regions", "compose"]
+        cut = ["crop_regions", "patch_masks"]
+        assert names == ["resize_normalize", "region_boxes", "select_regions", *cut, "compose"]
         assert calls[1].bytes == 6 * 8 * 16 * 4 + 6 * 5 * 4 + 6 * 27 * 2 * 4
-        assert calls[4].operations == 2 * 6 * 5 * 17 * 25
+        assert calls[5].operations == 2 * 6 * 5 * 17 * 25

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.reference_cases import shapes
-from vocabseg.export.checkpoint import load as checkpoint
+from vocabseg.export.checkpoint import published
 from vocabseg.export.checkpoint.file import read_state_dict
-from vocabseg.export.checkpoint.load import load_clip_source, load_model, published_shapes, random_state_dict
+from vocabseg.export.checkpoint.load import load_clip_source, load_model
+from vocabseg.export.checkpoint.published import published_shapes, random_state_dict
 from vocabseg.export.checkpoint.random_weights import fill
 from vocabseg.export.configuration import Configuration, load_configuration
 from vocabseg.export.model.clip import MEAN, STD
@@ -23,6 +24,7 @@ LAYOUTS = {
     "keys_R101c_learnable": ("zsseg-r101c-vitb16-learned", ()),
     "keys_R101c_learnable_separate": ("zsseg-r101c-vitb16-learned", ("prompt.region=vild",)),
     "keys_R101c_single_clip_rn50": ("zsseg-r101c-rn50-single", ()),
+    "a_r101c_vitb16_mpt": ("ovseg-r101c-vitb16", ()),
 }
 SMALL = "c3_r50_tinyrn_learn_suffix"
 
@@ -279,7 +281,7 @@ def test_clip_out_of_a_whole_checkpoint(tmp_path: Path) -> None:
 
 def test_random_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the small layout in place of the published one, which takes a minute."""
-    monkeypatch.setattr(checkpoint, "published_shapes", lambda configuration: shapes(SMALL))
+    monkeypatch.setattr(published, "published_shapes", lambda configuration: shapes(SMALL))
     configuration = small_configuration()
     found = random_state_dict(configuration)
     assert found.keys() == small_weights().keys()

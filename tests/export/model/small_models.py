@@ -11,6 +11,7 @@ from vocabseg.export.configuration import Configuration, load_configuration
 from vocabseg.export.model.clip import ClipModel, build_clip
 from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes
 from vocabseg.export.model.resnet import ResNetSizes
+from vocabseg.export.model.swin import SwinSizes
 
 EMBEDDING, TEXT_WIDTH, CROP = 32, 64, 32
 QUERIES = 10
@@ -42,12 +43,17 @@ def small_clip(**sizes: int | None) -> ClipModel:
     return build_clip(clip_tensors(clip_shapes(**sizes)))
 
 
-def small_proposal(deep_stem: bool = False) -> ProposalNetwork:
-    """A proposal network with one block per stage and 10 queries."""
+def small_proposal(
+    deep_stem: bool = False, swin: bool = False, queries: int = QUERIES, embedding: int = EMBEDDING
+) -> ProposalNetwork:
+    """A proposal network with one block per stage (a Swin's first stage has two)."""
+    backbone: ResNetSizes | SwinSizes
     backbone = ResNetSizes((8, 8, 16) if deep_stem else (16,), (1, 1, 1, 1), (8, 8, 8, 8), (32, 32, 32, 64))
+    if swin:
+        backbone = SwinSizes(width=8, blocks=(2, 1, 1, 1), heads=(1, 1, 2, 2), window=3, feed_forward=2)
     sizes = ProposalSizes(
-        backbone=backbone, pixel=64, mask=32, hidden=32, feed_forward=64, layers=2, queries=QUERIES,
-        class_layers=(64, EMBEDDING), mask_layers=(32, 32, 32),
+        backbone=backbone, pixel=64, mask=32, hidden=32, feed_forward=64, layers=2, queries=queries,
+        class_layers=(64, embedding), mask_layers=(32, 32, 32),
     )  # fmt: skip
     network = ProposalNetwork(sizes)
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}

@@ -67,7 +67,15 @@ def test_what_does_not_fit_is_told(override, told):
 
 
 @pytest.mark.parametrize(
-    "override", ["prompts.query=x", "graphs.proposal=x", "region.crop_size=336", "input.divisor=16", "input.min_size=0"]
+    "override",
+    [
+        "prompts.query=x",
+        "graphs.proposal=x",
+        "region.crop_size=336",
+        "region.patch_grid=14",
+        "input.divisor=16",
+        "input.min_size=0",
+    ],
 )
 def test_what_the_graphs_fix_stays_fixed(override):
     with pytest.raises(ConfigurationError):

@@ -46,19 +46,32 @@ class CudaModule:
     def crop_regions(
         self, image: np.ndarray, masks: Masks, boxes: np.ndarray, indices: np.ndarray, cropping: Cropping
     ) -> np.ndarray:
+        source = self._source(image, masks, boxes, indices, cropping)
+        crops = self.bench.new((len(boxes), 3, cropping.size, cropping.size), self.dtype)
+        self.bench.kernels.crop_regions([source], cropping, crops, self.bench.stream)
+        return self.bench.down(crops)
+
+    def patch_masks(
+        self, masks: Masks, boxes: np.ndarray, indices: np.ndarray, cropping: Cropping, grid: int
+    ) -> np.ndarray:
+        source = self._source(np.zeros((*masks.image_size, 3), np.uint8), masks, boxes, indices, cropping)
+        patches = self.bench.new((len(boxes), grid, grid), self.dtype)
+        self.bench.kernels.patch_masks([source], cropping, patches, self.bench.stream)
+        return self.bench.down(patches)
+
+    def _source(
+        self, image: np.ndarray, masks: Masks, boxes: np.ndarray, indices: np.ndarray, cropping: Cropping
+    ) -> CropSource:
         bench, n, (h, w) = self.bench, len(masks), masks.image_size
         masks, bits = self._up(masks), None
         if self.with_bits:
             bits = bench.new((n, h, -(-w // 32)), np.uint32)
             found = bench.new((n, 4), np.int32), bench.new((n,), np.int32)
             bench.kernels.region_boxes(masks, cropping.threshold, *found, bits, bench.stream)
-        crops = bench.new((len(boxes), 3, cropping.size, cropping.size), self.dtype)
         # Room for a region more than there are: it must be left alone.
         room = np.concatenate([boxes, boxes[:1]]), np.concatenate([indices, indices[:1]])
         count = bench.up(np.array([len(boxes)], np.int32))
-        source = CropSource(bench.up(image), masks, bits, *map(bench.up, room), count, 0)
-        bench.kernels.crop_regions([source], cropping, crops, bench.stream)
-        return bench.down(crops)
+        return CropSource(bench.up(image), masks, bits, *map(bench.up, room), count, 0)
 
     def compose(self, masks: Masks, class_probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bench, size = self.bench, masks.output_size

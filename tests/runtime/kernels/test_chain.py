@@ -70,10 +70,12 @@ class Image:
     def wanted_crops(self, size: int, matting: bool = False) -> np.ndarray:
         case = self.case
         resized = HOST.resize_normalize(self.pixels, case.image_size, case.padded_size, IMAGE_MEAN, IMAGE_STD)[1]
+        return HOST.crop_regions(resized, self.masks, *self.wanted_regions(), cropping(size, matting=matting))
+
+    def wanted_regions(self) -> tuple[np.ndarray, np.ndarray]:
         boxes, areas = HOST.region_boxes(self.masks, 0.5)
         indices = np.flatnonzero(areas).astype(np.int32)
-        boxes = expand_boxes(boxes[indices], 1.2, case.image_size)
-        return HOST.crop_regions(resized, self.masks, boxes, indices, cropping(size, matting=matting))
+        return expand_boxes(boxes[indices], 1.2, self.case.image_size), indices
 
 
 CASES = (
@@ -96,13 +98,20 @@ def test_regions_of_many_images_in_one_call(bench: Bench, matting: bool) -> None
     sources = [
         image.source(int(first), k % 2 == 0) for k, (image, first) in enumerate(zip(images, firsts, strict=False))
     ]
-    bench.kernels.crop_regions(sources, cropping(11, matting=matting), crops, bench.stream)
-    found = bench.down(crops)
+    patches = bench.up(np.full((firsts[-1], 5, 5), -5, np.float16))
+    settings = cropping(11, matting=matting)
+    bench.kernels.crop_regions(sources, settings, crops, bench.stream)
+    bench.kernels.patch_masks(sources, settings, patches, bench.stream)
+    found, found_patches = bench.down(crops), bench.down(patches)
     touched = np.zeros(len(found), bool)
-    for first, own in zip(firsts, wanted, strict=False):
-        worst(f"crops from {first}", found[first : first + len(own)], own, 3e-6)
-        touched[first : first + len(own)] = True
+    for image, first, own in zip(images, firsts, wanted, strict=False):
+        part = slice(first, first + len(own))
+        worst(f"crops from {first}", found[part], own, 3e-6)
+        own_patches = HOST.patch_masks(image.masks, *image.wanted_regions(), settings, 5)
+        np.testing.assert_array_equal(found_patches[part], own_patches)
+        touched[part] = True
     assert (found[~touched] == -5).all()
+    assert (found_patches[~touched] == -5).all()
     assert 40 < touched.sum() < len(touched)
 
 
@@ -116,6 +125,11 @@ def test_regions_beyond_the_room_write_nothing(bench: Bench) -> None:
     found = bench.down(crops)
     worst("crops", found[1:3], wanted[:2], 3e-6)
     assert (found[[0, 3, 4]] == -5).all()
+    patches = bench.up(np.full((5, 3, 3), -5, np.float32))
+    bench.kernels.patch_masks([image.source(1)], cropping(7), patches[:3], bench.stream)
+    own = HOST.patch_masks(image.masks, *image.wanted_regions(), cropping(7), 3)
+    np.testing.assert_array_equal(bench.down(patches)[1:3], own[:2])
+    assert (bench.down(patches)[[0, 3, 4]] == -5).all()
 
 
 def test_labels_of_the_selected_regions(bench: Bench) -> None:
@@ -161,14 +175,15 @@ def test_classes(
     up = bench.up
     query_side, region_side = Side(up(query), up(query_text)), Side(up(features), up(region_text))
     places = up(order), up(np.array([regions], np.int32))
-    for enabled, weight, flags, with_query in (
-        (True, 0.7, seen, True),
-        (True, 0.6, None, True),
-        (False, 0.7, seen, True),
-        (True, 0.0, seen, True),
-        (True, 0.7, None, False),
+    for enabled, weight, flags, with_query, rule in (
+        (True, 0.7, seen, True, True),
+        (True, 0.6, None, True, True),
+        (True, 0.7, seen, True, False),
+        (False, 0.7, seen, True, True),
+        (True, 0.0, seen, True, True),
+        (True, 0.7, None, False, True),
     ):
-        ensemble = EnsembleSection(enabled=enabled, weight=weight, temperature=temperature)
+        ensemble = EnsembleSection(enabled=enabled, weight=weight, temperature=temperature, seen_rule=rule)
         wanted = class_probabilities(
             query.astype(np.float32) if with_query else None,
             query_text if with_query else None,
@@ -211,10 +226,11 @@ def test_no_kernel_races_or_leaves_its_memory(seed: int) -> None:
             image = Image(bench, number, case, half)
             image.find_regions()
             k, n = bench.kernels, case.count
-            crops = bench.new((n, 3, 9, 9), np.float16 if half else np.float32)
+            crops, patches = (bench.new(s, np.float16 if half else np.float32) for s in ((n, 3, 9, 9), (n, 4, 4)))
             for matting, with_bits in ((False, True), (False, False), (True, False)):
                 source = image.source(0, with_bits)
                 k.crop_regions([source], cropping(9, matting=matting), crops, bench.stream)
+                k.patch_masks([source], cropping(9, matting=matting), patches, bench.stream)
             generator = np.random.default_rng(seed)
             texts = bench.up(unit(generator, 68, 20)), bench.up(unit(generator, 67, 12))
             query = Side(bench.up(generator.normal(size=(n, 20)).astype(np.float32)), texts[0])
@@ -312,6 +328,14 @@ BAD: list[tuple[str, Callable[[Bench], None]]] = [
     (
         r"crops has shape \(1, 3, 8, 9\): give \(crops, 3, 8, 8\)",
         lambda b: b.kernels.crop_regions([], cropping(8), b.new((1, 3, 8, 9), np.float32), b.stream),
+    ),
+    (
+        r"patches has shape \(1, 3, 4\): give \(crops, G, G\)",
+        lambda b: b.kernels.patch_masks([], cropping(8), b.new((1, 3, 4), np.float32), b.stream),
+    ),
+    (
+        "patch_grid is 9: give a whole number from 1 to the crop's side, 8",
+        lambda b: b.kernels.patch_masks([], cropping(8), b.new((1, 9, 9), np.float32), b.stream),
     ),
     (
         r"resized is 8 x 9, but the masks' image size is \(8, 8\)",

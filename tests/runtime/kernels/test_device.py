@@ -130,6 +130,9 @@ def test_crops(bench: Bench, case: Case, matting: bool, with_bits: bool) -> None
     worst("crops", CudaModule(bench, with_bits=with_bits).crop_regions(*arguments), wanted, 3e-6)
     halves = CudaModule(bench, np.float16, with_bits=with_bits).crop_regions(*arguments)
     assert half_ulps(halves, wanted).max(initial=0) <= 2
+    for grid, dtype in ((5, np.float32), (12, np.float16)):
+        patches = CudaModule(bench, dtype, with_bits=with_bits).patch_masks(*arguments[1:], grid)
+        np.testing.assert_array_equal(patches, REFERENCE.patch_masks(*arguments[1:], grid))
 
 
 @pytest.mark.parametrize("side", [1, 2, 9, 224, 300])
@@ -247,4 +250,5 @@ def test_any_sizes_agree(
         indices = np.flatnonzero(found[1]).astype(np.int32)
         crop = (found[0][indices], indices, cropping(9, 0.4))
         worst("crops", module.crop_regions(image, masks, *crop), HOST.crop_regions(image, masks, *crop), 3e-6)
+        np.testing.assert_array_equal(module.patch_masks(masks, *crop, 4), HOST.patch_masks(masks, *crop, 4))
         check_compose(module, masks, probabilities)

@@ -156,6 +156,34 @@ def test_network_crops(module: Any, network: NetworkCase) -> None:
     worst("whole crops", crops[arrays["crop_idx_0"][whole]], arrays["crop_full_0"][whole], CROP_LIMIT)
 
 
+@pytest.mark.parametrize("case", ["t_swin_tiny14_mpt", "t_r101c_tiny16_mpt", "t_swin_tiny14_matting_expand_zero"])
+def test_mask_prompts(module: Any, case: str) -> None:
+    """Crops and patch masks of the published code that takes both; with a patch per pixel, the resized masks too."""
+    arrays, meta = load_golden(case)
+    clip = meta["model"]["clip_adapter"]
+    resized = np.ascontiguousarray(arrays["resized_0"].transpose(1, 2, 0))
+    size = resized.shape[:2]
+    masks = Masks(arrays["pred_masks"][0], padded_size(*size, 32), size, size)
+    fill = CLIP_MEAN if clip["MASK_FILL"] == "mean" else np.zeros(3)
+    settings = cropping(224, clip["MASK_THR"], clip["MASK_MATTING"], fill)
+    indices = np.flatnonzero(arrays["valid_0"]).astype(np.int32)
+    certain = np.flatnonzero(arrays["near_0"][indices, 0] == 0)[:: 1 if module in map(kernels, BOTH) else 4]
+    assert len(certain) >= 15
+    assert len(indices) == len(arrays["boxes_0"])
+    boxes = expand_boxes(arrays["boxes_0"][certain].astype(np.int32), clip["MASK_EXPAND_RATIO"], size)
+    cut = boxes, indices[certain], settings
+    crops = module.crop_regions(resized, masks, *cut)
+    worst("crops", crops[:, :, 5::18, 7::18], arrays["crop_sub_0"][certain], CROP_LIMIT)
+    whole = [k for k, region in enumerate(arrays["crop_idx_0"]) if region in certain]
+    places = np.searchsorted(certain, arrays["crop_idx_0"][whole])
+    worst("whole crops", crops[places], arrays["crop_full_0"][whole], CROP_LIMIT)
+    wanted = arrays["patch_mask_0"][certain]
+    assert clip["MASK_MATTING"] or 0.2 < wanted.mean() < 0.95
+    np.testing.assert_array_equal(module.patch_masks(masks, *cut, wanted.shape[1]), wanted)
+    pixels = np.unpackbits(arrays["crop_mask_0"][certain], axis=1, count=224 * 224).reshape(-1, 224, 224)
+    np.testing.assert_array_equal(module.patch_masks(masks, *cut, 224), pixels)
+
+
 def test_network_labels(module: Any, network: NetworkCase) -> None:
     arrays = network.arrays
     arguments = (network.masks, arrays["class_prob_0"])

@@ -52,7 +52,8 @@ def test_missing_extension_is_an_engine_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_both_modules_have_the_same_functions() -> None:
-    for name in ("resize_normalize", "region_boxes", "crop_regions", "compose", "class_scores", "resample_masks"):
+    shared = "resize_normalize", "region_boxes", "crop_regions", "patch_masks"
+    for name in (*shared, "compose", "class_scores", "resample_masks"):
         wanted = REFERENCE.__dict__[name].__code__
         found = HOST.__dict__[name].__code__
         assert found.co_varnames[: found.co_argcount] == wanted.co_varnames[: wanted.co_argcount], name
@@ -96,6 +97,9 @@ def test_crops_equal(case: Case, matting: bool) -> None:
     # The exponentials of matting differ by a few units in the last place; all else is the same arithmetic.
     worst("crops", found, wanted, 2e-6 if matting else 5e-7)
     assert found.shape == (len(boxes), 3, 24, 24)
+    for grid in (1, 5, 24):  # 5 patches of 4 pixels leave 4 pixels out
+        arguments = (masks, boxes, indices, cropping(24, matting=matting), grid)
+        np.testing.assert_array_equal(HOST.patch_masks(*arguments), REFERENCE.patch_masks(*arguments))
 
 
 @pytest.mark.parametrize("side", [1, 2, 24, 224])
@@ -159,6 +163,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda n: HOST.resize_normalize(image, (60, 95), (64, 96), IMAGE_MEAN, IMAGE_STD, threads=n),
         lambda n: HOST.region_boxes(masks, 0.5, threads=n),
         lambda n: HOST.crop_regions(resized, masks, *crop, threads=n),
+        lambda n: HOST.patch_masks(masks, boxes, indices, cropping(30), 6, threads=n),
         lambda n: HOST.compose(masks, probabilities, threads=n),
         lambda n: HOST.class_scores(masks, probabilities, threads=n),
         lambda n: HOST.resample_masks(masks, threads=n),
@@ -198,6 +203,7 @@ def test_any_sizes_agree(h: int, w: int, out_h: int, out_w: int, mask_h: int, ma
     indices = np.flatnonzero(found[1]).astype(np.int32)
     crop = (found[0][indices], indices, cropping(9, 0.4))
     worst("crops", HOST.crop_regions(image, masks, *crop), REFERENCE.crop_regions(image, masks, *crop), 1e-6)
+    np.testing.assert_array_equal(HOST.patch_masks(masks, *crop, 4), REFERENCE.patch_masks(masks, *crop, 4))
     found, wanted = HOST.compose(masks, probabilities), REFERENCE.compose(masks, probabilities)
     worst("scores", found[1], wanted[1], 2e-6)
 
@@ -253,6 +259,23 @@ def test_bad_crop_arguments(name: str, change: dict[str, object], message: str) 
     with pytest.raises(ValueError, match=message) as error:
         kernels(name).crop_regions(a["image"], masks, a["boxes"], a["indices"], settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_patch_holds_any_pixel_that_counts(name: str) -> None:
+    """With matting a pixel counts unless its probability is 0 in float32: below a logit of -88.72."""
+    logits = np.array([[[-100, -88.7, -100, -100], [-100, -100, -100, 3]]], np.float32)
+    masks = Masks(logits, (2, 4), (2, 4), (2, 4))
+    box, index = np.array([[0, 0, 4, 2]], np.int32), np.zeros(1, np.int32)
+    found = [kernels(name).patch_masks(masks, box, index, cropping(4, matting=matting), 2) for matting in (False, True)]
+    np.testing.assert_array_equal(found, [[[[0, 0], [0, 1]]], [[[1, 0], [0, 1]]]])
+    for grid in (0, 2.5, 5):
+        with pytest.raises(
+            ValueError, match=rf"patch_grid is {grid}: give a whole number from 1 to the crop's side, 4"
+        ):
+            kernels(name).patch_masks(masks, box, index, cropping(4), grid)
+    none = kernels(name).patch_masks(masks, box[:0], index[:0], cropping(4), 2)
+    assert none.shape == (0, 2, 2)
 
 
 @pytest.mark.parametrize("name", BOTH)

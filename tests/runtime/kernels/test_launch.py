@@ -26,6 +26,7 @@ def within_limits(launch: cuda_launch.Launch) -> bool:
         ("region_boxes_f16", 1, cuda_launch.MASK_SHAPE),
         ("crop_regions_bits_f16", 0, np.dtype((cuda_launch.CROP_SOURCE, cuda_launch.CROP_IMAGES))),
         ("crop_regions_bits_f16", 1, cuda_launch.CROP_SETTINGS),
+        ("patch_masks_logits_f32", 1, cuda_launch.PATCH_SETTINGS),
         ("similarity", 0, np.dtype((cuda_launch.SIDE, 2))),
         ("classify", 0, cuda_launch.ENSEMBLE),
         ("compose_f32", 1, cuda_launch.CLASS_TABLE),
@@ -70,6 +71,16 @@ def test_crop_blocks_cover_the_crop(size: int, regions: int, images: int) -> Non
     assert bands * high * 16 >= size > (bands - 1) * high * 16
     assert wide * high <= 256
     assert high <= 8
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 1000), st.integers(1, 16))
+def test_patch_blocks_have_a_number_per_patch(size: int, across: int, regions: int, images: int) -> None:
+    across = min(size, across)
+    launch = cuda_launch.patch_masks(size, across, regions, images)
+    assert launch.grid == (across, regions, images)
+    assert within_limits(launch)
+    assert launch.shared_bytes == 4 * across
+    assert launch.block[0] <= 256  # the kernel's launch bounds
 
 
 def test_crop_blocks_of_the_published_size() -> None:

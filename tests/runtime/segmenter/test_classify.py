@@ -74,6 +74,20 @@ def test_network_golden() -> None:
     assert len(probabilities) == 100
 
 
+@pytest.mark.parametrize("case", ["t_swin_tiny14_mpt", "t_swin_tiny14_clip_only", "t_swin_tiny14_no_ensemble"])
+def test_published_code_without_a_rule_for_seen_classes(case: str) -> None:
+    arrays, meta = load_golden(case)
+    clip = meta["model"]["clip_adapter"]
+    settings = EnsembleSection(
+        enabled=clip["CLIP_ENSEMBLE"], weight=clip["CLIP_ENSEMBLE_WEIGHT"], temperature=100, seen_rule=False
+    )
+    text = arrays["text_query"]
+    seen = np.arange(len(text) - 1) % 2 == 0  # does not matter
+    region = arrays.get("crop_features")
+    found = class_probabilities(arrays["class_embed"][0], text, arrays["valid_0"], region, text[:-1], seen, settings)
+    worst("probabilities", found, arrays["class_prob_0"], 1e-4)
+
+
 def test_masks_of_ones_own_have_only_clip() -> None:
     region, text, temperature = embeddings_with(np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]))
     valid = np.array([True, False, True])
