@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from vocabseg.runtime.bundle.contract import input_problem
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.bundle.manifest import Manifest
 from vocabseg.runtime.errors import ConfigurationError
@@ -90,6 +91,9 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
     changed = apply_settings(manifest, overrides)
     if changed.region.crop_size != manifest.region.crop_size:
         raise ConfigurationError("--set region.crop_size: the image encoder's input size is fixed at export")
+    problem = input_problem(changed)
+    if problem:
+        raise ConfigurationError(f"--set: {problem}")
     return changed
 
 

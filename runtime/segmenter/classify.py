@@ -20,8 +20,8 @@ def class_probabilities(
 ) -> Array:
     """The class distribution of every mask that votes.
 
-    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for user-supplied
-    masks, which have no queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text
+    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for masks
+    without queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text
     (K, Dr); seen (K,) bool, None for all unseen. Text rows have unit length; embeddings need not.
 
     Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, if only CLIP

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import QUERIES
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.engines.device_engines import DeviceEngine, DeviceEngines
@@ -22,7 +23,6 @@ from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.kernels.device.face import CudaKernels
-from vocabseg.runtime.kernels.geometry import padded_size, resized_size
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
@@ -30,7 +30,7 @@ from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, Pendi
 from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
 from vocabseg.runtime.segmenter.cuda_proposals import DeviceImage, DeviceProposals, RegionTable, Slot, Slots, new_flags
 from vocabseg.runtime.segmenter.regions import Regions
-from vocabseg.runtime.segmenter.stages import Observed
+from vocabseg.runtime.segmenter.stages import Observed, input_sizes
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -117,8 +117,7 @@ class CudaStages(Observed):
     @_step
     def prepare(self, image: np.ndarray | DeviceArray) -> DeviceImage:
         spec = self.bundle.manifest.input
-        size = resized_size(image.shape[0], image.shape[1], spec.min_size, spec.max_size)
-        padded = padded_size(*size, spec.divisor)
+        size, padded = input_sizes(spec, image.shape[0], image.shape[1])
         slot = self.slots.take(self.upload, self.front)
         try:
             on_device = self._uploaded(image, slot)
@@ -138,16 +137,15 @@ class CudaStages(Observed):
         with self.stage("proposal", self.front):
             outputs = self.proposal.start({"image": prepared.network_input}, self._front_buffers.array)
         self.note("proposal", **outputs)
-        logits, queries = (
-            self._own(outputs[name].reshape(*outputs[name].shape[1:])) for name in ("mask_logits", "query_embeddings")
-        )
+        found = {name: self._own(array.reshape(*array.shape[1:])) for name, array in outputs.items()}
         (height, width), sizes = prepared.network_input.shape[2:], (prepared.resized.shape, prepared.image.shape)
-        masks = Masks(logits, (height, width), *((shape[0], shape[1]) for shape in sizes))
-        flags = new_flags(self.front)
-        found = DeviceProposals(prepared.image, prepared.slot, prepared.resized, masks, queries, flags)
-        found.flag("mask_logits", self.kernels, self.front)
-        found.flag("query_embeddings", self.kernels, self.front)
-        return found
+        masks = Masks(found["mask_logits"], (height, width), *((shape[0], shape[1]) for shape in sizes))
+        proposals = DeviceProposals(
+            prepared.image, prepared.slot, prepared.resized, masks, found.get(QUERIES), new_flags(self.front)
+        )
+        for name in found:
+            proposals.flag(name, self.kernels, self.front)
+        return proposals
 
     def given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None
