@@ -22,8 +22,8 @@ from vocabseg.benchmarks.speed.workers import VariantProcess, cold_start, numeri
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
-from vocabseg.runtime.segmenter.stages import input_sizes
 from vocabseg.runtime.progress import Progress
+from vocabseg.runtime.segmenter.stages import input_sizes
 from vocabseg.runtime.threads import thread_count
 
 # Passes of what is measured besides the rounds: batches and text.

@@ -61,9 +61,7 @@ def input_problem(manifest: Manifest) -> str | None:
         return f"the proposal network takes images of {sizes} pixels alone, but input.size is {listed}: set it to these"
     dynamic = all(isinstance(size, str) for size in sizes)
     if dynamic and any(size % given.divisor for size in given.size or ()):
-        return (
-            f"input.size {list(given.size or ())} must be multiples of input.divisor {given.divisor}: set other sizes"
-        )
+        return f"input.size {list(given.size or ())} must be multiples of input.divisor {given.divisor}: set others"
     return None
 
 

@@ -96,8 +96,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle except its tensors. `files` holds the records of tokenizer and tensors.
 
     `graphs` are the float32 ones; `variants` holds the same graphs in other precisions, by precision and graph.
-    `vocabulary` lists the bundle's own class names, `seen` says which of them were seen in training. `masks` are "given"
-    with every image where there is no graph "proposal" to find them.
+    `vocabulary` lists the bundle's own class names, `seen` says which of them were seen in training. `masks` are
+    "given" with every image where there is no graph "proposal" to find them.
     """
 
     format: int
