@@ -19,7 +19,7 @@ from vocabseg.export.configuration import Configuration
 from vocabseg.export.graph.trace import OPSET, check_opset, export_graph
 from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
 from vocabseg.export.model.towers import prune_last_block
-from vocabseg.export.proposals.onnx_proposals import OnnxProposals
+from vocabseg.export.proposals.onnx_proposals import NEEDED, OnnxProposals
 from vocabseg.export.proposals.region_model import RegionModel
 from vocabseg.export.text_graphs import TextGraphs, text_graphs
 from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
@@ -152,7 +152,7 @@ class _Writer:
         record = proposals.save(path, proposals.dimensions(spec))
         self.records["proposal"] = msgspec.structs.replace(record, provenance=proposals.provenance())
         self.tick("checking proposal")
-        report = check_graph(path, proposals, graph_checks.given_inputs(photo), proposals.path.name)
+        report = check_graph(path, proposals, graph_checks.given_inputs(photo), proposals.path.name, NEEDED)
         self._note("proposal", report)
 
     def image_encoder(self, model: Model | RegionModel, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:

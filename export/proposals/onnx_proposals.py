@@ -20,6 +20,8 @@ MASKS, SCORES = "mask_logits", "scores"
 NOWHERE = -200.0
 # A proposal is kept if it is more likely an object than not.
 MIN_SCORE = 0.5
+# The engine that must run the network; others may fail to.
+NEEDED = "onnxruntime"
 # Multiples of input.divisor, of two inputs that tell how the size of the masks follows from the image's.
 PROBES = ((2, 3), (5, 4))
 
@@ -48,7 +50,7 @@ class OnnxProposals(nn.Module):
         if min_score is not None and self._scores is None:
             raise self._error("has no output 'scores' to compare with --min-score", "leave it out, or name one so")
         self.min_score = MIN_SCORE if min_score is None else min_score
-        self._engine = open_engine(self.path, engine="onnxruntime", device="cpu", precision="float32")
+        self._engine = open_engine(self.path, engine=NEEDED, device="cpu", precision="float32")
 
     def input_section(self, given: InputSection) -> InputSection:
         """The section with `size` where the network takes one size only; raises ExportError where another is set."""

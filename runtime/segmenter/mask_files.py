@@ -60,6 +60,7 @@ class MaskFiles:
         """
         self.path, self._alone = Path(path), alone
         self._json: _Annotations | None = None
+        self._by_id: dict[int | str | None, list[_Entry]] = {}
         kind = self.path.suffix.lower()
         if not self.path.exists():
             raise ImageError(f"there are no masks at {str(path)!r}: no such file or folder; {FORMS}")
@@ -67,6 +68,8 @@ class MaskFiles:
             if kind not in (".json", *ARRAYS):
                 raise ImageError(f"masks cannot be read from {str(path)!r}: {FORMS}")
             self._json = _read_json(self.path) if kind == ".json" else None
+            for entry in self._json.annotations if self._json else ():
+                self._by_id.setdefault(entry.image_id, []).append(entry)
 
     def of(self, image: str, size: Size) -> np.ndarray:
         """The masks (N, H, W), bool or float, of an image of this name and size (H, W); at least one.
@@ -129,8 +132,8 @@ class MaskFiles:
 
     def _from_json(self, content: _Annotations, image: str, size: Size) -> np.ndarray:
         name = repr(str(self.path))
-        entries = content.annotations
-        known = {entry.image_id for entry in entries if entry.image_id is not None}
+        known = {identity for identity in self._by_id if identity is not None}
+        entries = self._by_id.get(None, [])
         if known or content.images:
             entry = self._listed(content.images, image)
             if entry is not None and None not in (entry.height, entry.width) and (entry.height, entry.width) != size:
@@ -139,7 +142,7 @@ class MaskFiles:
                     f"{size[0]} x {size[1]}: use the image that the masks were made from"
                 )
             identity = self._result_id(known, image) if entry is None else entry.id
-            entries = [one for one in entries if one.image_id == identity]
+            entries = self._by_id.get(identity, [])
         elif not self._alone:
             raise ImageError(f"{name} does not say which image its masks are of: give a folder, with a file for each")
         if not entries:

@@ -9,22 +9,33 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from PIL import Image
 
 import vocabseg
 from tests.export.model.small_models import CROP, clip_shapes, clip_tensors, small_clip
 from tests.runtime.segmenter.test_cuda_stages import emulated
 from vocabseg.benchmarks.scenes.world import render_scene
+from vocabseg.benchmarks.speed.engine import EngineSpec
+from vocabseg.benchmarks.speed.parity import compare_image
+from vocabseg.benchmarks.speed.results import ImageInfo
+from vocabseg.benchmarks.speed.roofline import stage_work
 from vocabseg.export import bundle as bundle_writer
 from vocabseg.export.bundle import check_graph
 from vocabseg.export.graph.onnx_file import ExportError
 from vocabseg.export.pipeline import export_checkpoint
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
+from vocabseg.export.tensorrt.profiles import default_profiles
 from vocabseg.runtime.bundle.folder import open_bundle
+from vocabseg.runtime.bundle.manifest import GraphRecord, file_record, read_manifest
 from vocabseg.runtime.bundle.sections import InputSection
 from vocabseg.runtime.bundle.settings import adjusted
 from vocabseg.runtime.errors import BundleError, ConfigurationError
+from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.segmenter.stages import input_sizes
+from vocabseg.serving.answering.requests import ImageRequest
+from vocabseg.serving.answering.responder import Responder
+from vocabseg.serving.protocol import RequestLimits, RequestOptions
 
 NAMES = ["cat", "grass", "sky"]
 MASKS = 6
@@ -55,7 +66,7 @@ def write_network(path: Path, size: tuple[int | str, int | str] = ("h", "w"), la
         [helper.make_tensor_value_info("pixels", 1, [1, 3, *size])],
         [
             helper.make_tensor_value_info("scores", 1, [1, MASKS]),
-            helper.make_tensor_value_info("pooled", 1, [1, 3, 1]),
+            helper.make_tensor_value_info("colour", 1, [1, 3]),
             helper.make_tensor_value_info("masks", 1, masks[4 - rank :]),
         ][:: -1 if last else 1],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
@@ -148,16 +159,51 @@ def test_the_same_on_a_gpu_and_on_many_images(exported: Path, image: np.ndarray,
                 np.testing.assert_allclose(result.scores, wanted.scores, atol=1e-4)
 
 
-def test_a_clip_alone_classifies_given_masks(tmp_path: Path, clip: Path, image: np.ndarray) -> None:
-    with mock.patch.object(bundle_writer, "check_graph", return_value={}):
-        folder = export_checkpoint("regions", tmp_path / "alone", None, f"{clip}", [*SMALL, "clip.activation=gelu"])
-    manifest = open_bundle(folder).manifest
+def test_it_is_served_and_measured(exported: Path, image: np.ndarray, tmp_path: Path) -> None:
+    names = vocabseg.Vocabulary(NAMES)
+    local = vocabseg.load(exported, engine="onnxruntime")
+    expected = local(image, names)
+    responder = Responder(local, RequestLimits())
+    wanted = frozenset(["LABELS", "SCORES"])
+    request = ImageRequest(image=image, vocabulary=names, wanted=wanted, options=RequestOptions())
+    (answer,) = responder.answer([request])
+    responder.close()
+    np.testing.assert_array_equal(answer["LABELS"], expected.labels)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    one, other = (EngineSpec(exported, engine, "float32", names).open() for engine in ("onnxruntime", "openvino"))
+    reference = one.capture(tmp_path / "image.png")
+    alone, whole = other.capture_from(tmp_path / "image.png", reference), other.capture(tmp_path / "image.png")
+    figures = compare_image(reference, alone, whole, load_kernels(), local.bundle.manifest.region).values
+    assert "queries" not in figures
+    assert figures["labels, same"] == 1
+    assert figures["cosine worst"] >= 0.99999
+    info = ImageInfo(name="image.png", size=image.shape[:2], padded=reference.padded, regions=len(reference.boxes))
+    work = stage_work(local.bundle, info, 1000, len(NAMES))
+    # 3 x 4 x 4 products for every mask at every fourth pixel, and two operations for each.
+    rows, columns = (side // 4 for side in reference.padded)
+    assert work["proposal"].operations >= 2 * MASKS * rows * columns * 48
+    assert len(default_profiles(local.bundle.manifest, "proposal", local.bundle.graph("proposal"))) == 2
+
+
+def test_a_clip_alone_has_no_proposal_network(tmp_path: Path, clip: Path) -> None:
+    def empty(module, sample, dimensions, path, *given) -> GraphRecord:
+        path.write_bytes(b"x")
+        return GraphRecord(
+            **msgspec.structs.asdict(file_record(path.parent, path.name)), inputs=[], outputs=[], opset=21
+        )
+
+    settings = [*SMALL, "clip.activation=gelu"]
+    with (
+        mock.patch.object(bundle_writer, "check_graph", return_value={}) as checked,
+        mock.patch.object(bundle_writer, "export_graph", side_effect=empty),
+    ):
+        folder = export_checkpoint("regions", tmp_path / "alone", None, str(clip), settings)
+    manifest = read_manifest(folder / "manifest.json")
     assert (list(manifest.graphs), manifest.masks) == (["image_encoder", "text_encoder"], "given")
-    masks = np.zeros((2, *image.shape[:2]), bool)
-    masks[0, :50] = masks[1, 60:, 20:] = True
-    result = vocabseg.load(folder).regions(image, masks).classify(NAMES)
-    np.testing.assert_array_equal(result.labels == -1, ~masks.any(0))
-    assert len(result.instances(top_k=2)) == 2
+    assert manifest.provenance["activation"]["region"] == "gelu"
+    assert manifest.provenance["weights"] == str(clip)
+    photos = [arrays["crops"] for call in checked.mock_calls for arrays in call.args[2] if "crops" in arrays]
+    assert [len(crops) for crops in photos] == [1, 3, 3]  # noise, and the photo with its halves
 
 
 def test_networks_of_one_size_and_masks_without_a_batch(tmp_path: Path) -> None:
@@ -232,9 +278,7 @@ def test_files_that_are_no_proposal_network(tmp_path: Path) -> None:
     assert "takes pixels 1 x 4 x h x w FLOAT" in refused(
         changed(lambda graph: setattr(graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 4))
     )
-    assert "has the outputs scores, pooled" in refused(changed(lambda graph: graph.output.pop())).replace(
-        "outputs pooled", "outputs scores, pooled"
-    )
+    assert "has the outputs colour: call" in refused(changed(lambda graph: graph.output.pop()))
     assert "no output 'scores'" in refused(changed(lambda graph: graph.output.pop(0)), min_score=0.1)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import vocabseg
 from tests.bundles import copy_bundle_with
+from tests.runtime.segmenter.test_cuda_stages import emulated
 from vocabseg.cli import main
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.images import load_image
@@ -51,6 +52,8 @@ def test_masks_of_ones_own(run, photos: Path, given: Path) -> None:
     np.testing.assert_array_equal(labels == -1, ~masks.any(0))  # what no mask covers has no class
     np.testing.assert_array_equal(found == 255, labels == -1)
     np.testing.assert_array_equal(found[labels >= 0], labels[labels >= 0])
+    with emulated(given) as on_gpu:
+        np.testing.assert_array_equal(on_gpu.regions(names[0], masks).classify(NAMES).labels, labels)
     # The same with a bundle that would find masks itself, for one image.
     code, _, err = run(
         names[0], "--masks", "masks/a", "-c", NAMES, "-w", "labels", "-o", "one.png", "-q", "--set", "ensemble.weight=0"
