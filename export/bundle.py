@@ -19,11 +19,13 @@ from vocabseg.export.configuration import Configuration
 from vocabseg.export.graph.trace import OPSET, check_opset, export_graph
 from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
 from vocabseg.export.model.towers import prune_last_block
+from vocabseg.export.proposals.onnx_proposals import NEEDED, OnnxProposals
+from vocabseg.export.proposals.region_model import RegionModel
 from vocabseg.export.text_graphs import TextGraphs, text_graphs
 from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
 from vocabseg.runtime.bundle.folder import TENSORS, TOKENIZER
 from vocabseg.runtime.bundle.manifest import FORMAT, MANIFEST, GraphRecord, Manifest, file_record, write_manifest
-from vocabseg.runtime.bundle.sections import RegionSpec
+from vocabseg.runtime.bundle.sections import InputSection, RegionSpec
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.progress import Progress, silent
@@ -34,7 +36,7 @@ _PACKAGES = ("vocabseg", "torch", "open_clip_torch", "onnx", "onnxscript", "open
 
 
 def export_bundle(
-    model: Model,
+    model: Model | RegionModel,
     configuration: Configuration,
     output: str | Path,
     name: str,
@@ -48,6 +50,8 @@ def export_bundle(
     progress: Progress = silent,
 ) -> Path:
     """Write `model` as a bundle at `output` and return its folder.
+
+    A RegionModel becomes one whose image encoder alone decides, with its ONNX proposal network or without any.
 
     Every graph is compared with its module on every installed engine, on noise, on a photo (`sample_image`, or the
     package's own) and on class names; the figures go into the manifest. The bundle appears under its name when it is
@@ -65,11 +69,15 @@ def export_bundle(
     region = RegionSpec(
         **msgspec.structs.asdict(configuration.region), mean=clip.mean, std=clip.std, patch_grid=clip.patch_grid
     )
-    photo = Photo(pixels, configuration, region, model.proposal)
+    found = model.proposals if isinstance(model, RegionModel) else model.proposal
+    photo = Photo(pixels, configuration, region, found)
     tower = clip.make_image_tower(region.crop_size)
     with whole_folder(target, "the bundle", lambda: check_target(target, overwrite)) as folder:
-        writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(texts.graphs))
-        writer.proposal(model, photo)
+        writer = _Writer(folder, opset, fused_attention, progress, graphs=1 + (found is not None) + len(texts.graphs))
+        if isinstance(found, OnnxProposals):
+            writer.given_proposals(found, photo, configuration.input)
+        elif isinstance(model, Model):
+            writer.proposal(model, photo)
         writer.image_encoder(model, tower, photo, region)
         writer.text_encoders(model, texts)
         _write_tensors(folder, model)
@@ -83,6 +91,7 @@ def export_bundle(
             ensemble=configuration.ensemble,
             prompts=texts.prompts,
             vocabulary=None if vocabulary is None else list(vocabulary.names),
+            masks="given" if found is None else msgspec.UNSET,
             seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
             weights_license=weights_license,
             provenance=_provenance(configuration, model, provenance or {}),
@@ -123,7 +132,9 @@ class _Writer:
         shortened = prune_last_block(module)
         self.records[name] = export_graph(shortened, sample, dimensions, path, self.opset, self.fused)
         self.tick(f"checking {name}")
-        report = check_graph(path, module, inputs)
+        self._note(name, check_graph(path, module, inputs))
+
+    def _note(self, name: str, report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
         self.parity[name] = {
             engine: {output: _shorten(figures) for output, figures in outputs.items()}
             for engine, outputs in report.items()
@@ -139,7 +150,16 @@ class _Writer:
         sample = {"image": torch.randn(2, 3, *model.proposal.sample_size)}
         self.graph("proposal", model.proposal, sample, dimensions, graph_checks.proposal_inputs(photo))
 
-    def image_encoder(self, model: Model, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:
+    def given_proposals(self, proposals: OnnxProposals, photo: Photo, spec: InputSection) -> None:
+        path = self.folder / "proposal.onnx"
+        self.tick("writing proposal")
+        record = proposals.save(path, proposals.dimensions(spec))
+        self.records["proposal"] = msgspec.structs.replace(record, provenance=proposals.provenance())
+        self.tick("checking proposal")
+        report = check_graph(path, proposals, graph_checks.given_inputs(photo), proposals.path.name, NEEDED)
+        self._note("proposal", report)
+
+    def image_encoder(self, model: Model | RegionModel, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:
         size = (3, spec.crop_size, spec.crop_size)
         dimensions: dict[str, Sequence[int | str]] = {
             "crops": ("batch", *size),
@@ -152,7 +172,7 @@ class _Writer:
             sample["patch_mask"] = torch.ones(2, *masks)
         self.graph("image_encoder", tower, sample, dimensions, graph_checks.image_inputs(photo))
 
-    def text_encoders(self, model: Model, texts: TextGraphs) -> None:
+    def text_encoders(self, model: Model | RegionModel, texts: TextGraphs) -> None:
         context = model.query_clip.context_length
         merges = vocabulary_merges(model.query_clip.vocab_size)
         write_tokenizer(self.folder / TOKENIZER, merges, context_length=context)
@@ -194,15 +214,18 @@ def check_target(target: Path, overwrite: bool) -> Path:
     return target
 
 
-def _write_tensors(folder: Path, model: Model) -> None:
+def _write_tensors(folder: Path, model: Model | RegionModel) -> None:
     from safetensors.numpy import save
 
-    embedding = model.non_object_embedding.detach().float().numpy()
+    tensors = {}
+    if isinstance(model, Model):
+        embedding = model.non_object_embedding.detach().float().numpy()
+        tensors["query.non_object_embedding"] = np.ascontiguousarray(embedding)
     # Not its save_file, which makes the file readable by its owner alone.
-    (folder / TENSORS).write_bytes(save({"query.non_object_embedding": np.ascontiguousarray(embedding)}))
+    (folder / TENSORS).write_bytes(save(tensors))
 
 
-def _provenance(configuration: Configuration, model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(configuration: Configuration, model: Model | RegionModel, given: Mapping[str, Any]) -> dict[str, Any]:
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -13,15 +13,20 @@ from vocabseg.runtime.bundle.settings import check_key, convert_section, nearest
 from vocabseg.runtime.errors import ConfigurationError
 
 FOLDER = Path(__file__).parent / "configs"
+# The configuration of this package's own, beside the published ones: CLIP alone.
+REGIONS = "regions"
 PROMPT_KINDS = ("single", "vild", "imagenet", "learned")
 
 Prompt = str | list[str]
 
 
 class ProposalSection(msgspec.Struct, frozen=True, kw_only=True):
-    """The proposal network's backbone; with `res5_dilation` 2 (detectron2's RES5_DILATION) res5 keeps stride 16."""
+    """The proposal network's backbone; with `res5_dilation` 2 (detectron2's RES5_DILATION) res5 keeps stride 16.
 
-    backbone: Literal["r50", "r101c", "swin"]
+    "none": there is no published proposal network, and CLIP alone classifies the regions of other masks.
+    """
+
+    backbone: Literal["r50", "r101c", "swin", "none"]
     res5_dilation: Literal[1, 2] = 1
 
 
@@ -85,10 +90,10 @@ def list_configurations() -> list[str]:
 
 
 def load_configuration(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Configuration:
-    """A published configuration by name, or a TOML file by its path, with overrides such as "ensemble.weight=0.5".
+    """A configuration, published or "regions", by name, or a TOML file by its path, with overrides.
 
-    An override's value is read as TOML, or as plain text if it is not TOML ("prompt.query=vild"); "none" removes an
-    optional key. Raises ConfigurationError for an unknown name, key or value.
+    An override is such as "ensemble.weight=0.5". Its value is read as TOML, or as plain text if it is not TOML
+    ("prompt.query=vild"); "none" removes an optional key. Raises ConfigurationError for an unknown name, key or value.
     """
     path = _find(str(name_or_path))
     data = _read(path)
@@ -103,9 +108,9 @@ def _find(name: str) -> Path:
             raise ConfigurationError(f"no configuration at {name}: no such file")
         return path
     names = list_configurations()
-    if name not in names:
-        raise ConfigurationError(f"unknown configuration {name!r}: {nearest(name, names)}")
-    return FOLDER / f"{name}.toml"
+    if name not in (*names, REGIONS):
+        raise ConfigurationError(f"unknown configuration {name!r}: {nearest(name, [*names, REGIONS])}")
+    return (FOLDER if name in names else FOLDER.parent) / f"{name}.toml"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -134,7 +139,19 @@ def _convert(data: dict[str, Any], path: Path) -> Configuration:
         values[field.name] = convert_section(field.name, table, field.type)
     configuration = Configuration(**values)
     _check_prompts(configuration)
+    if configuration.proposal.backbone == "none":
+        _check_regions(configuration)
     return configuration
+
+
+def _check_regions(configuration: Configuration) -> None:
+    """Without queries there is one CLIP and one prompt, and nothing to learn it with."""
+    clip, prompt = configuration.clip, configuration.prompt
+    for key, value in (("clip.region_model", clip.region_model), ("prompt.region", prompt.region)):
+        if value is not None:
+            raise ConfigurationError(f"{key} is {value!r}, but without a proposal network regions are all there is")
+    if prompt.query == "learned":
+        raise ConfigurationError("prompt.query cannot be 'learned' without a proposal network: use vild or imagenet")
 
 
 def _check_prompts(configuration: Configuration) -> None:

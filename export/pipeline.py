@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vocabseg.export.bundle import check_target, export_bundle
 from vocabseg.export.checkpoint.load import load_model, read_state_dict
 from vocabseg.export.checkpoint.published import random_state_dict
-from vocabseg.export.configuration import load_configuration
+from vocabseg.export.configuration import Configuration, load_configuration
+from vocabseg.export.proposals.onnx_proposals import OnnxProposals
+from vocabseg.export.proposals.region_model import load_region_model
 from vocabseg.runtime.bundle.manifest import sha256_file
 
 
@@ -17,21 +21,29 @@ def export_checkpoint(
     checkpoint: str | Path | None = None,
     clip_source: str | None = None,
     overrides: Sequence[str] = (),
+    proposals: str | Path | None = None,
+    min_score: float | None = None,
     **options: Any,
 ) -> Path:
     """Export a published checkpoint, or random weights without one, to a bundle at `output`; returns its folder.
+
+    With the configuration "regions", or another whose proposal.backbone is "none", it is `clip_source` alone.
 
     Args:
         configuration: a published configuration's name, or the path of a TOML file.
         checkpoint: a file with the weights of the whole model.
         clip_source: another CLIP for the regions: a state dict's file, or an open_clip "NAME::TAG".
         overrides: "section.key=value" for entries of the configuration.
+        proposals: an ONNX proposal network (`OnnxProposals`), for a configuration without one of its own.
+        min_score: of that network's scores.
         options: further ones of `export_bundle`.
 
-    Raises ConfigurationError, CheckpointError, ImageError or OutputError; nothing is left behind then.
+    Raises ConfigurationError, CheckpointError, ExportError, ImageError or OutputError; nothing is left behind then.
     """
     settings = load_configuration(configuration, overrides)
     check_target(Path(output), bool(options.get("overwrite")))
+    if settings.proposal.backbone == "none":
+        return _export_regions(settings, output, clip_source, proposals, min_score, options)
     if checkpoint is None:
         state_dict = random_state_dict(settings)
         provenance = {"weights": "random: they know nothing"}
@@ -45,3 +57,21 @@ def export_checkpoint(
     return export_bundle(
         model, settings, output, Path(configuration).stem, provenance, weights_license=license_, **options
     )
+
+
+def _export_regions(
+    settings: Configuration,
+    output: str | Path,
+    clip_source: str | None,
+    proposals: str | Path | None,
+    min_score: float | None,
+    options: dict[str, Any],
+) -> Path:
+    network = None
+    if proposals is not None:
+        network = OnnxProposals(proposals, min_score)
+        settings = msgspec.structs.replace(settings, input=network.input_section(settings.input))
+        network.dimensions(settings.input)  # what is wrong with it is told before the long work
+    model = load_region_model(settings, clip_source, network)
+    provenance = {"weights": "random: they know nothing" if clip_source is None else clip_source}
+    return export_bundle(model, settings, output, Path(output).resolve().name, provenance, **options)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vocabseg.export.checkpoint.load import LearnedPrompt, Model
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.model.clip import ClipModel
+from vocabseg.export.proposals.region_model import RegionModel
 from vocabseg.runtime.bundle.manifest import Prompts, PromptSpec
 from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.text.prompts import PROMPTS
@@ -42,7 +43,7 @@ class TextGraphs:
     prompts: Prompts
 
 
-def text_graphs(model: Model, configuration: Configuration) -> TextGraphs:
+def text_graphs(model: Model | RegionModel, configuration: Configuration) -> TextGraphs:
     """One text graph if both sides embed names with the same encoder, else two.
 
     Raises ConfigurationError for CLIP models whose token ids or text lengths differ: a bundle has one tokenizer.

@@ -28,8 +28,6 @@ with atheris.instrument_imports(include=["vocabseg"]):
         InstancesFile,
         InstanceTruth,
         PanopticFile,
-        RunLengths,
-        compressed,
         read_annotations,
     )
     from vocabseg.benchmarks.datasets.label_maps import read_label_map
@@ -39,6 +37,7 @@ with atheris.instrument_imports(include=["vocabseg"]):
     from vocabseg.runtime.bundle.outline import outline
     from vocabseg.runtime.errors import VocabsegError
     from vocabseg.runtime.images import load_image
+    from vocabseg.runtime.result.run_lengths import RunLengths, compressed
     from vocabseg.runtime.text.tokenizer import Tokenizer
     from vocabseg.runtime.text.vocabulary import Vocabulary
     from vocabseg.serving.answering.requests import RequestError, read_options

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vocabseg.benchmarks.datasets.coco_files import mask_area, packed
 from vocabseg.benchmarks.datasets.dataset import ObjectTruth
+from vocabseg.runtime.result.run_lengths import mask_area, packed
 
 
 class Detection(msgspec.Struct, frozen=True):

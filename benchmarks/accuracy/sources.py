@@ -50,6 +50,7 @@ class BundleSource:
         from vocabseg.runtime.engines.choose import choose
 
         bundle = self._bundle(verify=False)
+        bundle.require_proposals()
         choice = choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle)
         return _bundle_identity(bundle, choice.key)
 

@@ -1,8 +1,8 @@
 """COCO's panoptic and instance annotation files, and the truths that they hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -10,15 +10,12 @@ import numpy as np
 from vocabseg.benchmarks.datasets.dataset import IGNORE, DatasetError, ObjectTruth, Panoptic, PanopticSegment
 from vocabseg.benchmarks.datasets.label_maps import read_pixels
 from vocabseg.runtime.files import decode_json, read_regular
+from vocabseg.runtime.result.run_lengths import MaskSide, RunLengths, compressed, mask_area
 
 # Bytes that an annotation file may have; COCO's largest, of its training images, has 469,000,000.
 LARGEST_FILE = 2 << 30
-Side = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Identity = Annotated[int, msgspec.Meta(ge=-(2**62), lt=2**62)]
 Colour = Annotated[int, msgspec.Meta(ge=0, lt=2**24)]
-# Pixels along the outline of one polygon, and from the image's corner to its points: COCO's code takes memory and time
-# for each.
-LONGEST_OUTLINE = 1_000_000
 
 
 class Category(msgspec.Struct, frozen=True):
@@ -34,8 +31,8 @@ class ImageEntry(msgspec.Struct, frozen=True):
 
     id: Identity | str
     file_name: str
-    height: Side
-    width: Side
+    height: MaskSide
+    width: MaskSide
 
 
 class SegmentEntry(msgspec.Struct, frozen=True):
@@ -52,13 +49,6 @@ class PanopticEntry(msgspec.Struct, frozen=True):
     image_id: Identity | str
     file_name: str
     segments_info: list[SegmentEntry]
-
-
-class RunLengths(msgspec.Struct, frozen=True):
-    """A mask as run lengths down its columns, or as COCO's text of these; `size` is (H, W)."""
-
-    size: tuple[Side, Side]
-    counts: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]] | str
 
 
 class ObjectEntry(msgspec.Struct, frozen=True):
@@ -156,73 +146,6 @@ def inside(folder: Path, name: str) -> Path:
     if path.is_absolute() or ".." in path.parts or not name.isprintable() or not path.name:
         raise DatasetError(f"an annotation names the file {name[:80]!r}, which is not in {folder}: do not use it")
     return folder / path
-
-
-def compressed(segmentation: Sequence[Sequence[float]] | RunLengths, size: tuple[int, int]) -> dict[str, object]:
-    """Any of COCO's three forms of a mask of this size (H, W) as compressed run lengths with text counts.
-
-    Raises ValueError, worded to follow "an object", for masks that pycocotools would hang or take gigabytes on.
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = size
-    if isinstance(segmentation, RunLengths):
-        counts = segmentation.counts
-        runs = decode_counts(counts) if isinstance(counts, str) else np.array(counts, np.int64)
-        if segmentation.size != size or runs.sum() != height * width or runs.min(initial=0) < 0:
-            raise ValueError(f"whose run lengths do not fill its {width} x {height} pixels")
-        if isinstance(counts, str):
-            return {"size": [height, width], "counts": counts}
-        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    else:
-        for polygon in segmentation or [[]]:
-            _check_polygon(polygon)
-        encoded = coco_mask.merge(coco_mask.frPyObjects([list(polygon) for polygon in segmentation], height, width))
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
-
-
-def decode_counts(text: str) -> np.ndarray:
-    """The run lengths, (N,) int64, in COCO's text: groups of five bits as characters from 48 on.
-
-    Raises ValueError, worded as for `compressed`, for any other text.
-    """
-    codes = np.array([ord(char) - 48 for char in text], np.int64)
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("whose run lengths are no such text")
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: longer than any image
-        raise ValueError("whose run lengths are no such text")
-    places = np.arange(codes.size) - np.repeat(starts, lengths)
-    values = np.add.reduceat((codes & 31) << 5 * places, starts)
-    values = np.where(codes[ends] & 16, values - (1 << 5 * lengths), values)
-    # From the fourth on, each is the difference to the last but one.
-    for parity in (1, 2):
-        values[parity::2] = np.cumsum(values[parity::2])
-    return values
-
-
-def _check_polygon(polygon: Sequence[float]) -> None:
-    points = np.array(polygon, np.float64)
-    if points.size < 6 or points.size % 2:
-        raise ValueError(f"with a polygon of {points.size} numbers, where three pairs or more are due")
-    points = points.reshape(-1, 2)
-    outline = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-    if not (np.abs(points).max() <= LONGEST_OUTLINE and outline <= LONGEST_OUTLINE):
-        raise ValueError(f"with a polygon that is {outline:.3g} pixels long")
-
-
-def packed(mask: Mapping[str, Any]) -> dict[str, Any]:
-    """The same run lengths with counts as bytes, as pycocotools takes them."""
-    return {"size": mask["size"], "counts": mask["counts"].encode("ascii")}
-
-
-def mask_area(mask: Mapping[str, Any]) -> float:
-    """Pixels of a mask in compressed run lengths."""
-    from pycocotools import mask as coco_mask
-
-    return float(coco_mask.area(packed(mask)))
 
 
 class SegmentLabels:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vocabseg.benchmarks.speed.results import GRAPH_STAGES
 from vocabseg.benchmarks.speed.variants import Capture, TimedRun, Timeline, VariantSpec, lead, variant_name
+from vocabseg.runtime.bundle.manifest import QUERIES
 from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.engines.interface import graph_precision
 from vocabseg.runtime.images import load_image
@@ -121,14 +122,18 @@ class EngineVariant:
                 load_image(image), given.resized, given.mask_logits, given.query_embeddings, given.padded
             )
         captured = self._captured(regions, timeline.kept, first.network_input, first.resized)
-        return replace(captured, mask_logits=outputs["mask_logits"][0], query_embeddings=outputs["query_embeddings"][0])
+        queries = outputs.get(QUERIES)
+        return replace(
+            captured,
+            mask_logits=outputs["mask_logits"][0],
+            query_embeddings=None if queries is None else queries[0],
+        )
 
     def _captured(
         self, regions: Regions, kept: dict[str, list[np.ndarray]], network_input: np.ndarray, resized: np.ndarray
     ) -> Capture:
         result = regions.classify(self.spec.vocabulary)
         assert result.evidence is not None
-        assert regions.query_embeddings is not None
         crops, patches = (
             np.concatenate(kept[name]).astype(np.float32, copy=False) if name in kept else None
             for name in ("crops", "patch_mask")

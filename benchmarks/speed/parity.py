@@ -89,11 +89,13 @@ def compare_image(
     values: dict[str, float] = {
         "network input": _largest(alone.network_input, expected.network_input),
         "mask logits": _largest(alone.mask_logits, expected.mask_logits),
-        "queries": float(_cosines(alone.query_embeddings, expected.query_embeddings).min(initial=1.0)),
         "boxes": float(_differing_boxes(alone, expected, boxed)),
         "left out": float(np.count_nonzero(~steady & expected.valid)),
         "steady": float(np.count_nonzero(steady & expected.valid)),
     }
+    if expected.query_embeddings is not None and alone.query_embeddings is not None:
+        cosines = _cosines(alone.query_embeddings, expected.query_embeddings)
+        values["queries"] = float(cosines.min(initial=1.0))
     if expected.crops is not None and alone.crops is not None:
         mine, theirs = (np.cumsum(flags.valid) - 1 for flags in (alone, expected))
         shared = np.flatnonzero(steady & alone.valid & expected.valid)

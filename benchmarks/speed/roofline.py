@@ -14,8 +14,9 @@ from statistics import median
 from vocabseg.benchmarks.speed.flops import GraphWork, graph_work
 from vocabseg.benchmarks.speed.results import BOXES_AND_CROPS, CLASSIFY_AND_COMPOSE, ImageInfo, Peaks, StageRoof, Timing
 from vocabseg.runtime.bundle.folder import Bundle
-from vocabseg.runtime.kernels.geometry import resized_size
+from vocabseg.runtime.bundle.manifest import QUERIES, output_shapes
 from vocabseg.runtime.segmenter.host_stages import encoder_input_shapes
+from vocabseg.runtime.segmenter.stages import input_sizes
 
 Size = tuple[int, int]
 FLOAT, COUNT = 4, 8  # bytes of a float32; of a label and its score together
@@ -36,18 +37,20 @@ def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -
     manifest = bundle.manifest
     proposal = bundle.graph("proposal")
     outputs = {output.name: output.shape for output in proposal.outputs}
-    masks, width = int(outputs["query_embeddings"][1]), int(outputs["query_embeddings"][2])
-    resized = resized_size(*info.size, manifest.input.min_size, manifest.input.max_size)
+    masks, queries = int(outputs["mask_logits"][1]), int(outputs.get(QUERIES, (0,))[-1])
+    width = int(bundle.graph("image_encoder").outputs[0].shape[-1])
+    resized = input_sizes(manifest.input, *info.size)[0]
     (height, long), (h, w), (padded_h, padded_w) = info.size, resized, info.padded
-    mask_bytes = masks * (padded_h // 4) * (padded_w // 4) * FLOAT
+    rows, columns = output_shapes(proposal, {"image": (1, 3, padded_h, padded_w)})["mask_logits"][-2:]
+    mask_bytes = masks * rows * columns * FLOAT
     pixels, small, network = height * long, h * w, padded_h * padded_w
     side = manifest.region.crop_size
-    regions = info.regions if manifest.ensemble.enabled else 0
+    regions = info.regions if manifest.encodes else 0
     crop_bytes = regions * 3 * side * side * FLOAT
 
     finding = _counted(bundle.graph_path("proposal"), image=(1, 3, padded_h, padded_w))
     encoding = _counted(bundle.graph_path("image_encoder"), **encoder_input_shapes(manifest.region, 1))
-    query_bytes = masks * width * FLOAT
+    query_bytes = masks * queries * FLOAT
     return {
         "decode": StageWork(0, file_bytes + 3 * pixels),
         "resize_normalize": StageWork(
@@ -57,7 +60,7 @@ def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -
             finding.operations, finding.weight_bytes + 3 * network * FLOAT + mask_bytes + query_bytes
         ),
         # Rows first (one interpolation per column of the logits), then along each row, then the comparison.
-        "region_boxes": StageWork(masks * (3 * h * (padded_w // 4) + 4 * small), mask_bytes + masks * 20),
+        "region_boxes": StageWork(masks * (3 * h * columns + 4 * small), mask_bytes + masks * 20),
         # Per output pixel 16 taps: the mask at each by bilinear interpolation (8), then 3 channels of a multiply-add.
         "crop_regions": StageWork(regions * side * side * 16 * (8 + 3 * 2), 3 * small + mask_bytes + crop_bytes),
         "image_encoder": StageWork(
@@ -65,8 +68,8 @@ def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -
             (encoding.weight_bytes if regions else 0) + crop_bytes + regions * width * FLOAT,
         ),
         "classify": StageWork(
-            2 * width * classes * (masks + regions) + 10 * classes * (masks + regions),
-            query_bytes + regions * width * FLOAT + 2 * classes * width * FLOAT + masks * classes * FLOAT,
+            2 * classes * (masks * queries + regions * width) + 10 * classes * (masks * bool(queries) + regions),
+            query_bytes + regions * width * FLOAT + classes * (queries + width) * FLOAT + masks * classes * FLOAT,
         ),
         # Each mask's value at each pixel by two bilinear interpolations (7 each) and a sigmoid (4), then the winner's
         # score: those of classes that bounds rule out need not be computed.

@@ -22,8 +22,8 @@ from vocabseg.benchmarks.speed.workers import VariantProcess, cold_start, numeri
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
-from vocabseg.runtime.kernels.geometry import padded_size, resized_size
 from vocabseg.runtime.progress import Progress
+from vocabseg.runtime.segmenter.stages import input_sizes
 from vocabseg.runtime.threads import thread_count
 
 # Passes of what is measured besides the rounds: batches and text.
@@ -244,7 +244,7 @@ class _Running:
     def _info(self, index: int, expected: Capture | None) -> ImageInfo:
         image, spec = self.benchmark.images[index], self.benchmark.bundle.manifest.input
         h, w = load_image(image).shape[:2]
-        padded = padded_size(*resized_size(h, w, spec.min_size, spec.max_size), spec.divisor)
+        padded = input_sizes(spec, h, w)[1]
         regions = [run.regions for one in self.alive for which, run in one.runs if which == index]
         found = int(expected.valid.sum()) if expected is not None else (regions or [0])[0]
         return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found)

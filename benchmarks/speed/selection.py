@@ -220,6 +220,11 @@ def find_weights(
         return "PyTorch is not installed (pip install 'vocabseg[export]')"
     from vocabseg.export.configuration import Configuration, load_configuration
 
+    if not bundle.manifest.has_queries:
+        reason = "the PyTorch reference is of the published proposal network, and this bundle has another one"
+        if checkpoint is not None:
+            raise ConfigurationError(f"--checkpoint: {reason}; leave it out")
+        return reason
     provenance = bundle.manifest.provenance
     drawn = str(provenance.get("weights", "")).startswith("random")
     if checkpoint is None and not drawn:

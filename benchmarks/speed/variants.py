@@ -27,7 +27,7 @@ class Capture:
     Attributes:
         resized: (h, w, 3) uint8 RGB.
         network_input: (1, 3, Hp, Wp) float32.
-        mask_logits: (N, hm, wm) float32; query_embeddings: (N, D) float32.
+        mask_logits: (N, hm, wm) float32; query_embeddings: (N, D) float32, None without queries.
         valid: (N,) bool; boxes: (V, 4) int, tight.
         crops: (V, 3, S, S) float32 and embeddings: (V, D) float32; None where no crop was encoded.
         patch_masks: (V, G, G) float32 of 0 and 1; None where the image encoder takes crops alone.
@@ -38,7 +38,7 @@ class Capture:
     resized: np.ndarray
     network_input: np.ndarray
     mask_logits: np.ndarray
-    query_embeddings: np.ndarray
+    query_embeddings: np.ndarray | None
     valid: np.ndarray
     boxes: np.ndarray
     crops: np.ndarray | None

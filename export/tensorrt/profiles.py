@@ -28,12 +28,17 @@ Sizes = dict[str, tuple[int, int, int]]
 def default_profiles(manifest: Manifest, graph: str, record: GraphRecord) -> list[Profile]:
     """The profiles of a graph for every image and vocabulary that the bundle's settings allow.
 
-    The proposal network gets two, for landscape and portrait images; each is tuned for 4:3.
+    The proposal network gets two, for landscape and portrait images; each is tuned for 4:3. With input.size, it gets
+    one of that size.
     """
     if graph == "proposal":
-        return [make_profile(record, sizes) for sizes in _image_sizes(manifest)]
+        if manifest.input.size is None:
+            return [make_profile(record, sizes) for sizes in _image_sizes(manifest)]
+        high, wide = manifest.input.size
+        return [make_profile(record, {"batch": (1, 1, 1), "height": (high,) * 3, "width": (wide,) * 3})]
     if graph == "image_encoder":
-        queries = manifest.graphs["proposal"].outputs[0].shape[1]
+        proposal = manifest.graphs.get("proposal")
+        queries = None if proposal is None else proposal.outputs[0].shape[1]
         usual = -(-queries // CROP_STEP) * CROP_STEP if isinstance(queries, int) else 4 * CROP_STEP
         return [make_profile(record, {"batch": (1, usual, 2 * usual)})]
     return [make_profile(record, {"batch": TEXT_BATCHES})]

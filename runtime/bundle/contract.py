@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vocabseg.runtime.bundle.manifest import GraphRecord, Manifest, TensorRecord
+from vocabseg.runtime.bundle.manifest import QUERIES, GraphRecord, Manifest, TensorRecord
 from vocabseg.runtime.bundle.outline import read_outline
 from vocabseg.runtime.errors import BundleError
 
 # Inputs and outputs by name, with their number of dimensions.
-PROPOSAL = ({"image": 4}, {"mask_logits": 4, "query_embeddings": 3})
+PROPOSAL = ({"image": 4}, {"mask_logits": 4, QUERIES: 3})
+MASKS_ALONE = ({"image": 4}, {"mask_logits": 4})
 IMAGE_ENCODER = ({"crops": 4}, {"image_features": 2})
 PROMPTED_IMAGE_ENCODER = ({"crops": 4, "patch_mask": 3}, {"image_features": 2})
 TEXT_ENCODER = ({"token_ids": 2, "eot_index": 1}, {"text_features": 2})
@@ -22,9 +23,12 @@ _WEIGHTS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 def check_contract(folder: Path, manifest: Manifest) -> None:
     """Raise BundleError if the manifest lacks a graph, or describes one that fits neither the pipeline nor the rest."""
     prompts = manifest.prompts
-    for needed in ("proposal", "image_encoder", prompts.query.graph, prompts.region.graph):
+    own = () if manifest.masks == "given" else ("proposal",)
+    for needed in (*own, "image_encoder", prompts.query.graph, prompts.region.graph):
         if needed not in manifest.graphs:
             raise BundleError(f"bundle {folder} has no graph {needed!r}, which its manifest needs: export it again")
+    if not own and "proposal" in manifest.graphs:
+        raise BundleError(f"bundle {folder} has a graph 'proposal', but its masks are given: export it again")
     for precision, graphs in (("float32", manifest.graphs), *manifest.variants.items()):
         for name, record in graphs.items():
             problem = _problem(manifest, name, record)
@@ -40,13 +44,32 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
             f"bundle {folder}: its region.patch_grid is {region.patch_grid}, but its crops have {region.crop_size} "
             "pixels a side: export it again"
         )
-    for vision, text in (("proposal", prompts.query.graph), ("image_encoder", prompts.region.graph)):
+    sides = [("proposal", prompts.query.graph)] if manifest.has_queries else []
+    for vision, text in (*sides, ("image_encoder", prompts.region.graph)):
         widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
         if widths[0] != widths[1]:
             raise BundleError(
                 f"bundle {folder}: its graph {vision} gives embeddings of {widths[0]} values, {text} of {widths[1]}: "
                 "export it again"
             )
+    problem = input_problem(manifest)
+    if problem:
+        raise BundleError(f"bundle {folder}: {problem}")
+
+
+def input_problem(manifest: Manifest) -> str | None:
+    """What keeps the proposal network from taking images of the manifest's input section, in one line, else None."""
+    record, given = manifest.graphs.get("proposal"), manifest.input
+    if record is None:
+        return None
+    sizes = record.inputs[0].shape[2:]
+    if any(isinstance(size, int) for size in sizes) and list(given.size or ()) != sizes:
+        listed = "none" if given.size is None else list(given.size)
+        return f"the proposal network takes images of {sizes} pixels alone, but input.size is {listed}: set it to these"
+    dynamic = all(isinstance(size, str) for size in sizes)
+    if dynamic and any(size % given.divisor for size in given.size or ()):
+        return f"input.size {list(given.size or ())} must be multiples of input.divisor {given.divisor}: set others"
+    return None
 
 
 def check_graph(folder: Path, record: GraphRecord) -> None:
@@ -78,7 +101,8 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     text = dict.fromkeys((manifest.prompts.query.graph, manifest.prompts.region.graph), TEXT_ENCODER)
     grid = manifest.region.patch_grid
     image_encoder = PROMPTED_IMAGE_ENCODER if grid else IMAGE_ENCODER
-    due = {**text, "proposal": PROPOSAL, "image_encoder": image_encoder}.get(name)
+    proposal = PROPOSAL if any(output.name == QUERIES for output in record.outputs) else MASKS_ALONE
+    due = {**text, "proposal": proposal, "image_encoder": image_encoder}.get(name)
     if due is None:
         return None
     for what, tensors, ranks in zip(("inputs", "outputs"), (record.inputs, record.outputs), due, strict=True):
@@ -89,7 +113,7 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
             if tensor.dtype not in (("int64",) if tensor.name in INTEGERS else FLOATS):
                 return f"has {_listing([tensor])}, a type that is not supported there"
     width = record.outputs[-1].shape[-1]
-    if not isinstance(width, int) or width < 1:
+    if due is not MASKS_ALONE and (not isinstance(width, int) or width < 1):
         return f"gives {_listing(record.outputs[-1:])}, whose width is not fixed"
     side = manifest.region.crop_size
     if name == "image_encoder" and record.inputs[0].shape[1:] != [3, side, side]:
@@ -97,7 +121,7 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     if name == "image_encoder" and grid and record.inputs[1].shape[1:] != [grid, grid]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.patch_grid is {grid}"
     if name == "proposal":
-        masks, queries = (output.shape[1] for output in record.outputs)
+        masks, queries = record.outputs[0].shape[1], record.outputs[-1].shape[1]
         if record.inputs[0].shape[1] != 3 or masks != queries or not isinstance(masks, int) or masks < 1:
             return f"has {_listing([*record.inputs, *record.outputs])}, which do not belong together"
     return None

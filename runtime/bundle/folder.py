@@ -113,6 +113,14 @@ class Bundle:
                 self.check_unchanged(record)
         return self.folder / name
 
+    def require_proposals(self) -> None:
+        """Raise BundleError for a bundle without a proposal network, where masks have to be found."""
+        if self.manifest.masks == "given":
+            raise BundleError(
+                f"bundle {self.folder} has no proposal network, so masks must be given with every image: `vocabseg "
+                "segment --masks FILE`, or segmenter.regions(image, masks) in Python; or export one with --proposals"
+            )
+
     def graph_path(self, graph: str, precision: str = "float32") -> Path:
         """Path of an ONNX graph by its name, such as "proposal".
 

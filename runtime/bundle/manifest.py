@@ -17,6 +17,9 @@ MANIFEST = "manifest.json"
 # Bytes that a manifest may have; that of the largest bundle, with all its variants, has some 200,000.
 LARGEST_MANIFEST = 64 << 20
 
+# The proposal network's output that not every one has.
+QUERIES = "query_embeddings"
+
 # The name of a graph, a precision or a plan: files and folders are named after it.
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+\Z", max_length=64)]
 # Shown to users and in their terminals: no control characters, and none that change the direction of writing.
@@ -94,7 +97,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `graphs` are the float32 ones; `variants` holds the same graphs in other precisions, by precision and graph.
     `vocabulary` lists the bundle's own class names, `seen` says which of them were seen in training. `weights_license`
-    is the licence of the published weights where it limits their use, such as "CC BY-NC 4.0".
+    is the licence of the published weights where it limits their use, such as "CC BY-NC 4.0". `masks` are "given" with
+    every image where there is no graph "proposal" to find them.
     """
 
     format: int
@@ -108,6 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary: list[str] | None = None
     seen: list[bool] | None = None
     weights_license: Shown | None = None
+    masks: Literal["given"] | msgspec.UnsetType = msgspec.UNSET
     provenance: dict[str, Any] = {}
     parity: dict[str, Any] = {}
     variants: dict[Name, dict[Name, GraphRecord]] = {}
@@ -116,6 +121,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def graph_bytes(self) -> int:
         """Size of all graphs with their weights, in float32."""
         return sum(record.total_bytes for record in self.graphs.values())
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether proposals have query embeddings; without them the image encoder alone classifies regions."""
+        found = self.graphs.get("proposal")
+        return found is not None and any(output.name == QUERIES for output in found.outputs)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the image encoder is needed to classify the bundle's proposals."""
+        return self.ensemble.enabled or not self.has_queries
 
     def settings(self) -> dict[str, Any]:
         """The sections that decide what the graphs' outputs become, as plain types: for reports."""

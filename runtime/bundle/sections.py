@@ -13,14 +13,21 @@ Mean = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Deviation = Annotated[float, msgspec.Meta(ge=1e-5, le=1)]
 
 
-class InputSection(msgspec.Struct, frozen=True, kw_only=True):
-    """How an image becomes the proposal network's input; sizes in pixels, mean and std in 0..255, RGB."""
+class InputSection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an image becomes the proposal network's input; sizes in pixels, mean and std in 0..255, RGB.
+
+    The shorter side becomes min_size, unless the longer one would exceed max_size, and both are padded to multiples of
+    divisor. With `size` (height, width), for networks that take one size only, these three do not count: an image is
+    made as large as fits and padded to it, or, with `fit` "stretch", becomes exactly that size whatever its shape.
+    """
 
     min_size: Side
     max_size: Side
     divisor: Annotated[int, msgspec.Meta(ge=32, le=1024, multiple_of=32)]
     mean: tuple[Mean255, Mean255, Mean255]
     std: tuple[Deviation255, Deviation255, Deviation255]
+    size: tuple[Side, Side] | None = None
+    fit: Literal["pad", "stretch"] = "pad"
 
 
 class RegionSection(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from vocabseg.runtime.bundle.contract import input_problem
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.bundle.manifest import Manifest
 from vocabseg.runtime.errors import ConfigurationError
@@ -91,6 +92,9 @@ def adjust_manifest(manifest: Manifest, overrides: Iterable[str]) -> Manifest:
     for key in ("crop_size", "patch_grid"):
         if getattr(changed.region, key) != getattr(manifest.region, key):
             raise ConfigurationError(f"--set region.{key}: the image encoder's input size is fixed at export")
+    problem = input_problem(changed)
+    if problem:
+        raise ConfigurationError(f"--set: {problem}")
     return changed
 
 

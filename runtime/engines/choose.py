@@ -87,6 +87,11 @@ def choose(
     return _first(wish, ON_CPU[::-1] if wish.small else ON_CPU, None)
 
 
+def vision_graphs(bundle: "Bundle") -> list[str]:
+    """The graphs of a bundle that run once or more for every image."""
+    return [graph for graph in VISION if graph in bundle.manifest.graphs]
+
+
 def _on_gpu(wish: Wish, device: str) -> Choice:
     from vocabseg.runtime.cuda.device import open_device, parse_device
     from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
@@ -184,7 +189,7 @@ def _check_tensorrt(engine: str, wish: Wish, precision: str, device: "Device | N
 
     package = load_package(engine)
     if wish.bundle is not None:
-        for graph in VISION:
+        for graph in vision_graphs(wish.bundle):
             find_plan(wish.bundle, graph, precision, device, package.info)
 
 
@@ -193,7 +198,7 @@ def _check_onnxruntime_gpu(wish: Wish, precision: str, device: "Device | None") 
 
     check_provider()
     if wish.bundle is not None:
-        for graph in VISION:
+        for graph in vision_graphs(wish.bundle):
             graph_path(wish.bundle, graph, precision)
 
 

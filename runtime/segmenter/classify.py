@@ -20,10 +20,9 @@ def class_probabilities(
 ) -> Array:
     """The class distribution of every mask that votes.
 
-    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for user-supplied
-    masks, which have no queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text
-    (K, Dr); seen (K,) bool, None for all unseen, as they all are without the ensemble's seen_rule. Text rows have unit
-    length; embeddings need not.
+    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for masks without
+    queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text (K, Dr); seen (K,) bool, None
+    for all unseen, as they all are without the ensemble's seen_rule. Text rows have unit length; embeddings need not.
 
     Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, if only CLIP
     votes: enabled with weight <= 0, or no queries. Raises ValueError if the arrays do not match.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.manifest import QUERIES
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.recordings import Recordings
@@ -22,7 +23,6 @@ from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels.device.face import CudaKernels
-from vocabseg.runtime.kernels.geometry import padded_size, resized_size
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
@@ -30,7 +30,7 @@ from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, Pendi
 from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
 from vocabseg.runtime.segmenter.cuda_proposals import FLAGGED, DeviceImage, DeviceProposals, RegionTable, Slot, Slots
 from vocabseg.runtime.segmenter.regions import Regions
-from vocabseg.runtime.segmenter.stages import Observed
+from vocabseg.runtime.segmenter.stages import Observed, input_sizes
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -118,8 +118,7 @@ class CudaStages(Observed):
     @_step
     def prepare(self, image: np.ndarray | DeviceArray) -> DeviceImage:
         spec = self.bundle.manifest.input
-        size = resized_size(image.shape[0], image.shape[1], spec.min_size, spec.max_size)
-        padded = padded_size(*size, spec.divisor)
+        size, padded = input_sizes(spec, image.shape[0], image.shape[1])
         slot = self.slots.take(self.upload, self.front)
         try:
             on_device = self._uploaded(image, slot)
@@ -143,28 +142,28 @@ class CudaStages(Observed):
         with self.stage("proposal", self.front):
             outputs = self.proposal.start({"image": prepared.network_input}, self._front_buffers.array)
         self.note("proposal", **outputs)
-        found_logits, found_queries = outputs["mask_logits"], outputs["query_embeddings"]
+        found = {name: outputs[name] for name in ("mask_logits", QUERIES) if name in outputs}
         # The image's own: the next image overwrites the network's outputs.
-        n = found_logits.shape[1]
-        logits, queries, flags, listed = self.device.together(
-            *((array.shape[1:], array.dtype) for array in (found_logits, found_queries)), *_flags_and_table(n)
+        n = found["mask_logits"].shape[1]
+        *own, flags, listed = self.device.together(
+            *((array.shape[1:], array.dtype) for array in found.values()), *_flags_and_table(n)
         )
+        kept = dict(zip(found, own, strict=True))
         (height, width), sizes = prepared.network_input.shape[2:], (prepared.resized.shape, prepared.image.shape)
-        masks = Masks(logits, (height, width), *((shape[0], shape[1]) for shape in sizes))
-        found = DeviceProposals(
-            prepared.image, prepared.slot, prepared.resized, masks, queries, flags, listed, RegionTable(n)
+        masks = Masks(kept["mask_logits"], (height, width), *((shape[0], shape[1]) for shape in sizes))
+        proposals = DeviceProposals(
+            prepared.image, prepared.slot, prepared.resized, masks, kept.get(QUERIES), flags, listed, RegionTable(n)
         )
 
         def keep() -> None:
-            self.front.copy(logits, found_logits)
-            self.front.copy(queries, found_queries)
+            for name, array in found.items():
+                self.front.copy(kept[name], array)
             self.front.fill(flags, 0)
-            found.flag("mask_logits", self.kernels, self.front)
-            found.flag("query_embeddings", self.kernels, self.front)
+            for name in found:
+                proposals.flag(name, self.kernels, self.front)
 
-        used = (found_logits, found_queries, logits, queries, flags)
-        self.recordings.run("propose", self.front, used, (), keep)
-        return found
+        self.recordings.run("propose", self.front, (*found.values(), *own, flags), (), keep)
+        return proposals
 
     def given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None

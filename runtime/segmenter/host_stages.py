@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from vocabseg.runtime.bundle.manifest import QUERIES
 from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels.cropping import Cropping
-from vocabseg.runtime.kernels.geometry import expand_boxes, padded_size, resized_size
+from vocabseg.runtime.kernels.geometry import expand_boxes
 from vocabseg.runtime.masks import Masks, Size
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.result.evidence import GivenEvidence
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.classify import class_probabilities, query_distribution
 from vocabseg.runtime.segmenter.regions import UNCOVERED, Regions
-from vocabseg.runtime.segmenter.stages import Observed, check_usable, unusable
+from vocabseg.runtime.segmenter.stages import Observed, check_usable, input_sizes, unusable
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Regions encoded at a time: 16 crops of 224 x 224 keep the encoder's activations near 100 MB (ViT-B/16) and its matrix
@@ -81,11 +82,9 @@ class HostStages(Observed):
         return load_image(image)
 
     def prepare(self, image: np.ndarray) -> HostImage:
-        size = resized_size(image.shape[0], image.shape[1], self.spec.min_size, self.spec.max_size)
+        sizes = input_sizes(self.spec, image.shape[0], image.shape[1])
         with self.stage("resize_normalize"):
-            network_input, resized = self.kernels.resize_normalize(
-                image, size, padded_size(*size, self.spec.divisor), self.spec.mean, self.spec.std
-            )
+            network_input, resized = self.kernels.resize_normalize(image, *sizes, self.spec.mean, self.spec.std)
         self.note("resize_normalize", network_input=network_input, resized=resized)
         return HostImage(image, resized, network_input)
 
@@ -95,8 +94,8 @@ class HostStages(Observed):
         self.note("proposal", **outputs)
         check_usable("proposal network", **outputs)
         sizes = [_size(prepared.network_input[0, 0]), _size(prepared.resized), _size(prepared.image)]
-        masks = Masks(outputs["mask_logits"][0], *sizes)
-        return HostProposals(prepared.image, prepared.resized, masks, outputs["query_embeddings"][0])
+        masks, queries = Masks(outputs["mask_logits"][0], *sizes), outputs.get(QUERIES)
+        return HostProposals(prepared.image, prepared.resized, masks, None if queries is None else queries[0])
 
     def given(
         self, image: np.ndarray, resized: np.ndarray, masks: Masks, query_embeddings: np.ndarray | None

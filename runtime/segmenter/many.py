@@ -80,7 +80,7 @@ class Line:
 
     def __init__(self, stages: "CudaStages", regions_of: "Callable[[DeviceProposals], Regions]"):
         self._stages, self._regions_of = stages, regions_of
-        self._encodes = stages.bundle.manifest.ensemble.enabled
+        self._encodes = stages.bundle.manifest.encodes
         self._vocabularies: deque[Vocabulary] = deque()  # of the images that are not classified yet
         self._proposed: deque[DeviceProposals] = deque()  # proposals being computed
         self._waiting: deque[DeviceProposals] = deque()  # regions not all encoded

@@ -97,10 +97,11 @@ class Segmenter:
     def __call__(self, image: Any, vocabulary: Names | None = None, progress: Progress | None = None) -> Result:
         """Segment one image (a path, PIL image or uint8 RGB array) into the classes of `vocabulary`.
 
-        Raises ImageError or VocabularyError for unusable input. Names are embedded before the image is read, so that
-        bad names fail at once.
+        Raises ImageError or VocabularyError for unusable input, and BundleError where masks must be given. Names are
+        embedded before the image is read, so that bad names fail at once.
         """
         vocabulary = self.vocabulary(vocabulary)
+        self.bundle.require_proposals()
         self.embed_names(vocabulary, progress)
         return self.propose(image, progress).classify(vocabulary)
 
@@ -114,9 +115,11 @@ class Segmenter:
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.
 
-        `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError if it cannot be used. On a GPU
-        it returns before the device is done; accessing an array waits for it.
+        `image` is a path, a PIL image or a (H, W, 3) uint8 RGB array. Raises ImageError if it cannot be used, and
+        BundleError for a bundle without a proposal network. On a GPU it returns before the device is done; accessing an
+        array waits for it.
         """
+        self.bundle.require_proposals()
         return self._describe(self.stages, self._find_proposals(image, progress or silent), progress or silent)
 
     def _find_proposals(self, image: Any, progress: Progress = silent) -> Proposals:
@@ -188,8 +191,10 @@ class Segmenter:
         `on_error` says what becomes of an image that cannot be read or is too large for the device's memory: its
         ImageError or DeviceMemoryError is raised when its turn comes, which ends the iteration ("raise"); the image is
         left out ("skip"); or the error takes the place of the result ("yield"). All other errors are raised.
-        Raises VocabularyError for unusable names, ConfigurationError for another `on_error`.
+        Raises VocabularyError for unusable names, ConfigurationError for another `on_error`, and BundleError for a
+        bundle without a proposal network.
         """
+        self.bundle.require_proposals()
         vocabulary = self.vocabulary(vocabulary)
         self.embed_names(vocabulary)
         yield from sifted(self._outcomes((image, vocabulary) for image in images), on_error)
@@ -200,6 +205,7 @@ class Segmenter:
         Proposals and region embeddings do not depend on the vocabulary, so mixing vocabularies costs nothing. An
         image's error is raised when its turn comes.
         """
+        self.bundle.require_proposals()
         for outcome in self._outcomes(pairs):
             if isinstance(outcome, VocabsegError):
                 raise outcome

@@ -3,7 +3,7 @@
 An image goes through these steps, each of which leaves its arrays on the device that runs it:
 
     prepare   image -> resized, normalised and padded network input
-    propose   network input -> mask logits and query embeddings of N proposals
+    propose   network input -> mask logits of N proposals, and their query embeddings if the network has any
     describe  mask logits -> boxes and areas; V of the masks are regions
     encode    regions -> crops -> embeddings
     classify  embeddings x text embeddings -> class probabilities
@@ -17,14 +17,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vocabseg.runtime.bundle.sections import InputSection
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.kernels.geometry import padded_size, resized_size
+from vocabseg.runtime.masks import Masks, Size
 from vocabseg.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from vocabseg.runtime.result.result import Result
     from vocabseg.runtime.segmenter.regions import Regions
     from vocabseg.runtime.text.vocabulary import Vocabulary
+
+
+def input_sizes(spec: InputSection, height: int, width: int) -> tuple[Size, Size]:
+    """The resized size (h, w) of an image, and the size (Hp, Wp) of the proposal network's input, which it is part of.
+
+    Raises ValueError for an image without pixels.
+    """
+    if spec.size is None:
+        size = resized_size(height, width, spec.min_size, spec.max_size)
+        return size, padded_size(*size, spec.divisor)
+    if spec.fit == "stretch":
+        return spec.size, spec.size
+    (high, wide), scale = spec.size, min(spec.size[0] / height, spec.size[1] / width)
+    return (min(max(int(height * scale + 0.5), 1), high), min(max(int(width * scale + 0.5), 1), wide)), spec.size
 
 
 class Mark(Protocol):
@@ -50,7 +66,7 @@ class Proposals(Protocol):
     def masks(self) -> Masks: ...
     @property
     def has_queries(self) -> bool:
-        """False for user-supplied masks."""
+        """False for user-supplied masks, and those of networks without."""
         ...
 
 
@@ -84,7 +100,7 @@ class Stages(Protocol):
     def finish(self, proposals: Any) -> "Mapping[str, np.ndarray]":
         """What remains of an image for its Regions, by name: arrays that are copied to the host on access.
 
-        mask_logits, query_embeddings (except for user-supplied masks), boxes (V, 4), areas (N,), and embeddings (V, D)
+        mask_logits, query_embeddings (if there are any), boxes (V, 4), areas (N,), and embeddings (V, D)
         of unit length if crops were encoded.
         """
         ...

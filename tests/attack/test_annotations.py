@@ -16,8 +16,6 @@ from vocabseg.benchmarks.datasets.coco_files import (
     InstanceTruth,
     PanopticFile,
     PanopticTruth,
-    compressed,
-    decode_counts,
     inside,
     read_annotations,
 )
@@ -26,6 +24,7 @@ from vocabseg.benchmarks.datasets.label_maps import read_label_map
 from vocabseg.benchmarks.datasets.registry import get_dataset
 from vocabseg.benchmarks.scenes import files as scene_files
 from vocabseg.benchmarks.scenes.files import rendered_world
+from vocabseg.runtime.result.run_lengths import compressed, decode_counts
 
 SIZE = (4, 6)
 SQUARE = [0, 0, 5, 0, 5, 3, 0, 3]

@@ -1,5 +1,6 @@
 """What the documents and --help tell a user to type works as it is written."""
 
+import json
 import re
 import shlex
 import shutil
@@ -33,6 +34,8 @@ ELSEWHERE = {
     "vocabseg serve": "runs until it is stopped; tests/serving starts it",
     "vocabseg.client": "needs a server; tests/serving has one",
     "--data-dir": "needs a published data set",
+    "::openai": "downloads weights; tests/export/test_any_proposals.py exports a CLIP of its own",
+    "proposals.adapters": "needs a network of another library; tests/export/test_adapters.py makes some",
     "printf": "makes a request for a server; tests/serving has one",
     "curl": "needs a server; tests/serving has one",
 }
@@ -94,6 +97,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("photo.jpg", "photos/a.jpg", "raw/deep/b.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.open(scenes[0]).convert("RGB").save(tmp_path / name)
+    (tmp_path / "masks").mkdir()
+    width, height = Image.open(scenes[0]).size
+    left = {"size": [height, width], "counts": [0, height * (width // 2), height * (width - width // 2)]}
+    for name in ("sam.json", "masks/a.json"):
+        (tmp_path / name).write_text(json.dumps([{"segmentation": left}]))
     (tmp_path / "names.txt").write_text("red disc\nblue square\n")
     (tmp_path / "list.csv").write_text("path\nraw/deep/b.jpg\n")
     (tmp_path / "shards").mkdir()

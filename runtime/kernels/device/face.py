@@ -23,6 +23,7 @@ from vocabseg.runtime.kernels.device.arguments import (
     Side,
     array,
     crop_launches,
+    crop_source,
     kind,
     mask_shape,
     pointer,

@@ -89,6 +89,7 @@ def batch(
     if device.startswith("cuda:"):
         raise ConfigurationError(f"--device {device}: every worker is given a GPU of its own; use --device cuda")
     target = Target(bundle, device, engine, precision, settings)
+    target.opened.require_proposals()
     manifest = target.opened.manifest
     if classes is not None:
         vocabulary = vocabulary_of(classes)

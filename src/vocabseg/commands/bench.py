@@ -110,6 +110,7 @@ def bench(
         raise ConfigurationError("--config and --clip go with --checkpoint")
     overrides = settings or []
     opened = Target(bundle, settings=overrides).opened
+    opened.require_proposals()
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
         benchmark = make_benchmark(
             opened,

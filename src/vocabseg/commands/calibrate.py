@@ -81,6 +81,7 @@ def calibrate(
     if bundle is not None:
         check_changeable(bundle)
     opened = open_bundle(bundle or _demo_copy(say))
+    opened.require_proposals()
     name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")
     check_folder(report_folder)

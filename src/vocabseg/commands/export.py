@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 HELP = "Turn a published checkpoint into a bundle: ONNX graphs, tokenizer and a manifest with the measured parity."
 EXAMPLE = (
     "Example: vocabseg export --config zsseg-r101c-vitb16-learned --checkpoint model_final.pth --output my-bundle\n\n"
-    "The configurations: vocabseg export --list"
+    "The configurations: vocabseg export --list\n\n"
+    "Somebody's ONNX proposal network and a CLIP: vocabseg export --proposals network.onnx --clip ViT-B-16::openai "
+    "--output my-bundle\n\n"
+    "A CLIP alone, for masks of your own: vocabseg export --config regions --clip ViT-B-16::openai --output my-bundle"
 )
 EXPORTER = ("torch", "open_clip", "onnx", "onnxscript")
 
@@ -41,6 +44,18 @@ def export(
             "Files do not tell their activation: --set clip.activation=gelu or quick_gelu.",
         ),
     ] = None,
+    proposals: Annotated[
+        Path | None,
+        typer.Option(
+            "--proposals",
+            help="Somebody's ONNX proposal network: an image in, mask_logits and perhaps scores out "
+            "(docs/proposals.md). Its settings: --config, else NETWORK.toml beside it, else the configuration regions.",
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", min=0, max=1, help="With --proposals: leave out those whose score is not above."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override an entry of the configuration: section.key=value.")
     ] = None,
@@ -62,24 +77,29 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     require(EXPORTER, "exporting", "export,cpu")
-    from vocabseg.export.configuration import list_configurations, load_configuration
+    from vocabseg.export.configuration import REGIONS, list_configurations, load_configuration
     from vocabseg.runtime.files import check_apart
 
     if list_:
         for name in list_configurations():
             print(name)
         return
+    if proposals is not None and config is None:
+        beside = proposals.with_suffix(".toml")
+        config = str(beside.absolute()) if beside.is_file() else REGIONS
     if config is None or output is None:
         raise ConfigurationError("--config and --output are needed (see `vocabseg export --list` and --help)")
-    if random == (checkpoint is not None):
-        raise ConfigurationError("give either --checkpoint FILE or --random")
+    # An unknown name or key is an error before anything is announced.
+    alone = load_configuration(config, settings or []).proposal.backbone == "none"
+    _check_weights(config, alone, checkpoint, random, clip, proposals, min_score)
     lists = [text[1:] for text in (classes, seen) if text is not None and text.startswith("@")]
-    given = [path for path in (checkpoint, sample_image, clip, config, *lists) if path is not None]
+    given = [path for path in (checkpoint, sample_image, clip, config, proposals, *lists) if path is not None]
     check_apart([output], [path for path in given if Path(path).exists()])
-    load_configuration(config, settings or [])  # an unknown name or key is an error before anything is announced
     vocabulary = _vocabulary(classes, seen)
     if not quiet:
-        weights = "random weights" if checkpoint is None else checkpoint.name
+        weights = checkpoint.name if checkpoint else clip if alone and clip else "random weights"
+        if proposals is not None:
+            weights = f"{proposals.name} and {weights}"
         print(f"Exporting {weights} as {config} to {output}", file=sys.stderr)
     from vocabseg.export.pipeline import export_checkpoint
 
@@ -90,6 +110,8 @@ def export(
             checkpoint=checkpoint,
             clip_source=clip,
             overrides=settings or [],
+            proposals=proposals,
+            min_score=min_score,
             vocabulary=vocabulary,
             opset=opset,
             fused_attention=fused_attention,
@@ -98,6 +120,30 @@ def export(
             progress=report,
         )
     _summary(folder)
+
+
+def _check_weights(
+    config: str,
+    alone: bool,
+    checkpoint: Path | None,
+    random: bool,
+    clip: str | None,
+    proposals: Path | None,
+    min_score: float | None,
+) -> None:
+    if min_score is not None and proposals is None:
+        raise ConfigurationError("--min-score goes with --proposals: it is for the scores of that network")
+    if not alone:
+        if proposals is not None:
+            raise ConfigurationError(
+                f"{config} has a proposal network of its own: leave out --proposals, or --set proposal.backbone=none"
+            )
+        if random == (checkpoint is not None):
+            raise ConfigurationError("give either --checkpoint FILE or --random")
+    elif checkpoint is not None:
+        raise ConfigurationError(f"{config} has CLIP's weights alone: give them with --clip, not --checkpoint")
+    elif random == (clip is not None):
+        raise ConfigurationError("give either --clip FILE or NAME::TAG, or --random")
 
 
 def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
@@ -123,5 +169,7 @@ def _summary(folder: Path) -> None:
     limit = manifest.parity["limits"]["cosine"]
     if manifest.weights_license is not None:
         print(f"  the weights are under {manifest.weights_license}")
+    if manifest.masks == "given":
+        print("  no proposal network: masks are given with every image (vocabseg segment --masks)")
     print(f"  parity with PyTorch holds: the graphs' worst cosine is {worst:.9g}, the limit {limit:g}")
     print(folder)

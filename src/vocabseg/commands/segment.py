@@ -1,7 +1,7 @@
 """`vocabseg segment`: images and class names in; overlays, label maps and JSON out."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,13 +22,15 @@ from vocabseg.commands.options import (
     vocabulary_of,
     with_groups,
 )
-from vocabseg.commands.segment_files import Kind, Work, planned
+from vocabseg.commands.segment_files import Kind, Work, masks_for, planned
 from vocabseg.commands.terminal import FAILED, announcer, counting, progress
 from vocabseg.runtime.errors import ConfigurationError, VocabsegError
-from vocabseg.runtime.progress import counted
+from vocabseg.runtime.progress import Progress, counted
 
 if TYPE_CHECKING:
     from vocabseg.runtime.result.result import Result
+    from vocabseg.runtime.segmenter.many import Outcome
+    from vocabseg.runtime.segmenter.mask_files import MaskFiles
     from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
@@ -37,6 +39,7 @@ EXAMPLE = (
     "Example: vocabseg segment photo.jpg --bundle my-bundle --classes 'cat, grass, sky' --output overlay.png\n\n"
     "With the built-in demo model: vocabseg segment examples/scene.png\n\n"
     "Several images: vocabseg segment photos/ more/*.jpg --bundle my-bundle --classes @names.txt --output results/\n\n"
+    "With masks of your own: vocabseg segment photo.jpg --masks sam.json --bundle my-bundle --classes 'cat, grass'\n\n"
     "Exit code 3: some of several images could not be segmented; each of them is named, and the others are done."
 )
 
@@ -93,6 +96,10 @@ def segment(
     write: Annotated[
         list[Kind] | None, typer.Option("--write", "-w", help="What to write; may be repeated. Default: overlay.")
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option("--masks", help="Your own masks: .npz, COCO's or SAM's .json, or a folder (docs/proposals.md)."),
+    ] = None,
     seen: Annotated[
         str | None, typer.Option("--seen", help="Which of the classes were seen in training, like --classes.")
     ] = None,
@@ -116,10 +123,14 @@ def segment(
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     say = announcer(quiet)
     lists = [Path(text[1:]) for text in (classes, seen) if text is not None and text.startswith("@")]
-    work = planned(images, output, kinds, lists, say)
+    own = [] if masks is None else [masks, *masks.rglob("*")]
+    work = planned(images, output, kinds, [*lists, *own], say)
+    given = None if masks is None else masks_for(work, masks)
     names = None if classes is None else vocabulary_of(classes)
     target = Target(bundle, device, engine, precision, settings)
     check_apart((path for each in work for path in each.paths), target.opened.folder.rglob("*"))
+    if given is None:
+        target.opened.require_proposals()
     segmenter = target.segmenter()
     vocabulary = segmenter.vocabulary(names)
     if seen is not None or template:
@@ -138,11 +149,11 @@ def segment(
     try:
         if len(work) == 1:
             with progress(quiet) as report:
-                result = segmenter(work[0].source, vocabulary, report)
+                result = _segment_one(segmenter, work[0], vocabulary, given, report)
                 report("writing", 0, 1)
                 written += _save(result.confident(min_score), work[0], panoptic, info)
         elif failed := _segment_all(
-            segmenter, work, vocabulary, quiet,
+            segmenter, work, vocabulary, given, quiet,
             lambda result, one: written.extend(_save(result.confident(min_score), one, panoptic, info)),
         ):  # fmt: skip
             print(f"vocabseg: {failed} of {counted(len(work), 'image')} could not be segmented", file=sys.stderr)
@@ -152,18 +163,42 @@ def segment(
             print(path)
 
 
+def _segment_one(
+    segmenter: "Segmenter",
+    work: Work,
+    vocabulary: "Vocabulary",
+    given: "MaskFiles | None",
+    report: Progress | None = None,
+) -> "Result":
+    from vocabseg.runtime.images import load_image
+
+    if given is None:
+        return segmenter(work.source, vocabulary, report)
+    segmenter.embed_names(vocabulary, report)
+    pixels = load_image(work.source)
+    masks = given.of(work.name, (pixels.shape[0], pixels.shape[1]))
+    return segmenter.regions(pixels, masks, report).classify(vocabulary)
+
+
 def _segment_all(
     segmenter: "Segmenter",
     work: list[Work],
     vocabulary: "Vocabulary",
+    given: "MaskFiles | None",
     quiet: bool,
     save: Callable[["Result", Work], None],
 ) -> int:
     """Segment several images, whatever becomes of each; returns how many failed."""
+    from vocabseg.runtime.segmenter.many import attempt
+
     with progress(quiet) as stages:
         segmenter.embed_names(vocabulary, stages)
     failed = 0
-    outcomes = segmenter.segment_many((each.source for each in work), vocabulary, on_error="yield")
+    outcomes: Iterator[Outcome]
+    if given is None:
+        outcomes = segmenter.segment_many((each.source for each in work), vocabulary, on_error="yield")
+    else:
+        outcomes = (attempt(_segment_one, segmenter, each, vocabulary, given) for each in work)
     with counting(quiet, "opening the model") as report:
         for done, (each, outcome) in enumerate(zip(work, outcomes, strict=True), 1):
             try:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from vocabseg.runtime.errors import ImageError, OutputError
 from vocabseg.runtime.files import check_apart, check_folder, check_writable
 from vocabseg.runtime.progress import counted
+
+if TYPE_CHECKING:
+    from vocabseg.runtime.segmenter.mask_files import MaskFiles
 
 # Standard input as an image; and limits of images behind a URL: seconds without an answer, and bytes.
 STDIN = "-"
@@ -101,6 +104,18 @@ def planned(
         work = [Work(path, _placed(folder, stem, kinds)) for path, stem in found]
     _check(work, folder, inputs)
     return work
+
+
+def masks_for(work: list[Work], masks: Path) -> "MaskFiles":
+    """The masks given for the work's images, found by name; raises ImageError where two images have the same one."""
+    from vocabseg.runtime.segmenter.mask_files import MaskFiles
+
+    stems: dict[str, str] = {}
+    for each in work:
+        other = stems.setdefault(Path(each.name).stem, each.image)
+        if other != each.image:
+            raise ImageError(f"{other} and {each.image} would share their masks: segment them apart, or rename one")
+    return MaskFiles(masks, alone=len(work) == 1)
 
 
 def _found(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:

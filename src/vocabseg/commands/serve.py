@@ -50,6 +50,7 @@ def serve(
     check_platform()
     named = served.named()
     opened = Target(bundle, settings=settings).opened
+    opened.require_proposals()
     choice = choose(engine, "cpu", precision, opened.manifest.graph_bytes)
     serving = served.serving("", choice.name, choice.precision)
     with progress(quiet) as report:

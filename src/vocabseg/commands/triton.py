@@ -31,6 +31,7 @@ def triton(
 
     named = served.named()
     opened = Target(bundle, settings=settings).opened
+    opened.require_proposals()
     serving = served.serving(gpus, engine, precision)
     check_target(output, opened)
     where = f"GPU {gpus}" if gpus else f"{serving.instances} x {serving.threads} cores"
