@@ -38,7 +38,10 @@ class TextMatrices:
         self._matrices: OrderedDict[tuple[Vocabulary, str], DeviceArray] = OrderedDict()
 
     def get(self, text: TextEmbedder, vocabulary: Vocabulary, what: str) -> DeviceArray:
-        """ "query" (K + 1, Dq) float32, "region" (K, Dr) float32, or "seen" (K,) uint8."""
+        """ "query" (R + 1, Dq) float32, "region" (R, Dr) float32, "first" (K + 2,) int32, or "seen" (K,) uint8.
+
+        Of R names and K classes; "first" is for `CudaKernels.classify`.
+        """
         key = (vocabulary, what)
         if key not in self._matrices:
             host = _text_matrix(text, vocabulary, what)
@@ -46,7 +49,7 @@ class TextMatrices:
             self._stream.upload(matrix, host)
             self._stream.synchronize()
             self._matrices[key] = matrix
-            while len(self._matrices) > 3 * REMEMBERED_VOCABULARIES:
+            while len(self._matrices) > 4 * REMEMBERED_VOCABULARIES:
                 self._matrices.popitem(last=False)
         self._matrices.move_to_end(key)
         return self._matrices[key]
@@ -56,6 +59,10 @@ def _text_matrix(text: TextEmbedder, vocabulary: Vocabulary, what: str) -> np.nd
     if what == "seen":
         none = np.zeros(len(vocabulary), np.uint8)
         return none if vocabulary.seen is None else np.ascontiguousarray(vocabulary.seen, np.uint8)
+    if what == "first":
+        first = text.first_names(vocabulary)
+        assert first is not None
+        return np.append(first, first[-1] + 1).astype(np.int32)
     matrix = text.query_matrix(vocabulary) if what == "query" else text.region_matrix(vocabulary)
     return np.ascontiguousarray(matrix, np.float32)
 

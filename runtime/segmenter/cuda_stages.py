@@ -266,6 +266,7 @@ class CudaStages(Observed):
                 probabilities,
                 no_object,
                 self.back,
+                None if vocabulary.plain else self.texts.get(regions.text, vocabulary, "first"),
             )
         return Answers(probabilities, no_object)
 

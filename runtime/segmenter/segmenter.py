@@ -107,9 +107,7 @@ class Segmenter:
     def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
         """Run the text encoder for names it has not seen yet; raises VocabularyError for names that are too long."""
         report = None if progress is None else lambda done, total: progress("encoding names", done, total)
-        prompts = self.bundle.manifest.prompts
-        for prompt in (prompts.query, prompts.region):  # the second one is free if they are equal
-            self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
+        self.text.embed_names(vocabulary, report)
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.

@@ -24,14 +24,16 @@ COLUMNS = (
 )
 TABLES = {".csv": ",", ".tsv": "\t"}
 LISTS = (*TABLES, ".txt", ".json", ".names", ".lst")
+# Between the names of one class, of which the best counts.
+SEPARATOR = "|"
 # Between commas, these show that names were separated in another way, or stand in quotes.
-OTHERWISE = re.compile(r"""[;|\t"]|\\n|\s\.(\s|$)|\.\s.*\.$|^'.*'$""")
+OTHERWISE = re.compile(r"""[;\t"]|\s\||\|\s|\\n|\s\.(\s|$)|\.\s.*\.$|^'.*'$""")
 # Numbers or bullets that all lines of a list may start with.
 MARKED = re.compile(r"\s*(?:\d+[\s.:)]+|[-*]\s+)(.*\S)\s*")
 
 
 def names_in_text(text: str) -> list[str]:
-    """The names in "cat, grass", in lines, in a JSON list, or in a file: "@names.txt".
+    """The names in "cat|kitten, grass", in lines, in a JSON list, or in a file: "@names.txt".
 
     Raises VocabularyError for names separated in another way, for the name of a file without @, and as `names_in_file`.
     """
@@ -58,7 +60,7 @@ def names_in_text(text: str) -> list[str]:
         if OTHERWISE.search(name):
             raise VocabularyError(
                 f"the class name {shorten(name)!r} is quoted, or several names: write them as they are, with commas "
-                "between them"
+                f"between classes, and {SEPARATOR} without spaces between the names of one class"
             )
     return names
 

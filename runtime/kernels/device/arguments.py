@@ -115,17 +115,17 @@ def crop_source(source: CropSource) -> np.ndarray:
     )
 
 
-def side_struct(name: str, side: Side, texts: int) -> np.ndarray:
-    """The SIDE that similarity takes, with `texts` text embeddings."""
+def side_struct(name: str, side: Side, texts: int | str) -> np.ndarray:
+    """The SIDE that similarity takes, with `texts` text embeddings, or a word for any number."""
     embeddings, text = side
     rows, depth = array(f"{name} embeddings", embeddings, FLOATS, ("rows", "depth"))
-    array(f"{name} text", text, np.float32, (texts, depth))
+    count, _ = array(f"{name} text", text, np.float32, (texts, depth))
     return packed(
         cuda_launch.SIDE,
         embeddings=embeddings.pointer,
         texts=text.pointer,
         rows=rows,
-        texts_count=texts,
+        texts_count=count,
         depth=depth,
         half=embeddings.dtype == np.float16,
     )
