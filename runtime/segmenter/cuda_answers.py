@@ -152,7 +152,7 @@ class PendingResult:
 
     regions: Regions
     arrays: DeviceArrays
-    names: list[str]
+    vocabulary: Vocabulary
     done: Event
     host: dict[str, np.ndarray]  # labels, scores and flags, and the image if it was given on the device
     stored: StoredArrays
@@ -173,4 +173,6 @@ class PendingResult:
             self.arrays.keep_picture(host["image"])
         if "query_embeddings" not in self.arrays:
             labels[scores <= UNCOVERED] = -1
-        return Result(labels, scores, self.names, self.regions.image, DeviceEvidence(self.regions, self.stored))
+        names, categories = self.vocabulary.names, self.vocabulary.categories
+        evidence = DeviceEvidence(self.regions, self.stored)
+        return Result(labels, scores, names, self.regions.image, evidence, categories)

@@ -188,7 +188,7 @@ class HostStages(Observed):
             labels, scores = self.kernels.compose(masks, probabilities)
         if regions.query_embeddings is None:
             labels[scores <= UNCOVERED] = -1
-        return HostResult(Result(labels, scores, list(vocabulary.names), regions.image, evidence))
+        return HostResult(Result(labels, scores, vocabulary.names, regions.image, evidence, vocabulary.categories))
 
 
 @dataclass(frozen=True)

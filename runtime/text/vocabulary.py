@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.errors import VocabularyError
-from vocabseg.runtime.text.class_names import SEPARATOR, names_in_text
+from vocabseg.runtime.result.categories import Categories, checked_categories
+from vocabseg.runtime.text.class_names import SEPARATOR, classes_in_text
 from vocabseg.runtime.text.prompts import shorten
 
 # By what the contrast class is shown.
@@ -25,16 +26,19 @@ class Vocabulary:
         seen: (K,) bool or None: which classes the model was trained on; None means none of them, the published rule
             for other data sets. The contrast class is never one of them.
         templates: prompt templates that override the bundle's, or None.
-        contrast: None without a contrast class; its names; or () for those that `contrast_names` chooses.
+        contrast: None without a contrast class; its names; or () for those that are chosen for a bundle
+            (`TextEmbedder.names`).
+        categories: the classes' ids, colours, and which are things.
     """
 
-    __slots__ = ("contrast", "names", "seen", "synonyms", "templates")
+    __slots__ = ("categories", "contrast", "names", "seen", "synonyms", "templates")
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
     seen: np.ndarray | None
     templates: tuple[str, ...] | None
     contrast: tuple[str, ...] | None
+    categories: Categories
 
     def __init__(
         self,
@@ -42,18 +46,22 @@ class Vocabulary:
         seen: Iterable[str] | Sequence[bool] | np.ndarray | None = None,
         templates: Iterable[str] | None = None,
         other: bool | Iterable[str] = False,
+        ids: Sequence[int] | None = None,
+        colours: Sequence[Any] | None = None,
+        things: Sequence[bool] | None = None,
     ):
         """Classes by their names; "cat|kitten|tabby" is one class with three, shown as "cat".
 
         `seen` is a collection of shown names or one flag per class; each of `templates` contains one `{}`. `other` adds
         the contrast class, which gets what fits its own names better than those of any other class: True, or a list of
-        its names. Raises VocabularyError for an empty vocabulary, empty or duplicate names, and invalid flags or
-        templates.
+        its names. `ids`, `colours` and `things` are one value per class, as for `checked_categories`. Raises
+        VocabularyError for an empty vocabulary, empty or duplicate names, and invalid flags, templates or categories.
         """
         synonyms = _checked_names(names)
         shown = tuple(group[0] for group in synonyms)
         flags = None if seen is None else _flags(seen, shown)
         contrast = None if other is False else () if other is True else _checked_contrast(other, synonyms)
+        categories = checked_categories(shown, ids, colours, things, contrast is not None)
         if contrast is not None:
             if OTHER in shown:
                 raise VocabularyError(f"the class name {OTHER!r} is that of the contrast class: choose another name")
@@ -64,16 +72,17 @@ class Vocabulary:
         object.__setattr__(self, "seen", flags)
         object.__setattr__(self, "templates", None if templates is None else _checked_templates(templates))
         object.__setattr__(self, "contrast", contrast)
+        object.__setattr__(self, "categories", categories)
 
     @classmethod
     def of(cls, value: "Vocabulary | Iterable[str] | str") -> "Vocabulary":
-        """A Vocabulary as it is; names out of a list; or names in a text, as `names_in_text` reads them.
+        """A Vocabulary as it is; names out of a list; or classes in a text, as `classes_in_text` reads them.
 
-        Such as "cat, grass" or "@names.txt". Raises VocabularyError as the constructor and `names_in_text` do.
+        Such as "cat, grass" or "@names.txt". Raises VocabularyError as the constructor and `classes_in_text` do.
         """
         if isinstance(value, Vocabulary):
             return value
-        return cls(names_in_text(value) if isinstance(value, str) else value)
+        return cls(**classes_in_text(value).arguments()) if isinstance(value, str) else cls(value)
 
     def replace(self, **changes: Any) -> "Vocabulary":
         """The same vocabulary with other arguments of the constructor; raises VocabularyError as that does."""
@@ -81,11 +90,15 @@ class Vocabulary:
 
     def arguments(self) -> dict[str, Any]:
         """What the constructor makes an equal vocabulary of, as plain types."""
+        count, known = len(self.synonyms), self.categories
         return {
             "names": list(self.written),
-            "seen": None if self.seen is None else self.seen[: len(self.synonyms)].tolist(),
+            "seen": None if self.seen is None else self.seen[:count].tolist(),
             "templates": None if self.templates is None else list(self.templates),
             "other": False if self.contrast is None else list(self.contrast) or True,
+            "ids": None if known.ids is None else list(known.ids[:count]),
+            "colours": None if known.colours is None else [colour and list(colour) for colour in known.colours[:count]],
+            "things": None if known.things is None else list(known.things[:count]),
         }
 
     @property
@@ -116,7 +129,8 @@ class Vocabulary:
         return iter(self.names)
 
     def _values(self) -> tuple[Any, ...]:
-        return self.synonyms, None if self.seen is None else self.seen.tobytes(), self.templates, self.contrast
+        seen = None if self.seen is None else self.seen.tobytes()
+        return self.synonyms, seen, self.templates, self.contrast, self.categories
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, Vocabulary) else NotImplemented

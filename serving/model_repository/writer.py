@@ -96,11 +96,7 @@ def _vocabularies(bundle: Bundle, named: Mapping[str, Vocabulary]) -> bytes:
 
 
 def _entry(vocabulary: Vocabulary) -> NamedVocabulary:
-    return NamedVocabulary(
-        names=list(vocabulary.names),
-        seen=None if vocabulary.seen is None else [bool(flag) for flag in vocabulary.seen],
-        templates=None if vocabulary.templates is None else list(vocabulary.templates),
-    )
+    return NamedVocabulary(**vocabulary.arguments())
 
 
 def _copy_bundle(bundle: Bundle, target: Path) -> None:

@@ -211,7 +211,7 @@ class CudaKernels:
         spare = 0 if first is None else sum(heights) * (classes + 1)
         memory = self._workspaces.get(4 * (sum(lengths) + spare), stream)
         sides[0]["logits"], sides[1]["logits"] = memory.pointer, memory.pointer + 4 * lengths[0]
-        blocks = launch.similarity(*heights, max(*texts, classes + 1))
+        blocks = launch.similarity(heights[0], heights[1], max(*texts, classes + 1))
         both = np.stack(sides).tobytes()
         self._launch("similarity", blocks, [both, np.float32(ensemble.temperature)], stream)
         if first is not None:

@@ -11,13 +11,16 @@ from vocabseg.commands.options import (
     FOREIGN,
     BundleOption,
     Classes,
+    Contrast,
     Engine,
+    Other,
     Precision,
     Quiet,
     Settings,
     Target,
     foreign_to_demo,
     vocabulary_of,
+    with_other,
 )
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, counting
@@ -50,6 +53,8 @@ def batch(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The output folder: new, or of an earlier run.")],
     classes: Classes = None,
+    other: Other = False,
+    contrast: Contrast = None,
     bundle: BundleOption = None,
     write: Annotated[
         list[Write] | None,
@@ -98,7 +103,7 @@ def batch(
         raise ConfigurationError(f"bundle {target.opened.folder} declares no vocabulary: give --classes")
     job = Job(
         output.absolute(),
-        vocabulary,
+        with_other(vocabulary, other, contrast),
         None if bundle is None else bundle.absolute(),
         tuple(settings or ()),
         engine,

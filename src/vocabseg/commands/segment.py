@@ -12,8 +12,10 @@ from vocabseg.commands.options import (
     FOREIGN,
     BundleOption,
     Classes,
+    Contrast,
     Device,
     Engine,
+    Other,
     Precision,
     Quiet,
     Settings,
@@ -21,6 +23,7 @@ from vocabseg.commands.options import (
     foreign_to_demo,
     vocabulary_of,
     with_groups,
+    with_other,
 )
 from vocabseg.commands.segment_files import Kind, Work, planned
 from vocabseg.commands.terminal import FAILED, announcer, counting, progress
@@ -46,7 +49,8 @@ class Panoptic:
     """How masks become panoptic segments, as the options say."""
 
     things: Annotated[
-        str | None, typer.Option("--things", help="Which of the classes are countable, like --classes. Default: all.")
+        str | None,
+        typer.Option("--things", help="Which classes are countable, like --classes. Default: as in its file, or all."),
     ] = None
     object_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Panoptic: a mask takes part above this class probability.")
@@ -60,7 +64,7 @@ class Panoptic:
         wanted = any(kind in (Kind.panoptic, Kind.coco_panoptic) for kind in kinds)
         if self != Panoptic() and not wanted:
             raise ConfigurationError("--things and its thresholds go with --write panoptic or coco-panoptic")
-        if self.things is None and wanted:
+        if self.things is None and wanted and classes.categories.things is None:
             say("Without --things every class is countable: each object becomes a segment of its own")
         for name in () if self.things is None else vocabulary_of(self.things):
             if name not in classes.names:
@@ -85,6 +89,8 @@ def segment(
         ),
     ],
     classes: Classes = None,
+    other: Other = False,
+    contrast: Contrast = None,
     bundle: BundleOption = None,
     output: Annotated[
         str | None,
@@ -111,11 +117,10 @@ def segment(
     panoptic: Panoptic,
 ) -> None:
     from vocabseg.runtime.files import check_apart
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     say = announcer(quiet)
-    lists = [Path(text[1:]) for text in (classes, seen) if text is not None and text.startswith("@")]
+    lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
     work = planned(images, output, kinds, lists, say)
     names = None if classes is None else vocabulary_of(classes)
     target = Target(bundle, device, engine, precision, settings)
@@ -124,7 +129,8 @@ def segment(
     vocabulary = segmenter.vocabulary(names)
     if seen is not None or template:
         flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
-        vocabulary = Vocabulary(vocabulary.names, flags, template or None)
+        vocabulary = vocabulary.replace(seen=flags, templates=template or None)
+    vocabulary = with_other(vocabulary, other, contrast)
     panoptic.check(kinds, vocabulary, say)
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
@@ -203,4 +209,5 @@ def _info(segmenter: "Segmenter", vocabulary: "Vocabulary") -> dict[str, Any]:
         "settings": segmenter.bundle.manifest.settings(),
         "seen": None if vocabulary.seen is None else vocabulary.seen.tolist(),
         "templates": vocabulary.templates,
+        **({} if vocabulary.plain else {"names": vocabulary.written, "other": vocabulary.arguments()["other"]}),
     }

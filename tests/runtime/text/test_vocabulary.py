@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vocabseg.runtime.errors import VocabularyError
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-NAMES = st.text(min_size=1, max_size=20).map(str.strip).filter(bool)
+NAMES = st.text(min_size=1, max_size=20).map(lambda text: text.replace("|", "").strip()).filter(bool)
 
 
 def message(*arguments: object, **named: object) -> str:
