@@ -41,7 +41,9 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     @property
     def categories(self) -> Categories:
-        return Categories() if self.vocabulary is None else Vocabulary(**self.vocabulary).categories
+        if self.vocabulary is None:
+            return Categories()
+        return Vocabulary(**{name: value for name, value in self.vocabulary.items() if name != "shown"}).categories
 
     def differences(self, other: "JobRecord") -> str:
         """What another record has different, in words; "" for an equal one."""
@@ -68,7 +70,7 @@ NAMES = {
     "seen": "seen classes",
     "templates": "prompt templates",
     "write": "kinds of output",
-    "vocabulary": "synonyms, contrast, ids or colours",
+    "vocabulary": "synonyms, contrast, examples, ids or colours",
 }
 
 
@@ -121,7 +123,7 @@ class Job:
             seen=None if names.seen is None else [bool(flag) for flag in names.seen],
             templates=None if names.templates is None else list(names.templates),
             write=sorted(self.write),
-            vocabulary=None if simple else names.arguments(),
+            vocabulary=None if simple else names.described(),
         )
 
 

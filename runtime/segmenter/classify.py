@@ -17,14 +17,16 @@ def class_probabilities(
     region_text: Array | None,
     seen: Array | None,
     ensemble: EnsembleSection,
-    first: Array | None = None,
+    query_first: Array | None = None,
+    region_first: Array | None = None,
 ) -> Array:
     """The class distribution of every mask that votes.
 
     query_embeddings (N, Dq) and query_text (R+1, Dq), whose last row is the non-object's, both None for user-supplied
     masks, which have no queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text
-    (R, Dr); seen (K,) bool, None for all unseen; first (K+1,), as for `best_names`, None if every class has one name
-    (R = K). Text rows have unit length; embeddings need not.
+    (R, Dr); seen (K,) bool, None for all unseen; query_first (K+2,), whose last class is the non-object, and
+    region_first (K+1,), as for `best_names`, None if every class has one name (R = K). Text rows have unit length;
+    embeddings need not.
 
     Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, if only CLIP
     votes: enabled with weight <= 0, or no queries. Raises ValueError if the arrays do not match.
@@ -32,15 +34,15 @@ def class_probabilities(
     valid = np.asarray(valid, bool)
     count, temperature = int(valid.sum()), ensemble.temperature
     if query_embeddings is None or query_text is None or (ensemble.enabled and ensemble.weight <= 0):
-        return _region_distribution(region_embeddings, region_text, count, temperature, first)
-    query = query_distribution(query_embeddings, query_text, temperature, first)[:, :-1]
+        return _region_distribution(region_embeddings, region_text, count, temperature, region_first)
+    query = query_distribution(query_embeddings, query_text, temperature, query_first)[:, :-1]
     if len(valid) != len(query):
         raise ValueError(f"{len(query)} query embeddings, but {len(valid)} valid flags")
     if not ensemble.enabled:
         return query
     region = np.empty((0, query.shape[1]), np.float32)
     if count:
-        region = _region_distribution(region_embeddings, region_text, count, temperature, first)
+        region = _region_distribution(region_embeddings, region_text, count, temperature, region_first)
     return combine(query, region, valid, seen, ensemble.weight)
 
 
@@ -52,14 +54,11 @@ def query_distribution(
 
 
 def best_names(logits: Array, first: Array | None) -> Array:
-    """The logit of each class's most similar name: logits (n, R) or (n, R+1) of names -> (n, K) or (n, K+1) of classes.
+    """The logit of each class's most similar name: logits (n, R) of names -> (n, K) of classes.
 
-    Class k has the names first[k] to first[k+1], of first (K+1,) from 0 to R; a further column, the non-object's, is
-    kept. Without `first`, columns are classes.
+    Class k has the names first[k] to first[k+1], of first (K+1,) from 0 to R. Without `first`, columns are classes.
     """
-    if first is None:
-        return logits
-    return np.maximum.reduceat(logits, first[: None if logits.shape[1] > first[-1] else -1], axis=1)
+    return logits if first is None else np.maximum.reduceat(logits, first[:-1], axis=1)
 
 
 def combine(query: Array, region: Array, valid: Array, seen: Array | None, weight: float) -> Array:

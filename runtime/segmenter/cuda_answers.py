@@ -15,6 +15,7 @@ from vocabseg.runtime.cuda.device import Device
 from vocabseg.runtime.cuda.streams import Event, Stream
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import load_kernels
+from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.buffers import StoredArrays
@@ -37,10 +38,15 @@ class TextMatrices:
         self._device, self._stream = device, stream
         self._matrices: OrderedDict[tuple[Vocabulary, str], DeviceArray] = OrderedDict()
 
-    def get(self, text: TextEmbedder, vocabulary: Vocabulary, what: str) -> DeviceArray:
-        """ "query" (R + 1, Dq) float32, "region" (R, Dr) float32, "first" (K + 2,) int32, or "seen" (K,) uint8.
+    def side(self, embeddings: DeviceArray, text: TextEmbedder, vocabulary: Vocabulary, what: str) -> Side:
+        """The embeddings with what they are compared with: "query" or "region"."""
+        first = None if vocabulary.plain else self.get(text, vocabulary, f"{what} first")
+        return Side(embeddings, self.get(text, vocabulary, what), first)
 
-        Of R names and K classes; "first" is for `CudaKernels.classify`.
+    def get(self, text: TextEmbedder, vocabulary: Vocabulary, what: str) -> DeviceArray:
+        """ "query" (R + 1, Dq) float32, "region" (R, Dr) float32, or "seen" (K,) uint8, of R names and K classes.
+
+        "query first" (K + 2,) and "region first" (K + 1,) int32: the rows of each class.
         """
         key = (vocabulary, what)
         if key not in self._matrices:
@@ -49,7 +55,7 @@ class TextMatrices:
             self._stream.upload(matrix, host)
             self._stream.synchronize()
             self._matrices[key] = matrix
-            while len(self._matrices) > 4 * REMEMBERED_VOCABULARIES:
+            while len(self._matrices) > 5 * REMEMBERED_VOCABULARIES:
                 self._matrices.popitem(last=False)
         self._matrices.move_to_end(key)
         return self._matrices[key]
@@ -59,10 +65,10 @@ def _text_matrix(text: TextEmbedder, vocabulary: Vocabulary, what: str) -> np.nd
     if what == "seen":
         none = np.zeros(len(vocabulary), np.uint8)
         return none if vocabulary.seen is None else np.ascontiguousarray(vocabulary.seen, np.uint8)
-    if what == "first":
-        first = text.first_names(vocabulary)
+    if what.endswith(" first"):
+        first = text.first_names(vocabulary, "query" if what == "query first" else "region")
         assert first is not None
-        return np.append(first, first[-1] + 1).astype(np.int32)
+        return first
     matrix = text.query_matrix(vocabulary) if what == "query" else text.region_matrix(vocabulary)
     return np.ascontiguousarray(matrix, np.float32)
 

@@ -20,7 +20,6 @@ from vocabseg.runtime.engines.device_engines import DeviceEngine, DeviceEngines
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError, ImageError
 from vocabseg.runtime.images import load_image
-from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.kernels.device.face import CudaKernels
 from vocabseg.runtime.kernels.geometry import padded_size, resized_size
 from vocabseg.runtime.masks import Masks
@@ -258,15 +257,14 @@ class CudaStages(Observed):
         no_object = self.device.empty((n,), np.float32)
         with self.stage("classify", self.back):
             self.kernels.classify(
-                None if queries is None else Side(queries, self.texts.get(regions.text, vocabulary, "query")),
-                None if embeddings is None else Side(embeddings, self.texts.get(regions.text, vocabulary, "region")),
+                None if queries is None else self.texts.side(queries, regions.text, vocabulary, "query"),
+                None if embeddings is None else self.texts.side(embeddings, regions.text, vocabulary, "region"),
                 self.texts.get(regions.text, vocabulary, "seen"),
                 *table.of(on_device("table"))[2:],
                 regions.ensemble,
                 probabilities,
                 no_object,
                 self.back,
-                None if vocabulary.plain else self.texts.get(regions.text, vocabulary, "first"),
             )
         return Answers(probabilities, no_object)
 

@@ -169,14 +169,15 @@ class HostStages(Observed):
         query = regions.query_embeddings
         query_text = None if query is None else regions.text.query_matrix(vocabulary)
         region_text = None if regions.embeddings is None else regions.text.region_matrix(vocabulary)
-        first = regions.text.first_names(vocabulary)
+        query_first, region_first = (regions.text.first_names(vocabulary, side) for side in ("query", "region"))
         with self.stage("classify"):
             probabilities = class_probabilities(
-                query, query_text, regions.valid, regions.embeddings, region_text, vocabulary.seen, self.ensemble, first
-            )
+                query, query_text, regions.valid, regions.embeddings, region_text, vocabulary.seen, self.ensemble,
+                query_first, region_first,
+            )  # fmt: skip
             if query is None or query_text is None:
                 return probabilities, np.zeros(len(probabilities), np.float32)
-            no_object = query_distribution(query, query_text, self.ensemble.temperature, first)[:, -1]
+            no_object = query_distribution(query, query_text, self.ensemble.temperature, query_first)[:, -1]
         return probabilities, no_object[regions.voters]
 
     def compose(self, regions: Regions, votes: tuple[np.ndarray, np.ndarray], vocabulary: Vocabulary) -> "HostResult":

@@ -73,7 +73,7 @@ class Segmenter:
             self._engines: Any = stages.engine
         else:
             self._engines = HostEngines(bundle, self.choice)
-        self.text = TextEmbedder(bundle, self.engine)
+        self.text = TextEmbedder(bundle, self.engine, embed_image=self._embed_example)
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle.manifest.name!r}, {self.choice.key})"
@@ -146,6 +146,14 @@ class Segmenter:
         pixels = load_image(image)
         size = (pixels.shape[0], pixels.shape[1])
         return self.describe(pixels, pixels, _mask_logits(masks, size), None, size, progress)
+
+    def _embed_example(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(D,) float32: what the image encoder makes of the part of an image under a mask, as of a region's crop."""
+        embeddings = self.regions(image, mask[None]).embeddings
+        if embeddings is None or not len(embeddings):
+            raise VocabularyError("the object in an example is smaller than a pixel of the model: give a larger one")
+        row: np.ndarray = embeddings[0]
+        return row
 
     def describe(
         self,

@@ -4,11 +4,12 @@ import csv
 import json
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vocabseg.runtime.errors import VocabularyError
+from vocabseg.runtime.text.examples import ExampleImage, checked_examples
 from vocabseg.runtime.text.prompts import shorten
 
 # What the column of names may be called in a table; one column alone needs no such line above it.
@@ -48,6 +49,7 @@ class ClassList:
     ids: list[Any] | None = None
     colours: list[Any] | None = None
     things: list[Any] | None = None
+    examples: dict[str, tuple[ExampleImage, ...]] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Named as those of Vocabulary."""
@@ -93,7 +95,8 @@ def classes_in_file(path: Path) -> ClassList:
 
     A table may have columns for ids, colours and isthing (see OTHERS). JSON is a list of names; a list of classes such
     as {"name": "cat", "id": 7, "color": "#ff8800", "isthing": 1}, also under "categories", as COCO has it; or a
-    dictionary of names and colours. Lines that start with # are comments; numbers and bullets that all lines start with
+    dictionary of names and colours. A class with "images", files beside this one or as `ExampleImage.of` takes them, is
+    shown by them. Lines that start with # are comments; numbers and bullets that all lines start with
     are left out. One line alone may hold several names, as on the command line. Raises VocabularyError for a file
     without names, and for one that cannot be read.
     """
@@ -107,7 +110,7 @@ def classes_in_file(path: Path) -> ClassList:
             f"the file of class names {shown} is no UTF-8 text: save it as UTF-8, one name on each line"
         ) from None
     if path.suffix.lower() == ".json":
-        return _from_json(text, f"the file of class names {shown}")
+        return _from_json(text, f"the file of class names {shown}", path.parent)
     # Not splitlines, which also cuts at form feeds and the like.
     lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip() and not line.startswith("#")]
     if not lines:
@@ -133,7 +136,7 @@ def _is_header(line: str, separator: str) -> bool:
     return len(cells) > 1 and any(cell in COLUMNS for cell in cells)
 
 
-def _from_json(text: str, what: str) -> ClassList:
+def _from_json(text: str, what: str, folder: Path | None = None) -> ClassList:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -147,7 +150,9 @@ def _from_json(text: str, what: str) -> ClassList:
     if isinstance(found, list) and all(isinstance(name, str) for name in found):
         return ClassList(found)
     if isinstance(found, list) and found and all(_is_class(entry) for entry in found):
-        return _from_rows(found, [entry["name"] for entry in found], what)
+        listed = _from_rows(found, [entry["name"] for entry in found], what)
+        shown = {entry["name"]: entry["images"] for entry in found if "images" in entry}
+        return replace(listed, examples=checked_examples(shown, folder) if shown else None)
     raise VocabularyError(
         f'{what} are JSON, but no list of texts: write ["cat", "grass"], or [{{"name": "cat", "id": 1, "color": '
         '"#ff8800"}]'

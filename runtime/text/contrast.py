@@ -38,7 +38,8 @@ def candidates(own: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
 def different(names: Sequence[str], embeddings: np.ndarray, classes: np.ndarray) -> tuple[str, ...]:
     """Those of `names` that mean none of the classes, at least one of them.
 
-    embeddings (n, D) of the names, classes (m, D) of all names of the classes, both of unit length.
+    embeddings (n, D) of the names, classes (m, D) of all names of the classes, both of unit length; and of example
+    images, divided by the highest cosine that any name reaches with them.
     """
     nearest = (embeddings @ classes.T).max(axis=1)
     kept = nearest <= max(SAME, float(nearest.min()))

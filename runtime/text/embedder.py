@@ -5,7 +5,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -17,6 +16,7 @@ from vocabseg.runtime.files import cache_folder
 from vocabseg.runtime.text import contrast
 from vocabseg.runtime.text.cache import TextCache
 from vocabseg.runtime.text.encoder import Progress, PromptEncoder, TextEngine, normalise
+from vocabseg.runtime.text.example_rows import EmbedImage, ExampleRows, Side, class_rows, row_counts
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Sequences encoded at a time: enough for full speed, and about 50 MB of activations in CLIP's text encoder.
@@ -43,11 +43,14 @@ class TextEmbedder:
         cache_dir: str | Path | None = None,
         batch: int = BATCH,
         remembered_names: int = REMEMBERED_NAMES,
+        embed_image: EmbedImage | None = None,
     ):
+        """`embed_image` embeds example images with the image encoder; None refuses vocabularies with examples."""
         self.bundle = bundle
         self._open_engine = open_engine
         self._disk = TextCache(cache_folder() if cache_dir is None else Path(cache_dir) if str(cache_dir) else None)
         self._encoder = PromptEncoder(bundle, batch)
+        self.examples = ExampleRows(embed_image)
         self._limit = remembered_names
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
@@ -74,11 +77,17 @@ class TextEmbedder:
         """(R, D) float32 to compare region embeddings with; raises VocabularyError for names that are too long."""
         return self.text_matrix(vocabulary, "region")
 
-    def text_matrix(self, vocabulary: Vocabulary, side: Literal["query", "region"]) -> np.ndarray:
-        """(R, D) float32, a unit-length row per name, from that side's prompt or the vocabulary's own templates."""
+    def text_matrix(self, vocabulary: Vocabulary, side: Side) -> np.ndarray:
+        """(R, D) float32, a unit-length row per name, from that side's prompt or the vocabulary's own templates.
+
+        With examples, their rows are among them (`example_rows`), which are shorter than unit length beside text.
+        """
         prompts = self.bundle.manifest.prompts
         prompt = prompts.query if side == "query" else prompts.region
-        return self.embed(self.names(vocabulary), prompt, vocabulary.templates)
+        text = self.embed(self.names(vocabulary), prompt, vocabulary.templates)
+        if not any(vocabulary.examples):
+            return text
+        return class_rows(vocabulary, side, text, self.examples.rows(vocabulary, self))
 
     def names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> tuple[str, ...]:
         """The R names of the matrices' rows, class after class; a contrast class's are chosen here if none were given.
@@ -89,18 +98,20 @@ class TextEmbedder:
             return vocabulary.spoken
         spoken = vocabulary.spoken
         listed = contrast.candidates(self.bundle.manifest.vocabulary or (), spoken)
-        prompt = self.bundle.manifest.prompts.region
-        rows = self.embed((*spoken, *listed), prompt, vocabulary.templates, progress)
-        return (*spoken, *contrast.different(listed, rows[len(spoken) :], rows[: len(spoken)]))
+        rows = self.embed((*spoken, *listed), self.bundle.manifest.prompts.region, vocabulary.templates, progress)
+        shown = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
+        classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in shown)])
+        return (*spoken, *contrast.different(listed, rows[len(spoken) :], classes))
 
-    def first_names(self, vocabulary: Vocabulary) -> np.ndarray | None:
-        """(K + 1,) int32: where each class's names begin among the rows, and R; None if every class has one name."""
+    def first_names(self, vocabulary: Vocabulary, side: Side) -> np.ndarray | None:
+        """(K + 1,) int32: where each class's rows begin in the matrix, and R; None if every class has one name.
+
+        On the query side (K + 2,): the row after them is that of "no object".
+        """
         if vocabulary.plain:
             return None
-        first = np.cumsum([0, *map(len, vocabulary.synonyms)])
-        if vocabulary.contrast is not None:
-            first = np.append(first, len(self.names(vocabulary)))
-        return first.astype(np.int32)
+        counts = row_counts(vocabulary, side, len(self.names(vocabulary)))
+        return np.cumsum([0, *counts, *([1] if side == "query" else [])]).astype(np.int32)
 
     def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
         """Embed all names that are not known yet for both sides; raises VocabularyError for names that are too long."""
@@ -108,6 +119,7 @@ class TextEmbedder:
         prompts = self.bundle.manifest.prompts
         for prompt in (prompts.query, prompts.region):  # the second one is free if they are equal
             self.embed(names, prompt, vocabulary.templates, progress)
+        self.examples.rows(vocabulary, self)
 
     def embed(
         self,

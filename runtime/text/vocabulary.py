@@ -9,6 +9,7 @@ import numpy as np
 from vocabseg.runtime.errors import VocabularyError
 from vocabseg.runtime.result.categories import Categories, checked_categories
 from vocabseg.runtime.text.class_names import SEPARATOR, classes_in_text
+from vocabseg.runtime.text.examples import ExampleImage, checked_examples
 from vocabseg.runtime.text.prompts import shorten
 
 # By what the contrast class is shown.
@@ -29,9 +30,11 @@ class Vocabulary:
         contrast: None without a contrast class; its names; or () for those that are chosen for a bundle
             (`TextEmbedder.names`).
         categories: the classes' ids, colours, and which are things.
+        examples: (K,) of each class the images that show it. The first name of a class with examples is only its
+            label; what follows it describes the class beside the images, so "cat|cat" is both.
     """
 
-    __slots__ = ("categories", "contrast", "names", "seen", "synonyms", "templates")
+    __slots__ = ("categories", "contrast", "examples", "names", "seen", "synonyms", "templates")
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
@@ -39,6 +42,7 @@ class Vocabulary:
     templates: tuple[str, ...] | None
     contrast: tuple[str, ...] | None
     categories: Categories
+    examples: tuple[tuple[ExampleImage, ...], ...]
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Vocabulary:
         ids: Sequence[int] | None = None,
         colours: Sequence[Any] | None = None,
         things: Sequence[bool] | None = None,
+        examples: Mapping[str, Sequence[Any]] | None = None,
     ):
         """Classes by their names; "cat|kitten|tabby" is one class with three, shown as "cat".
 
@@ -56,8 +61,16 @@ class Vocabulary:
         the contrast class, which gets what fits its own names better than those of any other class: True, or a list of
         its names. `ids`, `colours` and `things` are one value per class, as for `checked_categories`. Raises
         VocabularyError for an empty vocabulary, empty or duplicate names, and invalid flags, templates or categories.
+
+        `examples` are images by shown name, each as `ExampleImage.of` takes it; names that are not among `names` become
+        further classes. Raises VocabularyError for images that cannot be used.
         """
-        synonyms = _checked_names(names)
+        images = {} if examples is None else checked_examples(examples)
+        listed = _items(names, "class names")
+        given = {_first(value) for value in listed}
+        listed += [key for key in images if _first(key) not in given]
+        images = {_first(key): value for key, value in images.items()}
+        synonyms = _checked_names(listed, images)
         shown = tuple(group[0] for group in synonyms)
         flags = None if seen is None else _flags(seen, shown)
         contrast = None if other is False else () if other is True else _checked_contrast(other, synonyms)
@@ -73,6 +86,7 @@ class Vocabulary:
         object.__setattr__(self, "templates", None if templates is None else _checked_templates(templates))
         object.__setattr__(self, "contrast", contrast)
         object.__setattr__(self, "categories", categories)
+        object.__setattr__(self, "examples", tuple(images.get(name, ()) for name in shown))
 
     @classmethod
     def of(cls, value: "Vocabulary | Iterable[str] | str") -> "Vocabulary":
@@ -84,12 +98,20 @@ class Vocabulary:
             return value
         return cls(**classes_in_text(value).arguments()) if isinstance(value, str) else cls(value)
 
+    @classmethod
+    def from_images(cls, examples: Mapping[str, Sequence[Any]], **others: Any) -> "Vocabulary":
+        """Classes that are shown by images: {"my logo": ["a.png", "b.png"]}; `others` are the constructor's arguments.
+
+        Raises VocabularyError as the constructor does.
+        """
+        return cls([], examples=examples, **others)
+
     def replace(self, **changes: Any) -> "Vocabulary":
         """The same vocabulary with other arguments of the constructor; raises VocabularyError as that does."""
         return Vocabulary(**(self.arguments() | changes))
 
     def arguments(self) -> dict[str, Any]:
-        """What the constructor makes an equal vocabulary of, as plain types."""
+        """What the constructor makes an equal vocabulary of."""
         count, known = len(self.synonyms), self.categories
         return {
             "names": list(self.written),
@@ -99,7 +121,15 @@ class Vocabulary:
             "ids": None if known.ids is None else list(known.ids[:count]),
             "colours": None if known.colours is None else [colour and list(colour) for colour in known.colours[:count]],
             "things": None if known.things is None else list(known.things[:count]),
+            "examples": {name: list(one) for name, one in zip(self.names, self.examples, strict=True) if one} or None,
         }
+
+    def described(self) -> dict[str, Any]:
+        """`arguments` as plain types, with the SHA-256 of example images as "shown"."""
+        arguments = self.arguments()
+        shown = arguments.pop("examples") or {}
+        digests = {name: [image.digest for image in images] for name, images in shown.items()}
+        return {**arguments, "shown": digests} if digests else arguments
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -107,14 +137,20 @@ class Vocabulary:
         return tuple(SEPARATOR.join(group) for group in self.synonyms)
 
     @property
+    def texts(self) -> tuple[tuple[str, ...], ...]:
+        """The names of every class but the contrast class that are compared with the image."""
+        pairs = zip(self.synonyms, self.examples[: len(self.synonyms)], strict=True)
+        return tuple(group[1:] if images else group for group, images in pairs)
+
+    @property
     def spoken(self) -> tuple[str, ...]:
-        """Every name that was given, those of the contrast class last."""
-        return (*itertools.chain(*self.synonyms), *(self.contrast or ()))
+        """Every name that is compared with the image, given ones of the contrast class last."""
+        return (*itertools.chain(*self.texts), *(self.contrast or ()))
 
     @property
     def plain(self) -> bool:
-        """Whether every class has one name, and none is the contrast class."""
-        return self.contrast is None and all(len(group) == 1 for group in self.synonyms)
+        """Whether every class has one name and no example, and none is the contrast class."""
+        return self.contrast is None and all(len(group) == 1 for group in self.synonyms) and not any(self.examples)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Vocabulary is immutable: create another one with the {name} that you want")
@@ -130,7 +166,7 @@ class Vocabulary:
 
     def _values(self) -> tuple[Any, ...]:
         seen = None if self.seen is None else self.seen.tobytes()
-        return self.synonyms, seen, self.templates, self.contrast, self.categories
+        return self.synonyms, seen, self.templates, self.contrast, self.categories, self.examples
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, Vocabulary) else NotImplemented
@@ -174,8 +210,12 @@ def _items(values: Any, what: str) -> list[Any]:
         raise VocabularyError(f"{what} are {_short(values)} of type {type(values).__name__}: give a list") from None
 
 
-def _checked_names(values: Any) -> tuple[tuple[str, ...], ...]:
-    """The names of each class."""
+def _first(value: Any) -> Any:
+    return value.split(SEPARATOR)[0].strip() if isinstance(value, str) else value
+
+
+def _checked_names(values: Any, shown: Mapping[str, Any] | None = None) -> tuple[tuple[str, ...], ...]:
+    """The names of each class; those of `shown` have examples, and may repeat their label."""
     groups: list[tuple[str, ...]] = []
     places: dict[str, int] = {}
     for position, value in enumerate(_items(values, "class names"), start=1):
@@ -184,7 +224,9 @@ def _checked_names(values: Any) -> tuple[tuple[str, ...], ...]:
                 f"class name {position} is {_short(value)} of type {type(value).__name__}: give names as strings"
             )
         group = tuple(name.strip() for name in value.split(SEPARATOR))
-        for name in group:
+        for place, name in enumerate(group):
+            if place and name == group[0] and name in (shown or ()):
+                continue
             if not name:
                 what = "is empty" if len(group) == 1 else f"{_short(value)!r} has an empty synonym"
                 raise VocabularyError(f"class name {position} {what}: remove it or give it a name")

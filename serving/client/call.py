@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.errors import ImageError
+from vocabseg.runtime.errors import ImageError, VocabularyError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.categories import Categories
@@ -42,6 +42,8 @@ class Call:
             self.parameters["vocabulary"] = vocabulary.name
         elif vocabulary is not None:
             given = Vocabulary.of(vocabulary)
+            if any(given.examples):
+                raise VocabularyError("a request cannot carry example images: name the classes")
             names = [[name.encode("utf-8", "surrogatepass") for name in given.written]]
             self.inputs[protocol.CLASSES] = np.array(names, object)
             self.categories = given.categories

@@ -53,10 +53,15 @@ class Ensemble(Protocol):
 
 
 class Side(NamedTuple):
-    """What is compared: embeddings (n, D) float32 or float16 of any norm, and text (K, D) float32 of unit length."""
+    """What is compared: embeddings (n, D) float32 or float16 of any norm, and text (R, D) float32 of unit length.
+
+    first (K + 1,) int32: class k has the texts first[k] to first[k + 1], the last class of a query is "no object"; None
+    if every class has one text.
+    """
 
     embeddings: "DeviceArray"
     text: "DeviceArray"
+    first: "DeviceArray | None" = None
 
 
 def array(name: str, value: Any, dtypes: Any, shape: Sequence[int | str]) -> tuple[int, ...]:
@@ -115,9 +120,13 @@ def crop_source(source: CropSource) -> np.ndarray:
     )
 
 
-def side_struct(name: str, side: Side, texts: int | str) -> np.ndarray:
-    """The SIDE that similarity takes, with `texts` text embeddings, or a word for any number."""
-    embeddings, text = side
+def side_struct(name: str, side: Side, classes: int) -> np.ndarray:
+    """The SIDE that similarity takes, with text embeddings for `classes` classes."""
+    embeddings, text, first = side
+    texts: int | str = classes
+    if first is not None:
+        array(f"{name} first", first, np.int32, (classes + 1,))
+        texts = "texts"
     rows, depth = array(f"{name} embeddings", embeddings, FLOATS, ("rows", "depth"))
     count, _ = array(f"{name} text", text, np.float32, (texts, depth))
     return packed(

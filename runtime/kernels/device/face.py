@@ -170,13 +170,11 @@ class CudaKernels:
         probabilities: "DeviceArray",
         no_object: "DeviceArray | None",
         stream: "Stream",
-        first: "DeviceArray | None" = None,
     ) -> None:
         """class_probabilities of segmenter/classify.py, in float32, on the networks' outputs.
 
-        query: N embeddings and R + 1 texts, of which the last means "no object"; None for user-supplied masks. region:
-        V embeddings and R texts. first (K + 2,) int32: class k has the texts first[k] to first[k + 1], and "no object"
-        is class K; None if every class has one text, R = K. seen (K,) bool or uint8, None for all unseen; order (N,)
+        query: N embeddings and the texts of K + 1 classes, of which the last means "no object"; None for user-supplied
+        masks. region: V embeddings and the texts of K classes. seen (K,) bool or uint8, None for all unseen; order (N,)
         and count (1,) int32: region v is mask order[v], v < count. probabilities (N, K) float32; if only CLIP votes (no
         queries, or enabled with a weight of 0), its rows are the regions', and those beyond the count are not written.
         no_object (N,) float32, if given: the probability that the query means none of the classes, 0 without queries.
@@ -186,20 +184,18 @@ class CudaKernels:
         sides = [packed(launch.SIDE), packed(launch.SIDE)]
         if not by_region:
             assert query is not None
-            sides[0] = side_struct("query", query, classes + 1 if first is None else "texts")
+            sides[0] = side_struct("query", query, classes + 1)
             array("query embeddings", query.embeddings, FLOATS, (rows, "depth"))
         if by_region or ensemble.enabled:
             if region is None:
                 raise ValueError("the regions' embeddings and texts are missing: give them")
-            sides[1] = side_struct("region", region, classes if first is None else "texts")
+            sides[1] = side_struct("region", region, classes)
             if not by_region:
                 array("order", order, np.int32, ("masks",))
             if count is not None:
                 array("count", count, np.int32, (1,))
             elif not by_region:
                 raise ValueError("count is missing: give the number of regions in order")
-        if first is not None:
-            array("first", first, np.int32, (classes + 2,))
         if seen is not None:
             array("seen", seen, (np.bool_, np.uint8), (classes,))
         if no_object is not None:
@@ -208,19 +204,19 @@ class CudaKernels:
             return
         heights, texts = ([int(side[name]) for side in sides] for name in ("rows", "texts_count"))
         lengths = [height * width for height, width in zip(heights, texts, strict=True)]
-        spare = 0 if first is None else sum(heights) * (classes + 1)
+        firsts = (None if by_region or query is None else query.first, None if region is None else region.first)
+        spare = sum(n * (classes + 1) for n, first in zip(heights, firsts, strict=True) if first is not None)
         memory = self._workspaces.get(4 * (sum(lengths) + spare), stream)
         sides[0]["logits"], sides[1]["logits"] = memory.pointer, memory.pointer + 4 * lengths[0]
         blocks = launch.similarity(heights[0], heights[1], max(*texts, classes + 1))
         both = np.stack(sides).tobytes()
         self._launch("similarity", blocks, [both, np.float32(ensemble.temperature)], stream)
-        if first is not None:
-            best = memory.pointer + 4 * sum(lengths)
-            for side, columns in zip(sides, (classes + 1, classes), strict=True):
-                if side["rows"]:
-                    found = [side["logits"], side["texts_count"], np.uint64(first.pointer), np.int32(columns)]
-                    self._launch("best_names", launch.rows(int(side["rows"])), [*found, np.uint64(best)], stream)
-                side["logits"], best = best, best + 4 * int(side["rows"]) * columns
+        best = memory.pointer + 4 * sum(lengths)
+        for side, height, first, columns in zip(sides, heights, firsts, (classes + 1, classes), strict=True):
+            if first is not None and height:
+                found = [side["logits"], side["texts_count"], first, np.int32(columns), np.uint64(best)]
+                self._launch("best_names", launch.rows(height), found, stream)
+                side["logits"], best = best, best + 4 * height * columns
         given = packed(
             launch.ENSEMBLE,
             query=sides[0]["logits"] if not by_region else 0,

@@ -13,6 +13,7 @@ from vocabseg.commands.options import (
     Classes,
     Contrast,
     Engine,
+    Examples,
     Other,
     Precision,
     Quiet,
@@ -20,6 +21,7 @@ from vocabseg.commands.options import (
     Target,
     foreign_to_demo,
     vocabulary_of,
+    with_examples,
     with_other,
 )
 from vocabseg.commands.packages import require
@@ -55,6 +57,7 @@ def batch(
     classes: Classes = None,
     other: Other = False,
     contrast: Contrast = None,
+    examples: Examples = None,
     bundle: BundleOption = None,
     write: Annotated[
         list[Write] | None,
@@ -95,8 +98,9 @@ def batch(
         raise ConfigurationError(f"--device {device}: every worker is given a GPU of its own; use --device cuda")
     target = Target(bundle, device, engine, precision, settings)
     manifest = target.opened.manifest
-    if classes is not None:
-        vocabulary = vocabulary_of(classes)
+    names = with_examples(None if classes is None else vocabulary_of(classes), examples)
+    if names is not None:
+        vocabulary = names
     elif manifest.vocabulary is not None:
         vocabulary = Vocabulary(manifest.vocabulary, manifest.seen)
     else:

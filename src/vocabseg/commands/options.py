@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.precisions import LONG, precision_name
 
 if TYPE_CHECKING:
@@ -75,6 +76,30 @@ def vocabulary_of(text: str) -> "Vocabulary":
         if found is not None:
             return Vocabulary(found)
     return Vocabulary.of(text)
+
+
+Examples = Annotated[
+    list[str] | None,
+    typer.Option("--example", help="NAME=IMAGE: a class that is shown instead of named; may be repeated."),
+]
+
+
+def with_examples(vocabulary: "Vocabulary | None", examples: Sequence[str] | None) -> "Vocabulary | None":
+    """The vocabulary with the classes that --example shows; raises ConfigurationError and VocabularyError."""
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+    images: dict[str, list[str]] = {}
+    for entry in examples or ():
+        name, _, image = entry.partition("=")
+        if not name.strip() or not image.strip():
+            raise ConfigurationError(f"--example {entry!r}: write NAME=IMAGE, such as logo=logo.png")
+        images.setdefault(name.strip(), []).append(image.strip())
+    if not images:
+        return vocabulary
+    if vocabulary is None:
+        return Vocabulary.from_images(images)
+    arguments = vocabulary.arguments()
+    return Vocabulary(**(arguments | {"examples": (arguments["examples"] or {}) | images}))
 
 
 def with_other(vocabulary: "Vocabulary", other: bool, contrast: str | None) -> "Vocabulary":

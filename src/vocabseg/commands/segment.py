@@ -15,6 +15,7 @@ from vocabseg.commands.options import (
     Contrast,
     Device,
     Engine,
+    Examples,
     Other,
     Precision,
     Quiet,
@@ -22,6 +23,7 @@ from vocabseg.commands.options import (
     Target,
     foreign_to_demo,
     vocabulary_of,
+    with_examples,
     with_groups,
     with_other,
 )
@@ -91,6 +93,7 @@ def segment(
     classes: Classes = None,
     other: Other = False,
     contrast: Contrast = None,
+    examples: Examples = None,
     bundle: BundleOption = None,
     output: Annotated[
         str | None,
@@ -122,7 +125,7 @@ def segment(
     say = announcer(quiet)
     lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
     work = planned(images, output, kinds, lists, say)
-    names = None if classes is None else vocabulary_of(classes)
+    names = with_examples(None if classes is None else vocabulary_of(classes), examples)
     target = Target(bundle, device, engine, precision, settings)
     check_apart((path for each in work for path in each.paths), target.opened.folder.rglob("*"))
     segmenter = target.segmenter()
@@ -209,5 +212,5 @@ def _info(segmenter: "Segmenter", vocabulary: "Vocabulary") -> dict[str, Any]:
         "settings": segmenter.bundle.manifest.settings(),
         "seen": None if vocabulary.seen is None else vocabulary.seen.tolist(),
         "templates": vocabulary.templates,
-        **({} if vocabulary.plain else {"names": vocabulary.written, "other": vocabulary.arguments()["other"]}),
+        **({} if vocabulary.plain else {"vocabulary": vocabulary.described()}),
     }

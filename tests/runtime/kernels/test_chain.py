@@ -177,6 +177,8 @@ def test_classes(
         count = classes if names is None else int(first[-1])
         own_text, other_text = query_text[: count + 1], region_text[:count]
         query_side, region_side = Side(up(query), up(own_text)), Side(up(features), up(other_text))
+        if names is not None:
+            query_side, region_side = query_side._replace(first=up(several)), region_side._replace(first=up(first))
         ensemble = EnsembleSection(enabled=enabled, weight=weight, temperature=temperature)
         wanted = class_probabilities(
             query.astype(np.float32) if with_query else None,
@@ -186,20 +188,23 @@ def test_classes(
             other_text,
             flags,
             ensemble,
+            None if names is None else several,
             names,
         )
         probabilities = up(np.full((masks, classes), -3, np.float32))
         no_object = bench.new((masks,), np.float32)
         bench.kernels.classify(
             query_side if with_query else None, region_side, None if flags is None else up(flags), *places, ensemble,
-            probabilities, no_object, bench.stream, None if names is None else up(several),
+            probabilities, no_object, bench.stream,
         )  # fmt: skip
         found, rows = bench.down(probabilities), len(wanted)
         assert rows == (masks if with_query and weight > 0 else regions)
         worst("probabilities", found[:rows], wanted, 2e-5)
         assert (found[rows:] == -3).all()
         if rows == masks and with_query and weight > 0:
-            none = query_distribution(query.astype(np.float32), own_text, temperature, names)[:, -1]
+            none = query_distribution(
+                query.astype(np.float32), own_text, temperature, several if names is not None else None
+            )[:, -1]
             worst("no object", bench.down(no_object), none, 2e-5)
 
 
@@ -231,9 +236,10 @@ def test_no_kernel_races_or_leaves_its_memory(seed: int) -> None:
             region = Side(bench.up(generator.normal(size=(n, 12)).astype(np.float16)), texts[1])
             probabilities, no_object = bench.new((n, 67), np.float32), bench.new((n,), np.float32)
             k.classify(query, region, None, image.order, image.count, ENSEMBLE, probabilities, no_object, bench.stream)
-            pairs = bench.up(np.array([*range(0, 68, 2), 67, 68], np.int32))  # two names a class, the last one alone
+            pairs = np.array([*range(0, 67, 2), 67, 68], np.int32)  # two names a class, the last one alone
+            query, region = query._replace(first=bench.up(pairs)), region._replace(first=bench.up(pairs[:-1]))
             fewer = bench.new((n, 34), np.float32)
-            k.classify(query, region, None, image.order, image.count, ENSEMBLE, fewer, None, bench.stream, pairs)
+            k.classify(query, region, None, image.order, image.count, ENSEMBLE, fewer, None, bench.stream)
             labels, scores = bench.new(case.output_size, np.int32), bench.new(case.output_size, np.float32)
             k.compose(image.on_device, probabilities, None, None, labels, scores, bench.stream)
             assert bench.down(labels).max() < 67
