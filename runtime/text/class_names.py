@@ -176,7 +176,7 @@ def _from_rows(rows: list[dict[str, Any]], names: list[str], what: str) -> Class
         missing = [name for name, value in zip(names, known.get(kind, names), strict=True) if value in (None, "")]
         if missing:
             raise VocabularyError(f"{what} give {kind} for some classes, but none for {shorten(missing[0])!r}: add it")
-    return ClassList(names, **known)
+    return ClassList(names, known.get("ids"), known.get("colours"), known.get("things"))
 
 
 def _from_table(lines: list[str], separator: str, shown: str) -> ClassList:
