@@ -8,7 +8,7 @@ other pixels that were given one of the classes. Examples are objects and backgr
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -100,7 +100,7 @@ def without_names(regions: Sequence[Regions]) -> list[Regions]:
     """The same regions of a bundle that declares no vocabulary."""
     text = regions[0].text
     manifest = msgspec.structs.replace(text.bundle.manifest, vocabulary=None, seen=None)
-    segmenter = Segmenter(replace(text.bundle, manifest=manifest), device="cpu")
+    segmenter = Segmenter(text.bundle.with_manifest(manifest), device="cpu")
     copies = [copy(found) for found in regions]
     for found in copies:
         found.text = segmenter.text

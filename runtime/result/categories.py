@@ -63,12 +63,16 @@ class Categories:
         ]
 
 
-def checked_categories(names: Sequence[str], ids: Any, colours: Any, things: Any, other: bool) -> Categories:
-    """The categories of `names`, with or without a contrast class after them, from one value per name or None.
+def checked_categories(
+    names: Sequence[str], ids: Any, colours: Any, things: Any, added: int = 0, other: bool = False
+) -> Categories:
+    """The categories of `names`, and of a contrast class after them if `other`, from one value per name or None.
 
     Ids are different whole numbers from 0; colours "#rrggbb", three numbers 0..255, or None; things truth values. The
-    contrast class's id is the one after the highest. Raises VocabularyError for others.
+    last `added` names, and the contrast class, have none: their ids are those after the highest, and the former are
+    things. Raises VocabularyError for others.
     """
+    names = names[: len(names) - added]
     for what, values in (("ids", ids), ("colours", colours), ("things", things)):
         if values is not None and len(values) != len(names):
             raise VocabularyError(f"{len(values)} {what} for {len(names)} classes: give one for each")
@@ -77,12 +81,10 @@ def checked_categories(names: Sequence[str], ids: Any, colours: Any, things: Any
         if len(set(numbers)) < len(numbers):
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise VocabularyError(f"the id {twice} is that of two classes: give each its own")
-        numbers = (*numbers, max(numbers) + 1) if other else numbers
-    shades = None if colours is None else (*map(_colour, names, colours), *([None] if other else ()))
-    flags = (
-        None if things is None else (*(_flag(*pair) for pair in zip(names, things, strict=True)), *([False] * other))
-    )
-    return Categories(numbers, shades, flags, len(names) if other else None)
+        numbers = (*numbers, *(max(numbers, default=-1) + 1 + place for place in range(added + other)))
+    shades = None if colours is None else (*map(_colour, names, colours), *[None] * (added + other))
+    flags = None if things is None else (*map(_flag, names, things), *[True] * added, *[False] * other)
+    return Categories(numbers, shades, flags, len(names) + added if other else None)
 
 
 def _id(name: str, value: Any) -> int:

@@ -67,14 +67,15 @@ class Vocabulary:
         """
         images = {} if examples is None else checked_examples(examples)
         listed = _items(names, "class names")
-        given = {_first(value) for value in listed}
+        given, count = {_first(value) for value in listed}, len(listed)
         listed += [key for key in images if _first(key) not in given]
         images = {_first(key): value for key, value in images.items()}
         synonyms = _checked_names(listed, images)
         shown = tuple(group[0] for group in synonyms)
         flags = None if seen is None else _flags(seen, shown)
         contrast = None if other is False else () if other is True else _checked_contrast(other, synonyms)
-        categories = checked_categories(shown, ids, colours, things, contrast is not None)
+        added = len(synonyms) - count
+        categories = checked_categories(shown, ids, colours, things, added, contrast is not None)
         if contrast is not None:
             if OTHER in shown:
                 raise VocabularyError(f"the class name {OTHER!r} is that of the contrast class: choose another name")
