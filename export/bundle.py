@@ -79,7 +79,7 @@ def export_bundle(
             region=region,
             ensemble=configuration.ensemble,
             prompts=texts.prompts,
-            vocabulary=None if vocabulary is None else list(vocabulary.names),
+            vocabulary=None if vocabulary is None else list(vocabulary.written),
             seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
             provenance=_provenance(configuration, model, provenance or {}),
             parity={

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vocabseg.runtime.text.class_names import SEPARATOR
+
 # Common words for things and surfaces, in no order that matters.
 NOUNS = tuple(
     """
@@ -32,7 +34,8 @@ SAME = 0.93
 def candidates(own: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
     """The model's `own` names and the common ones, without those of the classes."""
     taken = {name.lower() for name in classes}
-    return tuple(name for name in dict.fromkeys((*own, *NOUNS)) if name.lower() not in taken)
+    declared = [name.strip() for names in own for name in names.split(SEPARATOR)]
+    return tuple(name for name in dict.fromkeys((*declared, *NOUNS)) if name.lower() not in taken)
 
 
 def different(names: Sequence[str], embeddings: np.ndarray, classes: np.ndarray) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ from vocabseg.runtime.text.vocabulary import Vocabulary
 BATCH = 64
 # Embeddings kept in memory: 200 MB of 512 float32 values.
 REMEMBERED_NAMES = 100_000
+# Vocabularies whose contrast names are kept.
+REMEMBERED_CHOICES = 32
 # Embeddings encoded between two writes to disk, so that an interrupted run loses little.
 NAMES_PER_WRITE = 256
 # Part of every key on disk: increment it when the arithmetic below changes.
@@ -54,6 +56,7 @@ class TextEmbedder:
         self._limit = remembered_names
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
+        self._chosen: OrderedDict[Vocabulary, tuple[str, ...]] = OrderedDict()  # names of contrast classes
         # How many names were found in memory and on disk, and how many had to be encoded.
         self.counts = {"memory": 0, "disk": 0, "encoded": 0}
         self._encoding_lock = threading.Lock()
@@ -96,12 +99,21 @@ class TextEmbedder:
         """
         if vocabulary.contrast != ():
             return vocabulary.spoken
+        with self._memory_lock:
+            known = self._chosen.get(vocabulary)
+        if known is not None:
+            return known
         spoken = vocabulary.spoken
         listed = contrast.candidates(self.bundle.manifest.vocabulary or (), spoken)
         rows = self.embed((*spoken, *listed), self.bundle.manifest.prompts.region, vocabulary.templates, progress)
         shown = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
         classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in shown)])
-        return (*spoken, *contrast.different(listed, rows[len(spoken) :], classes))
+        names = (*spoken, *contrast.different(listed, rows[len(spoken) :], classes))
+        with self._memory_lock:
+            self._chosen[vocabulary] = names
+            while len(self._chosen) > REMEMBERED_CHOICES:
+                self._chosen.popitem(last=False)
+        return names
 
     def first_names(self, vocabulary: Vocabulary, side: Side) -> np.ndarray | None:
         """(K + 1,) int32: where each class's rows begin in the matrix, and R; None if every class has one name.

@@ -156,7 +156,6 @@ def test_synonyms_contrast_and_examples_are_those_of_the_host(bundle, host, imag
             vocabseg.Vocabulary(names, examples=shown, other=["sand", "wall"]),
             vocabseg.Vocabulary.from_images(shown),
         ):
-            segmenter.embed_names(vocabulary)
             one, other = found.classify(vocabulary), expected.classify(vocabulary)
             for name in ("class_probabilities", "no_object"):
                 np.testing.assert_allclose(getattr(one.evidence, name), getattr(other.evidence, name), atol=1e-4)
