@@ -13,6 +13,7 @@ import msgspec
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import atomic_write
+from vocabseg.runtime.result.categories import Categories
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ class JobRecord(msgspec.Struct, frozen=True):
     seen: list[bool] | None
     templates: list[str] | None
     write: list[str]
+    vocabulary: dict[str, Any] | None = None  # if it has more than names, seen classes and templates
+
+    @property
+    def categories(self) -> Categories:
+        if self.vocabulary is None:
+            return Categories()
+        return Vocabulary(**{name: value for name, value in self.vocabulary.items() if name != "shown"}).categories
 
     def differences(self, other: "JobRecord") -> str:
         """What another record has different, in words; "" for an equal one."""
@@ -62,6 +70,7 @@ NAMES = {
     "seen": "seen classes",
     "templates": "prompt templates",
     "write": "kinds of output",
+    "vocabulary": "synonyms, contrast, examples, ids or colours",
 }
 
 
@@ -104,6 +113,7 @@ class Job:
     def record(self, bundle: Bundle) -> JobRecord:
         """What the output folder keeps of the job."""
         names = self.vocabulary
+        simple = names.plain and not names.categories.known
         return JobRecord(
             format=FORMAT,
             bundle=bundle.manifest.name,
@@ -113,6 +123,7 @@ class Job:
             seen=None if names.seen is None else [bool(flag) for flag in names.seen],
             templates=None if names.templates is None else list(names.templates),
             write=sorted(self.write),
+            vocabulary=None if simple else names.described(),
         )
 
 
@@ -127,7 +138,7 @@ def check_names(bundle: Bundle, vocabulary: Vocabulary) -> None:
     for prompt in (bundle.manifest.prompts.query, bundle.manifest.prompts.region):
         if vocabulary.templates is not None:
             prompt = PromptSpec(graph=prompt.graph, kind="custom", templates=list(vocabulary.templates))
-        for name in vocabulary.names:
+        for name in vocabulary.spoken:
             check_length(name, prompt, tokenizer)
 
 

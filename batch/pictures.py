@@ -11,7 +11,6 @@ from vocabseg.batch.shard_plan import planned_shards, read_shard
 from vocabseg.runtime.errors import ImageError
 from vocabseg.runtime.files import atomic_write
 from vocabseg.runtime.progress import counted
-from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.picture import draw_overlay
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def contact_sheet(output: Path, found: "Frequencies", path: Path) -> None:
 def _legend(figure: Any, found: "Frequencies", named: list[int], present: int) -> None:
     from matplotlib.patches import Patch
 
-    colours = class_colours(len(found.classes)) / 255
+    colours = found.categories.palette(len(found.classes)) / 255
     handles = [Patch(color=colours[index], label=_short(found.classes[index])) for index in named]
     if present > len(named):
         handles.append(Patch(alpha=0, label=f"and {present - len(named)} more"))
@@ -133,7 +132,8 @@ def _cell(
     size = (max(1, round(labels.shape[1] * factor)), max(1, round(labels.shape[0] * factor)))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     small = cv2.resize(labels.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
-    overlay = draw_overlay(small, list(found.classes), image, legend=False, opacity=OPACITY)
+    colours = found.categories.palette(len(found.classes))
+    overlay = draw_overlay(small, list(found.classes), image, legend=False, opacity=OPACITY, colours=colours)
     return item, image, overlay, np.unique(labels[labels >= 0]).tolist()
 
 

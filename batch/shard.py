@@ -70,7 +70,8 @@ class ShardWriter:
         if "rle" in self._write:
             for segment in result.to_json()["segments"]:
                 described = {name: segment[name] for name in ("area", "bbox", "score")}
-                described |= {"class_index": segment["category_id"], "class": segment["name"]}
+                described |= {"class_index": result.classes.index(segment["name"]), "class": segment["name"]}
+                described["category_id"] = segment["category_id"]
                 counts = segment["segmentation"]["counts"]
                 masks.append({"id": item.id, "height": height, "width": width, "counts": counts, **described})
         if "labels" in self._write:
@@ -176,6 +177,7 @@ def schema(table: str) -> Any:
         MASKS: {
             "id": text, "class_index": number, "class": text, "area": pa.int64(), "bbox": pa.list_(number),
             "score": pa.float32(), "height": number, "width": number, "counts": text,
+            "category_id": number,
         },
         ERRORS: dict.fromkeys(strings, text),
     }  # fmt: skip

@@ -4,7 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from vocabseg.batch.job import SUMMARY, read_record
 from vocabseg.batch.shard import ERRORS, committed, read_counts, schema, shard_folder
 from vocabseg.runtime.files import atomic_write
 from vocabseg.runtime.progress import counted
+from vocabseg.runtime.result.categories import Categories
 
 if TYPE_CHECKING:
     from vocabseg.batch.coordinator import BatchOutcome
@@ -32,6 +33,7 @@ class Frequencies:
     occurrences: Sequence[int]
     images: int
     broken: int
+    categories: Categories = field(default_factory=Categories)
 
     @property
     def order(self) -> list[int]:
@@ -54,9 +56,11 @@ def frequencies(output: Path) -> Frequencies:
         occurrences.update(counts.occurrences)
         images += counts.images
         broken += counts.broken
-    classes = read_record(output).classes
+    record = read_record(output)
+    classes = record.classes
     indices = range(len(classes))
-    return Frequencies(classes, [pixels[i] for i in indices], [occurrences[i] for i in indices], images, broken)
+    sums = [pixels[i] for i in indices], [occurrences[i] for i in indices], images, broken
+    return Frequencies(classes, *sums, record.categories)
 
 
 def write_summary(output: Path, fresh: bool = True) -> list[Path]:

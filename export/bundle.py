@@ -90,7 +90,7 @@ def export_bundle(
             region=region,
             ensemble=configuration.ensemble,
             prompts=texts.prompts,
-            vocabulary=None if vocabulary is None else list(vocabulary.names),
+            vocabulary=None if vocabulary is None else list(vocabulary.written),
             masks="given" if found is None else msgspec.UNSET,
             seen=None if vocabulary is None or vocabulary.seen is None else vocabulary.seen.tolist(),
             weights_license=weights_license,

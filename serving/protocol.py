@@ -82,6 +82,10 @@ class NamedVocabulary(msgspec.Struct, frozen=True, kw_only=True):
     names: list[str]
     seen: list[bool] | None = None
     templates: list[str] | None = None
+    other: bool | list[str] = False
+    ids: list[int] | None = None
+    colours: list[list[int] | None] | None = None
+    things: list[bool] | None = None
 
 
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +94,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary: str | None = None
     seen: list[str | bool] | None = None
     templates: list[str] | None = None
+    other: bool | list[str] | None = None
     things: list[str | int] | None = None
     object_mask_threshold: float = 0.8
     overlap_threshold: float = 0.8

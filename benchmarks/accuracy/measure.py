@@ -16,7 +16,7 @@ from vocabseg.benchmarks.accuracy.metrics import ConfusionMatrix
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
 from vocabseg.benchmarks.accuracy.sources import Segment, Source
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
-from vocabseg.runtime.errors import EngineError, ImageError
+from vocabseg.runtime.errors import ConfigurationError, EngineError, ImageError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
@@ -46,6 +46,21 @@ class ImageOutcome:
     detections: list[Detection] | None = None
 
 
+def renamed(dataset: Dataset, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with the data set's split; raises ConfigurationError unless it shows the data set's classes."""
+    shown = vocabulary.names[: len(vocabulary.synonyms)]
+    if shown != dataset.classes:
+        wrong = next((pair for pair in zip(shown, dataset.classes, strict=False) if pair[0] != pair[1]), None)
+        fault = (
+            f"{len(shown)} classes, not {len(dataset.classes)}" if wrong is None else f"{wrong[0]!r} for {wrong[1]!r}"
+        )
+        raise ConfigurationError(
+            f"the vocabulary has {fault} of {dataset.name}: write the data set's names in its order, each with more "
+            "names behind |"
+        )
+    return vocabulary.replace(seen=dataset.seen)
+
+
 def vocabulary_of(dataset: Dataset) -> Vocabulary:
     """The data set's classes with its split; without one, all of them count as unseen."""
     return Vocabulary(dataset.classes, dataset.seen)
@@ -61,7 +76,8 @@ class ImageMeasurement:
 
     @cached_property
     def _opened(self) -> tuple[Segment, Vocabulary]:
-        return self.source.open(), vocabulary_of(self.dataset)
+        own = getattr(self.source, "vocabulary", None)
+        return self.source.open(), vocabulary_of(self.dataset) if own is None else own
 
     def segmented(self, sample: Sample) -> Any:
         """The result of one image."""
@@ -70,7 +86,11 @@ class ImageMeasurement:
 
     def labels(self, sample: Sample) -> np.ndarray:
         """The predicted label map (H, W) of one image."""
-        return np.asarray(self.segmented(sample).labels)
+        return self._known(np.asarray(self.segmented(sample).labels))
+
+    def _known(self, labels: np.ndarray) -> np.ndarray:
+        """The labels with -1 for the contrast class, which is none of the data set's."""
+        return np.where(labels < len(self.dataset.classes), labels, np.int32(-1))
 
     def outcome(self, sample: Sample) -> ImageOutcome:
         """Segment an image and compare; an image or a truth that cannot be read gives an outcome with an error."""
@@ -85,7 +105,7 @@ class ImageMeasurement:
         truth = dataset.labels(sample) if "semantic" in self.measures else None
         if truth is not None:
             _check_size(sample, result.labels.shape, truth.shape)
-            cells, counts = ConfusionMatrix(classes).cells(result.labels, truth, dataset.ignore_index)
+            cells, counts = ConfusionMatrix(classes).cells(self._known(result.labels), truth, dataset.ignore_index)
             score = _image_score(cells, counts, classes)
         segments = dataset.panoptic(sample) if "panoptic" in self.measures and hasattr(result, "panoptic") else None
         if segments is not None:

@@ -44,6 +44,7 @@ class BundleSource:
     engine: str | None = None
     device: str = "auto"
     precision: str | None = None
+    vocabulary: Vocabulary | None = None  # in place of the data set's names, class by class; it may have another class
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -52,7 +53,8 @@ class BundleSource:
         bundle = self._bundle(verify=False)
         bundle.require_proposals()
         choice = choose(self.engine, self.device, self.precision, bundle.manifest.graph_bytes, bundle)
-        return _bundle_identity(bundle, choice.key)
+        own = {} if self.vocabulary is None else {"vocabulary": _digest(self.vocabulary.described())}
+        return _bundle_identity(bundle, choice.key) | own
 
     def described_settings(self) -> dict[str, Any]:
         return self._bundle(verify=False).manifest.settings()
@@ -175,5 +177,5 @@ def _bundle_identity(bundle: Bundle, engine: str) -> dict[str, str]:
     return {"model": bundle.manifest.name, "manifest": _digest(bundle.manifest), "engine": engine}
 
 
-def _digest(settings: msgspec.Struct) -> str:
+def _digest(settings: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()

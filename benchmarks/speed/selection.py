@@ -86,6 +86,8 @@ def make_benchmark(
     are the PyTorch ones, or a text that says why there are none. Raises ConfigurationError for names that do not exist
     and EngineError where no engine can run.
     """
+    if not vocabulary.plain:
+        raise ConfigurationError("bench compares with PyTorch, which knows one name per class: give no others")
     for name in against:
         if name not in NAMES:
             raise ConfigurationError(f"--against {name!r}: give some of {', '.join(NAMES)}")
@@ -204,7 +206,7 @@ def default_vocabulary(bundle: Bundle) -> Vocabulary:
     manifest = bundle.manifest
     if manifest.vocabulary is None:
         return Vocabulary(VOC_CLASSES)
-    return Vocabulary(manifest.vocabulary, manifest.seen)
+    return Vocabulary(Vocabulary(manifest.vocabulary).names, manifest.seen)
 
 
 def find_weights(

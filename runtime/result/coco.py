@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.result.colours import class_colours
+from vocabseg.runtime.result.categories import Categories
 from vocabseg.runtime.result.panoptic import coco_box
 
 
@@ -17,6 +17,7 @@ def coco_panoptic(
     segments: Sequence[dict[str, Any]],
     classes: Sequence[str],
     things: Collection[int],
+    categories: Categories | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The PNG (H, W, 3) uint8 with id = R + 256 G + 65536 B, and the JSON for it at `target`.
 
@@ -27,13 +28,15 @@ def coco_panoptic(
         segments: as `panoptic_segments` describes them.
         classes: the categories, by index.
         things: the indices of those that are countable.
+        categories: their ids and colours; the contrast class is none of COCO's.
     """
+    known = categories or Categories()
     image = {"id": Path(file_name).stem, "file_name": file_name}
     height, width = segmentation.shape
     described = [
         {
             "id": segment["id"],
-            "category_id": segment["category_id"],
+            "category_id": known.id_of(segment["category_id"]),
             "iscrowd": 0,
             "area": segment["area"],
             "bbox": coco_box(segmentation == segment["id"]),
@@ -41,9 +44,10 @@ def coco_panoptic(
         }
         for segment in segments
     ]
-    categories = [
-        {"id": index, "name": name, "isthing": int(index in things), "color": colour}
-        for index, (name, colour) in enumerate(zip(classes, class_colours(len(classes)).tolist(), strict=True))
+    described_classes = [
+        {**entry, "isthing": int(index in things)}
+        for index, entry in enumerate(known.described(classes))
+        if index != known.other
     ]
     annotation = {
         "image_id": image["id"],
@@ -53,7 +57,7 @@ def coco_panoptic(
     content = {
         "images": [{**image, "height": height, "width": width}],
         "annotations": [annotation],
-        "categories": categories,
+        "categories": described_classes,
     }
     ids = segmentation.astype(np.uint32)
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8), content

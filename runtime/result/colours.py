@@ -4,6 +4,8 @@ from functools import cache
 
 import numpy as np
 
+Colour = tuple[int, int, int]  # RGB, 0..255
+
 # The first seven are Okabe and Ito's (jfly.uni-koeln.de/color); each further one is the colour of a coarse RGB grid
 # farthest from those before it in OKLab, for normal, protanopic and deuteranopic vision (Machado et al. 2009).
 PALETTE = (

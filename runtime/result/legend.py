@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vocabseg.runtime.result.colours import Colour
 from vocabseg.runtime.result.fonts import font_for
 
 MAX_ENTRIES = 20
@@ -12,8 +13,6 @@ SMALLEST_TEXT = 12  # pixels
 TEXT_SHARE = 0.027  # text height over the square root of the picture's area: 14 pixels on 640 x 427
 # Longer names are cut before they are measured; no legend is wide enough for them.
 LONGEST_NAME = 200
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

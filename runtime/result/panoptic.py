@@ -49,6 +49,7 @@ def panoptic_segments(
     things: Collection[int],
     object_mask_threshold: float = 0.8,
     overlap_threshold: float = 0.8,
+    void: int | None = None,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Merge N masks into segments that do not overlap (MaskFormer, arXiv 2107.06278, section 3.4).
 
@@ -59,6 +60,7 @@ def panoptic_segments(
         object_mask_threshold: a mask takes part if its best class is not "no object" and above this probability.
         overlap_threshold: a segment is dropped if it keeps less than this share of its mask (probability >= 0.5), the
             rest having gone to stronger masks.
+        void: a class whose masks take part, but become no segment.
 
     Returns the segmentation, (H, W) int32 with 0 where there is no segment, and the segments in the order of their ids,
     which start at 1: {"id", "isthing", "category_id", "score": the highest probability among its masks, "area":
@@ -88,6 +90,8 @@ def panoptic_segments(
         if area == 0 or area_before == 0 or area / area_before < overlap_threshold:
             continue
         category, score = int(labels[kept[place]]), float(scores[kept[place]])
+        if category == void:
+            continue
         if category in stuff:
             segment_of[place] = stuff[category]
             merged = segments[stuff[category] - 1]

@@ -20,6 +20,7 @@ def draw_overlay(
     legend: bool = True,
     opacity: float = 0.6,
     theme: str = "light",
+    colours: np.ndarray | None = None,
 ) -> np.ndarray:
     """Paint a label map over its photo.
 
@@ -31,6 +32,7 @@ def draw_overlay(
             under 320 pixels are then enlarged by an integer factor. Without it the result is (H, W, 3).
         opacity: of the tint, 0 (borders alone) to 1 (no photo).
         theme: "light" or "dark", the legend's background.
+        colours: (C, 3) uint8 RGB; None for those of `class_colours`.
 
     Returns uint8 RGB. Raises OutputError for an unknown theme or an opacity outside 0..1.
     """
@@ -42,7 +44,7 @@ def draw_overlay(
         labels, image = _enlarged(labels, image)
     height, width = labels.shape
     by_area = _by_area(labels, len(classes))
-    colours = class_colours(len(classes))
+    colours = class_colours(len(classes)) if colours is None else colours
     if not legend:
         canvas = np.empty((height, width, 3), np.uint8)
     else:

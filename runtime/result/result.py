@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
+from vocabseg.runtime.result.categories import Categories
 from vocabseg.runtime.result.coco import coco_panoptic
 from vocabseg.runtime.result.evidence import Evidence, GivenEvidence
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
@@ -30,9 +31,10 @@ class Result:
         classes: the names, in the given order.
         image: (H, W, 3) uint8 RGB, or None.
         evidence: what the further outputs are computed from; None limits the result to what the labels provide.
+        categories: the classes' ids, colours, and which are things, and whether the last one is the contrast class.
     """
 
-    __slots__ = ("classes", "evidence", "image", "labels", "scores")
+    __slots__ = ("categories", "classes", "evidence", "image", "labels", "scores")
 
     def __init__(
         self,
@@ -41,12 +43,14 @@ class Result:
         classes: Sequence[str],
         image: np.ndarray | None = None,
         evidence: Evidence | None = None,
+        categories: Categories | None = None,
     ):
         self.labels = labels
         self.scores = scores
         self.classes = list(classes)
         self.image = image
         self.evidence = evidence
+        self.categories = categories or Categories()
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -56,14 +60,14 @@ class Result:
         """Copies and pickles hold everything on the host, and the kernels by their module's name."""
         evidence = self.evidence
         if evidence is None:
-            return Result, (self.labels, self.scores, self.classes, self.image)
+            return Result, (self.labels, self.scores, self.classes, self.image, None, self.categories)
         parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
-        return _restored, (self.labels, self.scores, self.classes, self.image, parts)
+        return _restored, (self.labels, self.scores, self.classes, self.image, parts, self.categories)
 
     def confident(self, min_score: float) -> "Result":
         """The same result with the label -1 where the winning score is below `min_score`."""
         labels = np.where(self.scores < min_score, np.int32(-1), self.labels)
-        return Result(labels, self.scores, self.classes, self.image, self.evidence)
+        return Result(labels, self.scores, self.classes, self.image, self.evidence, self.categories)
 
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
@@ -79,7 +83,8 @@ class Result:
         """Segments that do not overlap: one per object for things, one per class for everything else.
 
         Args:
-            things: names or indices of the countable classes; None counts every class.
+            things: names or indices of the countable classes; None counts those that the vocabulary
+                calls things, or every class. The contrast class becomes no segment.
             object_mask_threshold: a mask takes part if its best class is above this probability and above that of
                 "no object".
             overlap_threshold: a segment is dropped if it keeps less than this share of its mask.
@@ -91,8 +96,8 @@ class Result:
         """
         known = self._known_evidence()
         probabilities = np.column_stack([known.class_probabilities, known.no_object])
-        countable = self._indices(range(len(self.classes)) if things is None else things)
-        return panoptic_segments(probabilities, self._masks(), countable, object_mask_threshold, overlap_threshold)
+        settings = (self._countable(things), object_mask_threshold, overlap_threshold, self.categories.other)
+        return panoptic_segments(probabilities, self._masks(), *settings)
 
     def instances(
         self,
@@ -102,12 +107,13 @@ class Result:
     ) -> list[Instance]:
         """The objects among the `top_k` most probable pairs of mask and class, best first; they may overlap.
 
-        `things`, names or indices, keeps only those classes; None keeps all. An object is dropped whose intersection
-        over union with a better one of its class exceeds `overlap_threshold`; None keeps all, as the published rule
-        does. Each has `.class_index`, `.score` (0..1), `.box` (x1, y1, x2, y2) and `.mask` (H, W) bool. Raises
-        VocabularyError for a thing that is not a class.
+        `things`, names or indices, keeps only those classes; None keeps all but the contrast class. An object whose
+        intersection over union with a better one of its class exceeds `overlap_threshold` is dropped; None keeps all,
+        as the published rule does. Each has `.class_index`, `.score` (0..1), `.box` (x1, y1, x2, y2) and `.mask` (H, W)
+        bool. Raises VocabularyError for a thing that is not a class.
         """
-        countable = None if things is None else self._indices(things)
+        kept = None if self.categories.other is None else self._indices(range(len(self.classes) - 1))
+        countable = kept if things is None else self._indices(things)
         probabilities = self._known_evidence().class_probabilities
         return most_probable_instances(probabilities, self._masks(), countable, top_k, overlap_threshold)
 
@@ -118,18 +124,21 @@ class Result:
         """
         from vocabseg.runtime.result.picture import draw_overlay
 
-        return draw_overlay(self.labels, self.classes, self.image, legend, opacity, theme)
+        colours = self.categories.palette(len(self.classes))
+        return draw_overlay(self.labels, self.classes, self.image, legend, opacity, theme, colours)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain types: {"image_size": [H, W], "classes": [name], "segments": [one per class present]}.
 
-        A segment is {"category_id": index into classes, "name", "area": pixels, "bbox": [x, y, width, height],
-        "score": the mean over its pixels of `scores`, each taken as 1 at most, "segmentation": COCO run lengths
-        {"size": [H, W], "counts"}}, in the order of the classes; pixels in no segment carry the label -1.
+        A segment is {"category_id": the class's id, or without one its index, "name", "area": pixels, "bbox": [x, y,
+        width, height], "score": the mean over its pixels of `scores`, each taken as 1 at most, "segmentation": COCO run
+        lengths {"size": [H, W], "counts"}}, in the order of the classes; pixels in no segment carry the label -1. If
+        more is known of the classes than their names, there is also "categories", in COCO's form.
         """
         segments = []
         for index, mask, score in self._present():
-            segments.append({"category_id": index, "name": self.classes[index], **_described(mask), "score": score})
+            name = {"category_id": self.categories.id_of(index), "name": self.classes[index]}
+            segments.append({**name, **_described(mask), "score": score})
         return self._json(segments)
 
     def to_detections(self) -> "supervision.Detections":
@@ -179,11 +188,9 @@ class Result:
         if values > 2**16:
             raise OutputError(f"a PNG cannot hold {len(self.classes)} classes; use result.labels and numpy.save")
         if values <= 2**8:
-            from vocabseg.runtime.result.colours import class_colours
-
             picture = Image.fromarray(self.labels.astype(np.uint8))
             table = np.zeros((256, 3), np.uint8)
-            table[: len(self.classes)] = class_colours(len(self.classes))
+            table[: len(self.classes)] = self.categories.palette(len(self.classes))
             picture.putpalette(table.tobytes())
             write_picture(path, picture, "PNG", {})
         else:
@@ -194,7 +201,7 @@ class Result:
 
         Raises OutputError if the file cannot be written.
         """
-        write_json(path, _with_info(info, self.to_json()))
+        write_json(path, self.to_json(), info)
 
     def save_panoptic(
         self,
@@ -209,8 +216,10 @@ class Result:
         described = []
         for segment in segments:
             shape = _described(segmentation == segment["id"])
-            described.append({**segment, "name": self.classes[segment["category_id"]], **shape})
-        write_json(path, _with_info(info, self._json(described)))
+            index = segment["category_id"]
+            name = {"category_id": self.categories.id_of(index), "name": self.classes[index]}
+            described.append({**segment, **name, **shape})
+        write_json(path, self._json(described), info)
 
     def save_coco_panoptic(
         self,
@@ -223,18 +232,20 @@ class Result:
     ) -> None:
         """Write what `panoptic` returns in COCO's panoptic format: JSON at `path`, the ids as a PNG of the same stem.
 
-        `file_name` is the image's. Categories are the indices into `classes`; pixels in no segment are 0. Raises as
-        `panoptic`, and OutputError if the files cannot be written.
+        `file_name` is the image's. Categories have the classes' ids, or else their indices; pixels in no segment are 0.
+        Raises as `panoptic`, and OutputError if the files cannot be written.
         """
         check_suffix("json", path)
         segmentation, segments = self.panoptic(things, object_mask_threshold, overlap_threshold)
-        countable = self._indices(range(len(self.classes)) if things is None else things)
-        picture, described = coco_panoptic(file_name, os.fspath(path), segmentation, segments, self.classes, countable)
+        picture, described = coco_panoptic(
+            file_name, os.fspath(path), segmentation, segments, self.classes, self._countable(things), self.categories
+        )
         write_picture(Path(path).with_suffix(".png"), picture, "PNG", {})
-        write_json(path, _with_info(info, described))
+        write_json(path, described, info)
 
     def _json(self, segments: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"image_size": list(self.labels.shape), "classes": self.classes, "segments": segments}
+        known = {"categories": self.categories.described(self.classes)} if self.categories.known else {}
+        return {"image_size": list(self.labels.shape), "classes": self.classes, **known, "segments": segments}
 
     def _present(self) -> Any:
         """Index, mask (H, W) bool and score in 0..1 of each class that has a pixel."""
@@ -252,6 +263,9 @@ class Result:
         known = self._known_evidence()
         return ResampledMasks(known.masks, known.kernels)
 
+    def _countable(self, things: Collection[str | int] | None) -> frozenset[int]:
+        return self._indices(self.categories.countable(len(self.classes)) if things is None else things)
+
     def _indices(self, classes: Collection[str | int]) -> frozenset[int]:
         if isinstance(classes, str):
             raise VocabularyError(f"things is the string {classes!r}; give a list of class names or indices")
@@ -266,15 +280,16 @@ class Result:
 
 
 def _restored(
-    labels: np.ndarray, scores: np.ndarray, classes: list[str], image: np.ndarray | None, parts: tuple[Any, ...]
+    labels: np.ndarray,
+    scores: np.ndarray,
+    classes: list[str],
+    image: np.ndarray | None,
+    parts: tuple[Any, ...],
+    categories: Categories | None = None,
 ) -> Result:
     masks, probabilities, no_object, kernels = parts
     evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels))
-    return Result(labels, scores, classes, image, evidence)
-
-
-def _with_info(info: Mapping[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
-    return content if info is None else {"info": dict(info), **content}
+    return Result(labels, scores, classes, image, evidence, categories)
 
 
 def _described(mask: np.ndarray) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def write_picture(path: str | os.PathLike[str], picture: Any, form: str, options
         file.write(encoded.getbuffer())
 
 
-def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write plain types as UTF-8 JSON; raises OutputError for a suffix other than .json."""
+def write_json(path: str | os.PathLike[str], content: dict[str, Any], info: Mapping[str, Any] | None = None) -> None:
+    """Write plain types as UTF-8 JSON, after `info` if given; raises OutputError for a suffix other than .json."""
     check_suffix("json", path)
+    content = content if info is None else {"info": dict(info), **content}
     text = strict_json(content, indent=1)
     with atomic_write(path) as file:
         file.write(text + b"\n")

@@ -17,12 +17,16 @@ def class_probabilities(
     region_text: Array | None,
     seen: Array | None,
     ensemble: EnsembleSection,
+    query_first: Array | None = None,
+    region_first: Array | None = None,
 ) -> Array:
     """The class distribution of every mask that votes.
 
-    query_embeddings (N, Dq) and query_text (K+1, Dq), whose last row is the non-object's, both None for masks without
-    queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text (K, Dr); seen (K,) bool, None
-    for all unseen, as they all are without the ensemble's seen_rule. Text rows have unit length; embeddings need not.
+    query_embeddings (N, Dq) and query_text (R+1, Dq), whose last row is the non-object's, both None for masks without
+    queries; region_embeddings (V, Dr) of the V masks flagged in valid (N,) and region_text (R, Dr); seen (K,) bool,
+    None for all unseen, as they all are without the ensemble's seen_rule; query_first (K+2,), whose last class is the
+    non-object, and region_first (K+1,), as for `best_names`, None if every class has one name (R = K). Text rows have
+    unit length; embeddings need not.
 
     Returns probabilities (M, K) float32, whose rows need not sum to 1. M = N; or V, the valid masks, if only CLIP
     votes: enabled with weight <= 0, or no queries. Raises ValueError if the arrays do not match.
@@ -30,21 +34,31 @@ def class_probabilities(
     valid = np.asarray(valid, bool)
     count, temperature = int(valid.sum()), ensemble.temperature
     if query_embeddings is None or query_text is None or (ensemble.enabled and ensemble.weight <= 0):
-        return _region_distribution(region_embeddings, region_text, count, temperature)
-    query = query_distribution(query_embeddings, query_text, temperature)[:, :-1]
+        return _region_distribution(region_embeddings, region_text, count, temperature, region_first)
+    query = query_distribution(query_embeddings, query_text, temperature, query_first)[:, :-1]
     if len(valid) != len(query):
         raise ValueError(f"{len(query)} query embeddings, but {len(valid)} valid flags")
     if not ensemble.enabled:
         return query
     region = np.empty((0, query.shape[1]), np.float32)
     if count:
-        region = _region_distribution(region_embeddings, region_text, count, temperature)
+        region = _region_distribution(region_embeddings, region_text, count, temperature, region_first)
     return combine(query, region, valid, seen if ensemble.seen_rule else None, ensemble.weight)
 
 
-def query_distribution(query_embeddings: Array, query_text: Array, temperature: float) -> Array:
-    """Softmax over K classes and the non-object: embeddings (N, Dq), text (K+1, Dq) -> (N, K+1) float32."""
-    return softmax(similarity(query_embeddings, query_text, temperature))
+def query_distribution(
+    query_embeddings: Array, query_text: Array, temperature: float, first: Array | None = None
+) -> Array:
+    """Softmax over K classes and the non-object: embeddings (N, Dq), text (R+1, Dq) -> (N, K+1) float32."""
+    return softmax(best_names(similarity(query_embeddings, query_text, temperature), first))
+
+
+def best_names(logits: Array, first: Array | None) -> Array:
+    """The logit of each class's most similar name: logits (n, R) of names -> (n, K) of classes.
+
+    Class k has the names first[k] to first[k+1], of first (K+1,) from 0 to R. Without `first`, columns are classes.
+    """
+    return logits if first is None else np.maximum.reduceat(logits, first[:-1], axis=1)
 
 
 def combine(query: Array, region: Array, valid: Array, seen: Array | None, weight: float) -> Array:
@@ -82,12 +96,14 @@ def softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def _region_distribution(embeddings: Array | None, text: Array | None, count: int, temperature: float) -> Array:
+def _region_distribution(
+    embeddings: Array | None, text: Array | None, count: int, temperature: float, first: Array | None
+) -> Array:
     if text is None:
         raise ValueError("region_text is missing: CLIP's side needs the classes' text embeddings")
     if count == 0:
-        return np.empty((0, len(text)), np.float32)
+        return np.empty((0, len(text) if first is None else len(first) - 1), np.float32)
     if embeddings is None or len(embeddings) != count:
         given = "no" if embeddings is None else len(embeddings)
         raise ValueError(f"{count} valid masks, but {given} region embeddings")
-    return softmax(similarity(embeddings, text, temperature))
+    return softmax(best_names(similarity(embeddings, text, temperature), first))

@@ -42,7 +42,13 @@ class TextMatrices:
         self._matrices: OrderedDict[Vocabulary, dict[str, DeviceArray]] = OrderedDict()
 
     def get(self, text: TextEmbedder, vocabulary: Vocabulary, wanted: Sequence[str]) -> dict[str, DeviceArray]:
-        """Those that are wanted of "query" (K + 1, Dq) float32, "region" (K, Dr) float32 and "seen" (K,) uint8."""
+        """Those that are wanted of R names in K classes, with the rows of each class if it may have several.
+
+        "query" (R + 1, Dq) float32, "region" (R, Dr) float32, "seen" (K,) uint8, and unless the vocabulary is plain
+        "query first" (K + 2,) and "region first" (K + 1,) int32.
+        """
+        if not vocabulary.plain:
+            wanted = [*wanted, *(f"{side} first" for side in ("query", "region") if side in wanted)]
         known = self._matrices.setdefault(vocabulary, {})
         self._matrices.move_to_end(vocabulary)
         for what in wanted:
@@ -61,6 +67,10 @@ def _text_matrix(text: TextEmbedder, vocabulary: Vocabulary, what: str) -> np.nd
     if what == "seen":
         none = np.zeros(len(vocabulary), np.uint8)
         return none if vocabulary.seen is None else np.ascontiguousarray(vocabulary.seen, np.uint8)
+    if what.endswith(" first"):
+        first = text.first_names(vocabulary, "query" if what == "query first" else "region")
+        assert first is not None
+        return first
     matrix = text.query_matrix(vocabulary) if what == "query" else text.region_matrix(vocabulary)
     return np.ascontiguousarray(matrix, np.float32)
 
@@ -165,8 +175,8 @@ class Voting:
         ensemble, listed, seen, back = regions.ensemble, on_device("table"), texts["seen"], stages.back
 
         def vote() -> None:
-            query = None if queries is None else Side(queries, texts["query"])
-            region = None if embeddings is None else Side(embeddings, texts["region"])
+            query = None if queries is None else Side(queries, texts["query"], texts.get("query first"))
+            region = None if embeddings is None else Side(embeddings, texts["region"], texts.get("region first"))
             order, count = table.of(listed)[2:]
             stages.kernels.classify(query, region, seen, order, count, ensemble, probabilities, no_object, back)
 
@@ -206,7 +216,7 @@ class Voting:
         kept = {"probabilities": answers.probabilities, "no_object": answers.no_object}
         stored = StoredArrays(download, stages.lock, composed, kept)
         stages.store.add(stored)
-        return PendingResult(regions, arrays, list(vocabulary.names), done, host, stored)
+        return PendingResult(regions, arrays, vocabulary, done, host, stored)
 
 
 def _arrays(regions: Regions) -> DeviceArrays:
@@ -220,7 +230,7 @@ class PendingResult:
 
     regions: Regions
     arrays: DeviceArrays
-    names: list[str]
+    vocabulary: Vocabulary
     done: Event
     host: dict[str, np.ndarray]  # labels, scores and flags, and the image if it was given on the device
     stored: StoredArrays
@@ -241,4 +251,6 @@ class PendingResult:
             self.arrays.keep_picture(host["image"])
         if "query_embeddings" not in self.arrays:
             labels[scores <= UNCOVERED] = -1
-        return Result(labels, scores, self.names, self.regions.image, DeviceEvidence(self.regions, self.stored))
+        names, categories = self.vocabulary.names, self.vocabulary.categories
+        evidence = DeviceEvidence(self.regions, self.stored)
+        return Result(labels, scores, names, self.regions.image, evidence, categories)

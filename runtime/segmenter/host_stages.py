@@ -173,13 +173,15 @@ class HostStages(Observed):
         query = regions.query_embeddings
         query_text = None if query is None else regions.text.query_matrix(vocabulary)
         region_text = None if regions.embeddings is None else regions.text.region_matrix(vocabulary)
+        query_first, region_first = (regions.text.first_names(vocabulary, side) for side in ("query", "region"))
         with self.stage("classify"):
             probabilities = class_probabilities(
-                query, query_text, regions.valid, regions.embeddings, region_text, vocabulary.seen, self.ensemble
-            )
+                query, query_text, regions.valid, regions.embeddings, region_text, vocabulary.seen, self.ensemble,
+                query_first, region_first,
+            )  # fmt: skip
             if query is None or query_text is None:
                 return probabilities, np.zeros(len(probabilities), np.float32)
-            no_object = query_distribution(query, query_text, self.ensemble.temperature)[:, -1]
+            no_object = query_distribution(query, query_text, self.ensemble.temperature, query_first)[:, -1]
         return probabilities, no_object[regions.voters]
 
     def compose(self, regions: Regions, votes: tuple[np.ndarray, np.ndarray], vocabulary: Vocabulary) -> "HostResult":
@@ -191,7 +193,7 @@ class HostStages(Observed):
             labels, scores = self.kernels.compose(masks, probabilities)
         if regions.query_embeddings is None:
             labels[scores <= UNCOVERED] = -1
-        return HostResult(Result(labels, scores, list(vocabulary.names), regions.image, evidence))
+        return HostResult(Result(labels, scores, vocabulary.names, regions.image, evidence, vocabulary.categories))
 
 
 @dataclass(frozen=True)

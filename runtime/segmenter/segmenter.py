@@ -73,7 +73,7 @@ class Segmenter:
             self._engines: Any = stages.engine
         else:
             self._engines = HostEngines(bundle, self.choice)
-        self.text = TextEmbedder(bundle, self.engine)
+        self.text = TextEmbedder(bundle, self.engine, embed_image=self._embed_example)
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle.manifest.name!r}, {self.choice.key})"
@@ -108,9 +108,7 @@ class Segmenter:
     def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
         """Run the text encoder for names it has not seen yet; raises VocabularyError for names that are too long."""
         report = None if progress is None else lambda done, total: progress("encoding names", done, total)
-        prompts = self.bundle.manifest.prompts
-        for prompt in (prompts.query, prompts.region):  # the second one is free if they are equal
-            self.text.embed(vocabulary.names, prompt, vocabulary.templates, report)
+        self.text.embed_names(vocabulary, report)
 
     def propose(self, image: Any, progress: Progress | None = None) -> Regions:
         """Everything that does not depend on class names: proposals, crops and their embeddings.
@@ -151,6 +149,14 @@ class Segmenter:
         pixels = load_image(image)
         size = (pixels.shape[0], pixels.shape[1])
         return self.describe(pixels, pixels, _mask_logits(masks, size), None, size, progress)
+
+    def _embed_example(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(D,) float32: what the image encoder makes of the part of an image under a mask, as of a region's crop."""
+        embeddings = self.regions(image, mask[None]).embeddings
+        if embeddings is None or not len(embeddings):
+            raise VocabularyError("the object in an example is smaller than a pixel of the model: give a larger one")
+        row: np.ndarray = embeddings[0]
+        return row
 
     def describe(
         self,

@@ -1,48 +1,34 @@
 """TextEmbedder: class names to unit-length text embeddings by a bundle's text encoder; each name is encoded once."""
 
 import hashlib
-import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import TOKENIZER, Bundle
 from vocabseg.runtime.bundle.manifest import PromptSpec
-from vocabseg.runtime.errors import BundleError, EngineError
+from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.files import cache_folder
+from vocabseg.runtime.text import contrast
 from vocabseg.runtime.text.cache import TextCache
-from vocabseg.runtime.text.prompts import TokenSequence, check_length, shorten, token_sequences
-from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.encoder import Progress, PromptEncoder, TextEngine, normalise
+from vocabseg.runtime.text.example_rows import EmbedImage, ExampleRows, Side, class_rows, row_counts
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Sequences encoded at a time: enough for full speed, and about 50 MB of activations in CLIP's text encoder.
 BATCH = 64
 # Embeddings kept in memory: 200 MB of 512 float32 values.
 REMEMBERED_NAMES = 100_000
+# Vocabularies whose contrast names are kept.
+REMEMBERED_CHOICES = 32
 # Embeddings encoded between two writes to disk, so that an interrupted run loses little.
 NAMES_PER_WRITE = 256
 # Part of every key on disk: increment it when the arithmetic below changes.
 ARITHMETIC = "1"
-
-Progress = Callable[[int, int], None]
-
-
-class TextEngine(Protocol):
-    """Runs the text encoder: inputs token_ids (B, L) and eot_index (B,), int64; output text_features (B, D).
-
-    Results are cached on disk under `key`, which differs between engines that compute different values.
-    """
-
-    @property
-    def key(self) -> str: ...
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
 
 
 class TextEmbedder:
@@ -59,20 +45,24 @@ class TextEmbedder:
         cache_dir: str | Path | None = None,
         batch: int = BATCH,
         remembered_names: int = REMEMBERED_NAMES,
+        embed_image: EmbedImage | None = None,
     ):
+        """`embed_image` embeds example images with the image encoder; None refuses vocabularies with examples."""
         self.bundle = bundle
         self._open_engine = open_engine
         self._disk = TextCache(cache_folder() if cache_dir is None else Path(cache_dir) if str(cache_dir) else None)
-        self._batch = batch
+        self._encoder = PromptEncoder(bundle, batch)
+        self.examples = ExampleRows(embed_image)
         self._limit = remembered_names
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
+        self._chosen: OrderedDict[Vocabulary, tuple[str, ...]] = OrderedDict()  # names of contrast classes
         # How many names were found in memory and on disk, and how many had to be encoded.
         self.counts = {"memory": 0, "disk": 0, "encoded": 0}
         self._encoding_lock = threading.Lock()
 
     def query_matrix(self, vocabulary: Vocabulary) -> np.ndarray:
-        """(K + 1, D) float32 to compare query embeddings with: a row per class, the last one for "no object".
+        """(R + 1, D) float32 to compare query embeddings with: a row per name, the last one for "no object".
 
         Raises VocabularyError for names that are too long.
         """
@@ -87,14 +77,61 @@ class TextEmbedder:
         return np.concatenate([text, normalise(non_object.astype(np.float32, copy=False))])
 
     def region_matrix(self, vocabulary: Vocabulary) -> np.ndarray:
-        """(K, D) float32 to compare region embeddings with; raises VocabularyError for names that are too long."""
+        """(R, D) float32 to compare region embeddings with; raises VocabularyError for names that are too long."""
         return self.text_matrix(vocabulary, "region")
 
-    def text_matrix(self, vocabulary: Vocabulary, side: Literal["query", "region"]) -> np.ndarray:
-        """(K, D) float32, a unit-length row per class, from that side's prompt or the vocabulary's own templates."""
+    def text_matrix(self, vocabulary: Vocabulary, side: Side) -> np.ndarray:
+        """(R, D) float32, a unit-length row per name, from that side's prompt or the vocabulary's own templates.
+
+        With examples, their rows are among them (`example_rows`), which are shorter than unit length beside text.
+        """
         prompts = self.bundle.manifest.prompts
         prompt = prompts.query if side == "query" else prompts.region
-        return self.embed(vocabulary.names, prompt, vocabulary.templates)
+        text = self.embed(self.names(vocabulary), prompt, vocabulary.templates)
+        if not any(vocabulary.examples):
+            return text
+        return class_rows(vocabulary, side, text, self.examples.rows(vocabulary, self))
+
+    def names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> tuple[str, ...]:
+        """The R names of the matrices' rows, class after class; a contrast class's are chosen here if none were given.
+
+        Candidates are the bundle's own names and common words, less those that mean one of the classes.
+        """
+        if vocabulary.contrast != ():
+            return vocabulary.spoken
+        with self._memory_lock:
+            known = self._chosen.get(vocabulary)
+        if known is not None:
+            return known
+        spoken = vocabulary.spoken
+        listed = contrast.candidates(self.bundle.manifest.vocabulary or (), spoken)
+        rows = self.embed((*spoken, *listed), self.bundle.manifest.prompts.region, vocabulary.templates, progress)
+        shown = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
+        classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in shown)])
+        names = (*spoken, *contrast.different(listed, rows[len(spoken) :], classes))
+        with self._memory_lock:
+            self._chosen[vocabulary] = names
+            while len(self._chosen) > REMEMBERED_CHOICES:
+                self._chosen.popitem(last=False)
+        return names
+
+    def first_names(self, vocabulary: Vocabulary, side: Side) -> np.ndarray | None:
+        """(K + 1,) int32: where each class's rows begin in the matrix, and R; None if every class has one name.
+
+        On the query side (K + 2,): the row after them is that of "no object".
+        """
+        if vocabulary.plain:
+            return None
+        counts = row_counts(vocabulary, side, len(self.names(vocabulary)))
+        return np.cumsum([0, *counts, *([1] if side == "query" else [])]).astype(np.int32)
+
+    def embed_names(self, vocabulary: Vocabulary, progress: Progress | None = None) -> None:
+        """Embed all names that are not known yet for both sides; raises VocabularyError for names that are too long."""
+        names = self.names(vocabulary, progress)
+        prompts = self.bundle.manifest.prompts
+        for prompt in (prompts.query, prompts.region):  # the second one is free if they are equal
+            self.embed(names, prompt, vocabulary.templates, progress)
+        self.examples.rows(vocabulary, self)
 
     def embed(
         self,
@@ -122,22 +159,10 @@ class TextEmbedder:
                 rows |= self._recall(digest, [name for name in names if name not in rows])
                 missing = list(dict.fromkeys(name for name in names if name not in rows))
                 rows |= self._find_or_encode(digest, missing, prompt, progress)
-        matrix = np.empty((len(names), self._width(prompt)), np.float32)
+        matrix = np.empty((len(names), self._encoder.width(prompt)), np.float32)
         for index, name in enumerate(names):
             matrix[index] = rows[name]
         return matrix
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(self.bundle.path(TOKENIZER))
-
-    def _width(self, prompt: PromptSpec) -> int:
-        for output in self.bundle.graph(prompt.graph).outputs:
-            if output.name == "text_features" and isinstance(output.shape[-1], int):
-                return output.shape[-1]
-        raise BundleError(
-            f"bundle {self.bundle.folder}: graph {prompt.graph!r} has no text_features of fixed width: export it again"
-        )
 
     def _digest(self, prompt: PromptSpec) -> str:
         """Identifies everything that an embedding depends on except the class name and the engine."""
@@ -178,7 +203,7 @@ class TextEmbedder:
         if not names:
             return {}
         engine = self._open_engine(prompt.graph)
-        width = self._width(prompt)
+        width = self._encoder.width(prompt)
         keys = {name: _disk_key(digest, engine.key, name) for name in names}
         values = self._disk.read(list(keys.values()))
         rows = {}
@@ -195,7 +220,9 @@ class TextEmbedder:
         self._remember(digest, rows)
         fresh: dict[str, np.ndarray] = {}
         try:
-            for name, row in self._encode([name for name in names if name not in rows], prompt, engine, progress):
+            for name, row in self._encoder.encode(
+                [name for name in names if name not in rows], prompt, engine, progress
+            ):
                 rows[name] = fresh[name] = row
                 if len(fresh) >= NAMES_PER_WRITE:
                     self._keep(digest, fresh, keys)
@@ -208,66 +235,6 @@ class TextEmbedder:
         self.counts["encoded"] += len(rows)
         self._remember(digest, rows)
         self._disk.write({keys[name]: row.astype("<f4").tobytes() for name, row in rows.items()})
-
-    def _encode(
-        self, names: list[str], prompt: PromptSpec, engine: TextEngine, progress: Progress | None
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield names and their rows as they are encoded. All lengths are checked before the first is encoded."""
-        for name in names:
-            check_length(name, prompt, self._tokenizer)
-        count = 1 if prompt.kind == "learned" else len(prompt.templates)
-        total = len(names) * count
-        features = np.empty((count, self._width(prompt)), np.float32)
-        done = 0
-        if progress and names:
-            progress(0, total)
-        for batch in _batches(self._sequences(names, prompt), self._batch):
-            for row in self._run(engine, prompt, batch):
-                features[done % count] = row
-                done += 1
-                if done % count == 0:
-                    name = names[done // count - 1]
-                    yield name, self._combine(features, prompt, name)
-            if progress:
-                progress(done, total)
-
-    def _sequences(self, names: Sequence[str], prompt: PromptSpec) -> Iterator[TokenSequence]:
-        for name in names:
-            yield from token_sequences(name, prompt, self._tokenizer)
-
-    def _run(self, engine: TextEngine, prompt: PromptSpec, batch: list[TokenSequence]) -> np.ndarray:
-        token_ids = np.zeros((len(batch), self._tokenizer.context_length), np.int64)
-        for row, (ids, _) in zip(token_ids, batch, strict=True):
-            row[: len(ids)] = ids
-        eot_index = np.array([end for _, end in batch], np.int64)
-        features = engine.run({"token_ids": token_ids, "eot_index": eot_index})["text_features"]
-        if features.shape != (len(batch), self._width(prompt)):
-            raise EngineError(
-                f"the text encoder returned text_features of shape {features.shape}, expected "
-                f"{(len(batch), self._width(prompt))}: export the bundle again"
-            )
-        return features
-
-    def _combine(self, features: np.ndarray, prompt: PromptSpec, name: str) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            row = normalise(features)
-            row = row[0] if prompt.kind == "learned" else normalise(row.mean(axis=0))
-        if not np.isfinite(row).all():
-            raise EngineError(
-                f"the text encoder returned no usable embedding for {shorten(name)!r} (zero, infinite or NaN): use "
-                "precision float32"
-            )
-        return row
-
-
-def normalise(rows: np.ndarray) -> np.ndarray:
-    """Rows of float32 scaled to unit length."""
-    return rows / np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True))
-
-
-def _batches(sequences: Iterator[TokenSequence], size: int) -> Iterator[list[TokenSequence]]:
-    while batch := list(itertools.islice(sequences, size)):
-        yield batch
 
 
 def _disk_key(digest: str, engine_key: str, name: str) -> bytes:

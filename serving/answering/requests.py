@@ -11,6 +11,7 @@ import numpy as np
 
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import ImageError, VocabsegError, VocabularyError
+from vocabseg.runtime.text.contrast import NOUNS
 from vocabseg.runtime.text.prompts import shorten
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.protocol import (
@@ -25,7 +26,7 @@ from vocabseg.serving.protocol import (
 )
 
 # Parameters that hold a list, as JSON.
-LISTS = ("seen", "templates", "things")
+LISTS = ("seen", "templates", "other", "things")
 BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 
@@ -49,7 +50,7 @@ class RequestReader:
         """`prompts` are the bundle's, of which those that differ are encoded for every name."""
         self.limits = limits
         self._prompts = prompts
-        self._named = {name: Vocabulary(one.names, one.seen, one.templates) for name, one in named.items()}
+        self._named = {name: Vocabulary(**msgspec.structs.asdict(one)) for name, one in named.items()}
 
     def read(
         self, inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any], wanted: Collection[str]
@@ -109,7 +110,8 @@ class RequestReader:
         if name in self._named:
             vocabulary = adjust(self._named[name], options)
             # Those that the operator has named, with the operator's templates, may be of any size.
-            return vocabulary if options.templates is None else self._affordable(vocabulary)
+            own = options.templates is None and not isinstance(options.other, list)
+            return vocabulary if own else self._affordable(vocabulary)
         known = ", ".join(shorten(key) for key in self._named if key) or "none"
         if not name:
             raise VocabularyError(f"the bundle has no vocabulary of its own: give {CLASSES}, or name one of {known}")
@@ -143,14 +145,23 @@ class RequestReader:
         longest = max(map(len, own or ("",)))
         if longest > limits.max_name_length:
             raise VocabularyError(f"a template of names has {longest} characters, more than {limits.max_name_length}")
+        longest = max(map(len, vocabulary.contrast or ("",)))
+        if longest > limits.max_name_length:
+            raise VocabularyError(f"a name of other has {longest} characters, more than {limits.max_name_length}")
         kinds = {
             (prompt.graph, prompt.kind == "learned" and own is None, own or tuple(prompt.templates))
             for prompt in self._prompts
         }
         each = sum(1 if learned else len(templates) for _, learned, templates in kinds) or len(own or ("",))
-        if len(vocabulary) * each > limits.max_prompts:
+        count = len(vocabulary.spoken)
+        if count > limits.max_names:
             raise VocabularyError(
-                f"{len(vocabulary)} class names with {each} prompts each are more than {limits.max_prompts} prompts, "
+                f"{count} class names, with synonyms, are more than this server takes: give at most {limits.max_names}"
+            )
+        count += len(NOUNS) if vocabulary.contrast == () else 0
+        if count * each > limits.max_prompts:
+            raise VocabularyError(
+                f"{count} class names with {each} prompts each are more than {limits.max_prompts} prompts, "
                 "which this server takes: give fewer names or templates"
             )
         return vocabulary
@@ -168,12 +179,10 @@ def _from_base64(content: bytes) -> bytes:
 
 
 def adjust(vocabulary: Vocabulary, options: RequestOptions) -> Vocabulary:
-    """The vocabulary with the request's own seen classes and templates."""
-    if options.seen is None and options.templates is None:
-        return vocabulary
-    seen: Any = vocabulary.seen if options.seen is None else options.seen
-    templates = vocabulary.templates if options.templates is None else options.templates
-    return Vocabulary(vocabulary.names, seen, templates)
+    """The vocabulary with the request's own seen classes, templates and contrast class."""
+    given = {name: getattr(options, name) for name in ("seen", "templates", "other")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return vocabulary.replace(**changes) if changes else vocabulary
 
 
 def read_options(parameters: Mapping[str, Any]) -> RequestOptions:

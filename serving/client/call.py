@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.errors import ImageError
+from vocabseg.runtime.errors import ImageError, VocabularyError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.categories import Categories
 from vocabseg.runtime.result.evidence import GivenEvidence
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -34,18 +35,22 @@ class Call:
     ):
         """Raises ImageError or VocabularyError for what no server could use."""
         self.wanted = wanted
+        self.categories: Categories | None = None
         self.parameters: dict[str, Any] = {}
         self.inputs: dict[str, np.ndarray] = {}
         if isinstance(vocabulary, VocabularyName):
             self.parameters["vocabulary"] = vocabulary.name
         elif vocabulary is not None:
             given = Vocabulary.of(vocabulary)
-            names = [[name.encode("utf-8", "surrogatepass") for name in given.names]]
+            if any(given.examples):
+                raise VocabularyError("a request cannot carry example images: name the classes")
+            names = [[name.encode("utf-8", "surrogatepass") for name in given.written]]
             self.inputs[protocol.CLASSES] = np.array(names, object)
-            if given.seen is not None:
-                self.parameters["seen"] = json.dumps([bool(flag) for flag in given.seen])
-            if given.templates is not None:
-                self.parameters["templates"] = json.dumps(list(given.templates))
+            self.categories = given.categories
+            for name in ("seen", "templates", "other"):
+                value = given.arguments()[name]
+                if value is not None and value is not False:
+                    self.parameters[name] = json.dumps(value)
         for name, value in (options or {}).items():
             if value is not None:
                 self.parameters[name] = json.dumps(list(value)) if name == "things" else value
@@ -65,7 +70,7 @@ class Call:
         evidence = _evidence(arrays) if protocol.SIZES in arrays else None
         # What comes over the wire is read-only; what a segmenter gives is not.
         labels, scores = np.array(arrays[protocol.LABELS][0]), np.array(arrays[protocol.SCORES][0])
-        return RemoteResult(labels, scores, classes, self.source, evidence)
+        return RemoteResult(labels, scores, classes, self.source, evidence, self.categories)
 
 
 def segment_call(image: Any, vocabulary: Any, evidence: bool) -> Call:
@@ -82,10 +87,18 @@ class RemoteResult(Result):
 
     __slots__ = ("_picture", "_source")
 
-    def __init__(self, labels: np.ndarray, scores: np.ndarray, classes: list[str], source: Any, evidence: Any = None):
+    def __init__(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        classes: list[str],
+        source: Any,
+        evidence: Any = None,
+        categories: Categories | None = None,
+    ):
         self._source = source
         self._picture: np.ndarray | None = None
-        super().__init__(labels, scores, classes, None, evidence)
+        super().__init__(labels, scores, classes, None, evidence, categories)
 
     @property
     def image(self) -> np.ndarray | None:  # type: ignore[override]

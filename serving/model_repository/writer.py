@@ -12,7 +12,7 @@ import msgspec
 from vocabseg.runtime.bundle.folder import Bundle, listed_files
 from vocabseg.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
 from vocabseg.runtime.bundle.plans import ENGINES
-from vocabseg.runtime.errors import ConfigurationError, OutputError
+from vocabseg.runtime.errors import ConfigurationError, OutputError, VocabularyError
 from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.model_repository.dashboard import dashboard
@@ -96,11 +96,9 @@ def _vocabularies(bundle: Bundle, named: Mapping[str, Vocabulary]) -> bytes:
 
 
 def _entry(vocabulary: Vocabulary) -> NamedVocabulary:
-    return NamedVocabulary(
-        names=list(vocabulary.names),
-        seen=None if vocabulary.seen is None else [bool(flag) for flag in vocabulary.seen],
-        templates=None if vocabulary.templates is None else list(vocabulary.templates),
-    )
+    if any(vocabulary.examples):
+        raise VocabularyError("a served vocabulary cannot have example images: name its classes")
+    return NamedVocabulary(**vocabulary.described())
 
 
 def _copy_bundle(bundle: Bundle, target: Path) -> None:

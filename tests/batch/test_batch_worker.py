@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from PIL import Image
 
 from vocabseg.batch.inputs.find import find_items
 from vocabseg.batch.inputs.items import Item
-from vocabseg.batch.job import Job
+from vocabseg.batch.job import Job, read_record, settle
 from vocabseg.batch.shard import ShardWriter, is_committed
 from vocabseg.batch.shard_plan import PlannedShard, extend_plan
+from vocabseg.batch.summary import frequencies
 from vocabseg.batch.worker import ShardWorker, read_attempts, write_shard
-from vocabseg.runtime.errors import EngineError, VocabsegError
+from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.errors import EngineError, OutputError, VocabsegError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
@@ -245,6 +248,28 @@ def test_names_of_label_maps(tmp_path: Path) -> None:
     for place in places:
         assert (tmp_path / place).resolve().parent == tmp_path / "shards" / "0000005" / "labels"
         assert (tmp_path / place).is_file()
+
+
+def test_synonyms_ids_and_colours_are_part_of_the_job(tmp_path: Path) -> None:
+    plain, bundle = Job(tmp_path, Vocabulary(["cat", "sky"])), open_bundle(demo_folder())
+    assert plain.record(bundle).vocabulary is None
+    image = np.zeros((4, 4, 3), np.uint8)
+    known = Vocabulary(
+        ["cat|kitten", "sky|clouds"], other=True, ids=[7, 3], colours=["red", None], examples={"sky": [image]}
+    )
+    job = Job(tmp_path, known)
+    settle(tmp_path, job.record(bundle))
+    assert read_record(tmp_path).categories == known.categories
+    with pytest.raises(OutputError, match="synonyms, contrast, examples, ids or colours"):
+        settle(tmp_path, plain.record(bundle))
+    settle(tmp_path, pickle.loads(pickle.dumps(job)).record(bundle))
+    writer = ShardWriter(tmp_path, 5, ("rle",))
+    result = Result(np.full((2, 2), 1, np.int32), np.ones((2, 2), np.float32), known.names, categories=known.categories)
+    writer.add(Item("a", "/a"), result)
+    writer.commit()
+    (row,) = parquet.read_table(tmp_path / "shards" / "0000005" / "masks.parquet", partitioning=None).to_pylist()
+    assert (row["class_index"], row["class"], row["category_id"]) == (1, "sky", 3)
+    assert frequencies(tmp_path).categories.palette(3)[0].tolist() == [255, 0, 0]
 
 
 def test_a_worker_whose_driver_was_replaced_commits_nothing_that_is_not_whole(photos: Path) -> None:

@@ -175,14 +175,17 @@ class HostKernels:
 
     def classify(self, query, region, seen, order, count, ensemble, probabilities, no_object, stream) -> None:
         def work() -> None:
+            firsts = [None if one is None or one.first is None else view(one.first) for one in (query, region)]
             valid = np.zeros(len(order), bool)
             valid[view(order)[: int(view(count)[0])]] = True
-            queries, query_text = (None, None) if query is None else (_wide(view(array)) for array in query)
-            regions, region_text = (None, None) if region is None else (_wide(view(array)) for array in region)
-            found = class_probabilities(queries, query_text, valid, regions, region_text, view(seen) != 0, ensemble)
+            queries, query_text = (None, None) if query is None else (_wide(view(array)) for array in query[:2])
+            regions, region_text = (None, None) if region is None else (_wide(view(array)) for array in region[:2])
+            found = class_probabilities(
+                queries, query_text, valid, regions, region_text, view(seen) != 0, ensemble, *firsts
+            )
             view(probabilities)[: len(found)] = found
             if queries is not None:
-                view(no_object)[...] = query_distribution(queries, query_text, ensemble.temperature)[:, -1]
+                view(no_object)[...] = query_distribution(queries, query_text, ensemble.temperature, firsts[0])[:, -1]
 
         put(stream, work)
 

@@ -53,6 +53,38 @@ def test_results_say_what_they_are_of_and_what_made_them(run, photos: Path) -> N
     assert described["segments"]
 
 
+def test_a_file_with_ids_and_colours_synonyms_examples_and_other(run, photos: Path) -> None:
+    Path("mine.csv").write_text("id,name,color,isthing\n40,grass|lawn,#00ff00,0\n7,water|sea,,0\n")
+    kinds = ("-w", "json", "-w", "panoptic", "-w", "coco-panoptic", "-w", "labels")
+    options = ("--classes", "@mine.csv", "--other", "-q")
+    code, _, err = run("photos/a.png", "-o", "out/", *kinds, *options)
+    assert (code, err) == (0, "")
+    content = json.loads(Path("out/a_segmented.json").read_text())
+    assert content["classes"] == ["grass", "water", "other"]
+    assert content["info"]["vocabulary"]["names"] == ["grass|lawn", "water|sea"]
+    assert content["segments"]
+    assert {one["category_id"] for one in content["segments"]} <= {40, 7, 41}
+    assert [one["id"] for one in json.loads(Path("out/a_coco_panoptic.json").read_text())["categories"]] == [40, 7]
+    with Image.open("out/a_labels.png") as labels:
+        assert labels.getpalette()[:3] == [0, 255, 0]
+    example = ("--example", "mine=photos/b.png")
+    assert run("photos/a.png", "-o", "x.json", "-w", "json", *example, *options)[0] == 0
+    content = json.loads(Path("x.json").read_text())
+    assert content["classes"] == ["grass", "water", "mine", "other"]
+    assert [one["id"] for one in content["categories"]] == [40, 7, 41, 42]
+    for arguments, told in (
+        (("--example", "mine"), "--example 'mine': write NAME=IMAGE"),
+        (("--example", "mine=no.png"), "the example of 'mine': no such image file: 'no.png'"),
+        (("--contrast", "grass", "-c", "grass, sky"), "'grass' is a class name and a contrast name"),
+        (("-c", "sky, other", "--other"), "'other' is that of the contrast class"),
+    ):
+        code, _, err = run("photos/a.png", "-o", "y.png", "-q", *arguments)
+        assert code == 2
+        assert told in err
+        assert err.count("\n") == 1
+    assert not Path("y.png").exists()
+
+
 def test_thresholds_decide_which_segments_there_are(run, photos: Path) -> None:
     def segments(*options: object) -> list[object]:
         assert run(SCENE, "-o", "p.json", "-w", "panoptic", "-q", *options)[0] == 0

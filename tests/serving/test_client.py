@@ -4,12 +4,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.serving.servers import SCENE
 from vocabseg.client import Client
-from vocabseg.runtime.errors import ServerError
-from vocabseg.serving.client.call import Call
+from vocabseg.runtime.errors import ServerError, VocabularyError
+from vocabseg.runtime.text.vocabulary import Vocabulary
+from vocabseg.serving.client.call import Call, segment_call
 from vocabseg.serving.client.retries import passes, pauses, translated
 
 triton = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed")
@@ -62,6 +64,23 @@ def test_what_is_sent() -> None:
     assert call.inputs["IMAGE"][0, 0] == SCENE.read_bytes()
     assert call.inputs["CLASSES"].tolist() == [[b"cat", b"dog"]]
     assert call.parameters == {"things": '["cat"]', "overlap_threshold": 0.5}
+
+
+def test_what_is_sent_of_synonyms_and_a_contrast_class() -> None:
+    vocabulary = Vocabulary(["cat|kitten", "sky"], other=True, ids=[3, 4])
+    call = segment_call(np.zeros((2, 3, 3), np.uint8), vocabulary, False)
+    assert call.inputs["CLASSES"].tolist() == [[b"cat|kitten", b"sky"]]
+    assert call.parameters == {"other": "true"}
+    arrays = {
+        "LABELS": np.full((1, 2, 3), 2, np.int32),
+        "SCORES": np.ones((1, 2, 3), np.float32),
+        "CLASS_NAMES": np.array([[b"cat", b"sky", b"other"]], object),
+    }
+    assert call.read(arrays).to_json()["segments"][0]["category_id"] == 5
+    with pytest.raises(VocabularyError, match="cannot carry example images"):
+        segment_call(
+            np.zeros((2, 3, 3), np.uint8), Vocabulary.from_images({"a": [np.zeros((2, 3, 3), np.uint8)]}), False
+        )
 
 
 def test_the_client_loads_no_engine_and_no_kernels() -> None:

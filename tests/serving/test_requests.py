@@ -31,6 +31,24 @@ def test_a_request_holds_the_image_the_names_and_what_is_wanted() -> None:
     assert np.array_equal(request.image, PICTURE[0])
 
 
+def test_synonyms_and_the_contrast_class_are_names_like_others() -> None:
+    (request,) = reader().read({PIXELS: PICTURE, CLASSES: names("a|b", "c")}, {"other": "true"}, [])
+    assert request.vocabulary.names == ("a", "c", "other")
+    assert request.vocabulary.synonyms == (("a", "b"), ("c",))
+    (request,) = reader().read({PIXELS: PICTURE, CLASSES: names("a|b")}, {"other": '["wall"]'}, [])
+    assert request.vocabulary.contrast == ("wall",)
+    known = NamedVocabulary(names=["a|b"], ids=[7], colours=[[1, 2, 3]], other=["wall"])
+    (request,) = reader(mine=known).read({PIXELS: PICTURE}, {"vocabulary": "mine"}, [])
+    assert (request.vocabulary.contrast, request.vocabulary.categories.ids) == (("wall",), (7, 8))
+    for given, other, told in (
+        ("a|b|c|d", "false", "4 class names, with synonyms, are more than this server takes: give at most 3"),
+        ("a|b", '["c", "d"]', "4 class names"),
+        ("a", '["a very long name"]', "a name of other has 16 characters"),
+    ):
+        with pytest.raises(VocabularyError, match=told):
+            reader().read({PIXELS: PICTURE, CLASSES: names(given)}, {"other": other}, [])
+
+
 def test_each_image_of_a_request_has_its_own_names() -> None:
     files = np.array([[b"one"], [b"two"]], object)
     first, second = reader().read({IMAGE: files, CLASSES: np.array([[b"a"], [b"b"]], object)}, {}, [])

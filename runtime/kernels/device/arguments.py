@@ -57,10 +57,15 @@ class Ensemble(Protocol):
 
 
 class Side(NamedTuple):
-    """What is compared: embeddings (n, D) float32 or float16 of any norm, and text (K, D) float32 of unit length."""
+    """What is compared: embeddings (n, D) float32 or float16 of any norm, and text (R, D) float32 of unit length.
+
+    first (K + 1,) int32: class k has the texts first[k] to first[k + 1], the last class of a query is "no object"; None
+    if every class has one text.
+    """
 
     embeddings: "DeviceArray"
     text: "DeviceArray"
+    first: "DeviceArray | None" = None
 
 
 def array(name: str, value: Any, dtypes: Any, shape: Sequence[int | str]) -> tuple[int, ...]:
@@ -143,20 +148,24 @@ def crop_launches(sources: Sequence[CropSource], cropping: Cropping) -> Iterator
             yield given, part, max(len(source.order) for source in part)
 
 
-def side_rows(name: str, side: Side | None, texts: int) -> int:
-    """How many embeddings are compared with `texts` text embeddings; 0 for None."""
+def side_sizes(name: str, side: Side | None, classes: int) -> tuple[int, int]:
+    """How many embeddings are compared with how many text embeddings of `classes` classes; (0, 0) for None."""
     if side is None:
-        return 0
+        return 0, 0
+    texts: int | str = classes
+    if side.first is not None:
+        array(f"{name} first", side.first, np.int32, (classes + 1,))
+        texts = "texts"
     rows, depth = array(f"{name} embeddings", side.embeddings, FLOATS, ("rows", "depth"))
-    array(f"{name} text", side.text, np.float32, (texts, depth))
-    return rows
+    count, _ = array(f"{name} text", side.text, np.float32, (texts, depth))
+    return rows, count
 
 
 def side_struct(side: Side | None, logits: int) -> Packed:
     """The SIDE that similarity takes, with the address of its logits."""
     if side is None:
         return packed(cuda_launch.SIDE)
-    embeddings, text = side
+    embeddings, text, _ = side
     return packed(
         cuda_launch.SIDE,
         embeddings=embeddings.pointer,

@@ -27,7 +27,7 @@ from vocabseg.runtime.kernels.device.arguments import (
     kind,
     mask_shape,
     pointer,
-    side_rows,
+    side_sizes,
     side_struct,
 )
 from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
@@ -201,20 +201,21 @@ class CudaKernels:
     ) -> None:
         """class_probabilities of segmenter/classify.py, in float32, on the networks' outputs.
 
-        query: N embeddings and K + 1 texts, of which the last means "no object"; None for user-supplied masks. region:
-        V embeddings and K texts. seen (K,) bool or uint8, None (or without seen_rule) for all unseen; order (N,) and
-        count (1,) int32: region v is mask order[v], v < count. probabilities (N, K) float32; if only CLIP votes (no
-        queries, or enabled with a weight of 0), its rows are the regions', and those beyond the count are not written.
+        query: N embeddings and the texts of K + 1 classes, of which the last means "no object"; None for masks without
+        queries. region: V embeddings and the texts of K classes. seen (K,) bool or uint8, None (or without seen_rule)
+        for all unseen; order (N,) and count (1,) int32: region v is mask order[v], v < count. probabilities (N, K)
+        float32; if only CLIP votes (no queries, or enabled with a weight of 0), its rows are the regions', and those
+        beyond the count are not written.
         no_object (N,) float32, if given: the probability that the query means none of the classes, 0 without queries.
         """
         rows, classes = array("probabilities", probabilities, np.float32, ("rows", "classes"))
         by_region = query is None or (ensemble.enabled and ensemble.weight <= 0)
         query = None if by_region else query
-        query_rows = side_rows("query", query, classes + 1)
+        query_rows, query_texts = side_sizes("query", query, classes + 1)
         if query is not None and query_rows != rows:
             array("query embeddings", query.embeddings, FLOATS, (rows, "depth"))
         region = region if by_region or ensemble.enabled else None
-        region_rows = side_rows("region", region, classes)
+        region_rows, region_texts = side_sizes("region", region, classes)
         if by_region or ensemble.enabled:
             if region is None:
                 raise ValueError("the regions' embeddings and texts are missing: give them")
@@ -230,16 +231,25 @@ class CudaKernels:
             array("no_object", no_object, np.float32, (rows,))
         if rows == 0 or classes == 0:
             return
-        own = 4 * query_rows * (classes + 1)
-        query_logits = self._workspaces.get(own + 4 * region_rows * classes, stream).pointer
-        region_logits = query_logits + own
-        blocks = launch.similarity(query_rows, region_rows, classes + 1)
-        both = side_struct(query, query_logits) + side_struct(region, region_logits)
+        heights, texts, columns = (query_rows, region_rows), (query_texts, region_texts), (classes + 1, classes)
+        firsts = (None if query is None else query.first, None if region is None else region.first)
+        lengths = [height * width for height, width in zip(heights, texts, strict=True)]
+        best = [0 if first is None else h * k for first, h, k in zip(firsts, heights, columns, strict=True)]
+        memory = self._workspaces.get(4 * (sum(lengths) + sum(best)), stream).pointer
+        logits = [memory, memory + 4 * lengths[0]]
+        blocks = launch.similarity(query_rows, region_rows, max(*texts, classes + 1))
+        both = side_struct(query, logits[0]) + side_struct(region, logits[1])
         self._launch("similarity", blocks, [both, np.float32(ensemble.temperature)], stream)
+        spare = memory + 4 * sum(lengths)
+        for k, first in enumerate(firsts):
+            if first is not None and best[k]:
+                found = [np.uint64(logits[k]), np.int32(texts[k]), first, np.int32(columns[k]), np.uint64(spare)]
+                self._launch("best_names", launch.rows(heights[k]), found, stream)
+                logits[k], spare = spare, spare + 4 * best[k]
         given = packed(
             launch.ENSEMBLE,
-            query=0 if query is None else query_logits,
-            region=0 if region is None else region_logits,
+            query=0 if query is None else logits[0],
+            region=0 if region is None else logits[1],
             seen=pointer(seen) if ensemble.seen_rule else 0,
             order=pointer(order),
             count=pointer(count),
@@ -247,8 +257,7 @@ class CudaKernels:
             classes=classes,
             weight=ensemble.weight,
         )
-        blocks = launch.Launch((rows, 1, 1), (launch.ROW_THREADS, 1, 1))
-        self._launch("classify", blocks, [given, probabilities, no_object], stream)
+        self._launch("classify", launch.rows(rows), [given, probabilities, no_object], stream)
 
     def compose(
         self,

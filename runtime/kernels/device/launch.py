@@ -145,6 +145,11 @@ def similarity(query_rows: int, region_rows: int, texts: int) -> Launch:
     return Launch((_ceil(texts, SIDE_TEXTS), rows, 2), (SIDE_THREADS, 1, 1))
 
 
+def rows(count: int) -> Launch:
+    """A block for each row of logits."""
+    return Launch((count, 1, 1), (ROW_THREADS, 1, 1))
+
+
 class ComposePlan(NamedTuple):
     """How compose is launched: its table of class probabilities, and whether masks are processed in chunks."""
 

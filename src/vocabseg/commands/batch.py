@@ -11,13 +11,18 @@ from vocabseg.commands.options import (
     FOREIGN,
     BundleOption,
     Classes,
+    Contrast,
     Engine,
+    Examples,
+    Other,
     Precision,
     Quiet,
     Settings,
     Target,
     foreign_to_demo,
     vocabulary_of,
+    with_examples,
+    with_other,
 )
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import FAILED, announcer, counting
@@ -50,6 +55,9 @@ def batch(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The output folder: new, or of an earlier run.")],
     classes: Classes = None,
+    other: Other = False,
+    contrast: Contrast = None,
+    examples: Examples = None,
     bundle: BundleOption = None,
     write: Annotated[
         list[Write] | None,
@@ -91,15 +99,16 @@ def batch(
     target = Target(bundle, device, engine, precision, settings)
     target.opened.require_proposals()
     manifest = target.opened.manifest
-    if classes is not None:
-        vocabulary = vocabulary_of(classes)
+    names = with_examples(None if classes is None else vocabulary_of(classes), examples)
+    if names is not None:
+        vocabulary = names
     elif manifest.vocabulary is not None:
         vocabulary = Vocabulary(manifest.vocabulary, manifest.seen)
     else:
         raise ConfigurationError(f"bundle {target.opened.folder} declares no vocabulary: give --classes")
     job = Job(
         output.absolute(),
-        vocabulary,
+        with_other(vocabulary, other, contrast),
         None if bundle is None else bundle.absolute(),
         tuple(settings or ()),
         engine,

@@ -2,13 +2,26 @@
 
 import re
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import BundleArgument, Device, Engine, Precision, Quiet, Settings, Target
+from vocabseg.commands.options import (
+    BundleArgument,
+    Contrast,
+    Device,
+    Engine,
+    Other,
+    Precision,
+    Quiet,
+    Settings,
+    Target,
+    vocabulary_of,
+    with_other,
+)
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, counting, printable
 from vocabseg.runtime.errors import ConfigurationError, OutputError
@@ -51,6 +64,12 @@ def evaluate(
         typer.Option("--measure", help="Measure only this; may be repeated. Default: all that the data set allows."),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="val (the default) or train.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", "-c", help="The data set's names in its order, with synonyms: cat|kitten, or @FILE."),
+    ] = None,
+    other: Other = False,
+    contrast: Contrast = None,
     settings: Settings = None,
     engine: Engine = None,
     device: Device = "auto",
@@ -64,7 +83,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     from vocabseg.benchmarks.accuracy.evaluate import evaluate as measure_accuracy
+    from vocabseg.benchmarks.accuracy.measure import renamed
+    from vocabseg.benchmarks.accuracy.measure import vocabulary_of as dataset_vocabulary
     from vocabseg.benchmarks.accuracy.report import summary_lines, write_report
+    from vocabseg.benchmarks.accuracy.sources import BundleSource
     from vocabseg.benchmarks.datasets.registry import NAMES, describe, get_dataset
     from vocabseg.benchmarks.scenes.files import SCENES, rendered_world
     from vocabseg.runtime.files import check_writable
@@ -84,6 +106,12 @@ def evaluate(
     if data_dir is None:
         data_dir = rendered_world(limit or SCENES, say)
     data = get_dataset(dataset, data_dir, split)
+    if classes is not None or other or contrast is not None:
+        if not isinstance(source, BundleSource):
+            raise ConfigurationError("--classes, --other and --contrast go with a bundle, not with --reference")
+        own = dataset_vocabulary(data) if classes is None else renamed(data, vocabulary_of(classes))
+        source = replace(source, vocabulary=with_other(own, other, contrast))
+        identity = source.identity
     folder = output or Path(re.sub(r"[^\w.-]+", "_", f"accuracy-{dataset}-{identity['model']}-{identity['engine']}"))
     _check_same(folder, dataset, identity)
     check_writable(folder / "accuracy.json") if folder.is_dir() else check_writable(folder)

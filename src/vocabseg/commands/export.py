@@ -153,7 +153,7 @@ def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
         if seen is not None:
             raise ConfigurationError("--seen goes with --classes: it says which of them were seen in training")
         return None
-    names = vocabulary_of(classes).names
+    names = vocabulary_of(classes).written
     return Vocabulary(names, None if seen is None else vocabulary_of(seen).names)
 
 

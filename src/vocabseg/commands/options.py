@@ -1,6 +1,7 @@
 """Options that several commands share, and the target they describe."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property, wraps
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.precisions import LONG, precision_name
 
 if TYPE_CHECKING:
@@ -34,8 +36,17 @@ Classes = Annotated[
     typer.Option(
         "--classes",
         "-c",
-        help="Class names separated by commas; @FILE with one on each line; or a data set's name (evaluate --list).",
+        help="Class names separated by commas, cat|kitten for two names of one; @FILE with one on each line, or a CSV "
+        "or JSON file with ids and colours; or a data set's name (evaluate --list).",
     ),
+]
+Other = Annotated[
+    bool,
+    typer.Option("--other", help="Add a class 'other' for what fits none of the classes, in place of a wrong one."),
+]
+Contrast = Annotated[
+    str | None,
+    typer.Option("--contrast", help="The names of 'other', like --classes. Default: the bundle's and common words."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
@@ -67,6 +78,37 @@ def vocabulary_of(text: str) -> "Vocabulary":
     return Vocabulary.of(text)
 
 
+Examples = Annotated[
+    list[str] | None,
+    typer.Option("--example", help="NAME=IMAGE: a class that is shown instead of named; may be repeated."),
+]
+
+
+def with_examples(vocabulary: "Vocabulary | None", examples: Sequence[str] | None) -> "Vocabulary | None":
+    """The vocabulary with the classes that --example shows; raises ConfigurationError and VocabularyError."""
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+    images: dict[str, list[str]] = {}
+    for entry in examples or ():
+        name, _, image = entry.partition("=")
+        if not name.strip() or not image.strip():
+            raise ConfigurationError(f"--example {entry!r}: write NAME=IMAGE, such as logo=logo.png")
+        images.setdefault(name.strip(), []).append(image.strip())
+    if not images:
+        return vocabulary
+    if vocabulary is None:
+        return Vocabulary.from_images(images)
+    arguments = vocabulary.arguments()
+    return Vocabulary(**(arguments | {"examples": (arguments["examples"] or {}) | images}))
+
+
+def with_other(vocabulary: "Vocabulary", other: bool, contrast: str | None) -> "Vocabulary":
+    """The vocabulary with the contrast class that --other and --contrast ask for; raises VocabularyError."""
+    if contrast is not None:
+        return vocabulary.replace(other=vocabulary_of(contrast).written)
+    return vocabulary.replace(other=True) if other else vocabulary
+
+
 FOREIGN = (
     "the built-in demo model knows coloured shapes on textures, such as 'red circle' or 'brick wall', and none of the "
     "names: what it finds means nothing; give --bundle a model of your own"
@@ -80,7 +122,7 @@ def foreign_to_demo(bundle: "Bundle", vocabulary: "Vocabulary") -> bool:
     if not is_demo(bundle.folder):
         return False
     known = {word for name in bundle.manifest.vocabulary or () for word in name.split()}
-    return not any(known.issuperset(name.lower().split()) for name in vocabulary)
+    return not any(known.issuperset(name.lower().split()) for name in itertools.chain(*vocabulary.synonyms))
 
 
 @dataclass(frozen=True)

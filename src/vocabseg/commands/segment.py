@@ -12,15 +12,20 @@ from vocabseg.commands.options import (
     FOREIGN,
     BundleOption,
     Classes,
+    Contrast,
     Device,
     Engine,
+    Examples,
+    Other,
     Precision,
     Quiet,
     Settings,
     Target,
     foreign_to_demo,
     vocabulary_of,
+    with_examples,
     with_groups,
+    with_other,
 )
 from vocabseg.commands.segment_files import Kind, Work, masks_for, planned
 from vocabseg.commands.terminal import FAILED, announcer, counting, progress
@@ -49,7 +54,8 @@ class Panoptic:
     """How masks become panoptic segments, as the options say."""
 
     things: Annotated[
-        str | None, typer.Option("--things", help="Which of the classes are countable, like --classes. Default: all.")
+        str | None,
+        typer.Option("--things", help="Which classes are countable, like --classes. Default: as in its file, or all."),
     ] = None
     object_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Panoptic: a mask takes part above this class probability.")
@@ -63,7 +69,7 @@ class Panoptic:
         wanted = any(kind in (Kind.panoptic, Kind.coco_panoptic) for kind in kinds)
         if self != Panoptic() and not wanted:
             raise ConfigurationError("--things and its thresholds go with --write panoptic or coco-panoptic")
-        if self.things is None and wanted:
+        if self.things is None and wanted and classes.categories.things is None:
             say("Without --things every class is countable: each object becomes a segment of its own")
         for name in () if self.things is None else vocabulary_of(self.things):
             if name not in classes.names:
@@ -88,6 +94,9 @@ def segment(
         ),
     ],
     classes: Classes = None,
+    other: Other = False,
+    contrast: Contrast = None,
+    examples: Examples = None,
     bundle: BundleOption = None,
     output: Annotated[
         str | None,
@@ -118,15 +127,14 @@ def segment(
     panoptic: Panoptic,
 ) -> None:
     from vocabseg.runtime.files import check_apart
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     say = announcer(quiet)
-    lists = [Path(text[1:]) for text in (classes, seen) if text is not None and text.startswith("@")]
+    lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
     own = [] if masks is None else [masks, *masks.rglob("*")]
     work = planned(images, output, kinds, [*lists, *own], say)
     given = None if masks is None else masks_for(work, masks)
-    names = None if classes is None else vocabulary_of(classes)
+    names = with_examples(None if classes is None else vocabulary_of(classes), examples)
     target = Target(bundle, device, engine, precision, settings)
     check_apart((path for each in work for path in each.paths), target.opened.folder.rglob("*"))
     if given is None:
@@ -135,7 +143,8 @@ def segment(
     vocabulary = segmenter.vocabulary(names)
     if seen is not None or template:
         flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
-        vocabulary = Vocabulary(vocabulary.names, flags, template or None)
+        vocabulary = vocabulary.replace(seen=flags, templates=template or None)
+    vocabulary = with_other(vocabulary, other, contrast)
     panoptic.check(kinds, vocabulary, say)
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
@@ -241,4 +250,5 @@ def _info(segmenter: "Segmenter", vocabulary: "Vocabulary") -> dict[str, Any]:
         "settings": segmenter.bundle.manifest.settings(),
         "seen": None if vocabulary.seen is None else vocabulary.seen.tolist(),
         "templates": vocabulary.templates,
+        **({} if vocabulary.plain else {"vocabulary": vocabulary.described()}),
     }

@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 
 from tests.benchmarks.accuracy.fakes import FakeSource, write_world
 from vocabseg.benchmarks.datasets.dataset import DatasetError
+from vocabseg.benchmarks.scenes.files import write_world as write_scenes_world
+from vocabseg.benchmarks.scenes.world import CLASSES
 from vocabseg.commands import evaluate as command
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.errors import BundleError, OutputError, VocabsegError
@@ -29,6 +31,23 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_data_set_s_classes_may_have_synonyms_and_there_may_be_other(tmp_path: Path) -> None:
+    """The demo model by names that it does not know beside its own, and with a contrast class."""
+    write_scenes_world(tmp_path, "test", 2)
+    common = ("--dataset", "world", "--data-dir", tmp_path, "--quiet", "--device", "cpu", "--measure", "semantic")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"{name}|class {number}" for number, name in enumerate(CLASSES)))
+    assert run(*common, "--output", tmp_path / "more", "--classes", f"@{names}", "--other").exit_code == 0
+    more = json.loads((tmp_path / "more" / "accuracy.json").read_text())
+    assert more["source"]["vocabulary"]
+    assert more["classes"] == list(CLASSES)
+    assert more["semantic"]["miou"] > 50
+    assert "with other settings" in str(refused(*common, "--output", tmp_path / "more", "--other"))
+    wrong = refused(*common, "--output", tmp_path / "wrong", "--classes", "red circle, blue circle")
+    assert "the vocabulary has 'blue circle' for 'orange circle' of world" in str(wrong)
+    assert not (tmp_path / "wrong").exists()
 
 
 def refused(*arguments: object) -> VocabsegError:

@@ -170,28 +170,40 @@ def test_classes(
     query = generator.normal(0, 3, (masks, depths[0])).astype(dtype)
     features = np.full((masks, depths[1]), np.nan, dtype)
     features[:regions] = generator.normal(0, 0.2, (regions, depths[1]))
-    query_text, region_text = unit(generator, classes + 1, depths[0]), unit(generator, classes, depths[1])
+    # Of two runs, the second has classes of one to three names.
+    first = np.cumsum([0, *(1 + np.arange(classes) % 3)]).astype(np.int32)
+    query_text, region_text = unit(generator, first[-1] + 1, depths[0]), unit(generator, first[-1], depths[1])
+    several = np.append(first, first[-1] + 1).astype(np.int32)
     seen = generator.integers(0, 2, classes).astype(bool)
     up = bench.up
-    query_side, region_side = Side(up(query), up(query_text)), Side(up(features), up(region_text))
     places = up(order), up(np.array([regions], np.int32))
-    for enabled, weight, flags, with_query, rule in (
-        (True, 0.7, seen, True, True),
-        (True, 0.6, None, True, True),
-        (True, 0.7, seen, True, False),
-        (False, 0.7, seen, True, True),
-        (True, 0.0, seen, True, True),
-        (True, 0.7, None, False, True),
+    for enabled, weight, flags, with_query, rule, names in (
+        (True, 0.7, seen, True, True, None),
+        (True, 0.6, None, True, True, None),
+        (True, 0.7, seen, True, False, None),
+        (False, 0.7, seen, True, True, None),
+        (True, 0.0, seen, True, True, None),
+        (True, 0.7, None, False, True, None),
+        (True, 0.7, seen, True, True, first),
+        (False, 0.7, seen, True, True, first),
+        (True, 0.7, None, False, True, first),
     ):
+        count = classes if names is None else int(first[-1])
+        own_text, other_text = query_text[: count + 1], region_text[:count]
+        query_side, region_side = Side(up(query), up(own_text)), Side(up(features), up(other_text))
+        if names is not None:
+            query_side, region_side = query_side._replace(first=up(several)), region_side._replace(first=up(first))
         ensemble = EnsembleSection(enabled=enabled, weight=weight, temperature=temperature, seen_rule=rule)
         wanted = class_probabilities(
             query.astype(np.float32) if with_query else None,
-            query_text if with_query else None,
+            own_text if with_query else None,
             valid,
             features[:regions].astype(np.float32),
-            region_text,
+            other_text,
             flags,
             ensemble,
+            None if names is None else several,
+            names,
         )
         probabilities = up(np.full((masks, classes), -3, np.float32))
         no_object = bench.new((masks,), np.float32)
@@ -204,7 +216,9 @@ def test_classes(
         worst("probabilities", found[:rows], wanted, 2e-5)
         assert (found[rows:] == -3).all()
         if rows == masks and with_query and weight > 0:
-            none = query_distribution(query.astype(np.float32), query_text, temperature)[:, -1]
+            none = query_distribution(
+                query.astype(np.float32), own_text, temperature, several if names is not None else None
+            )[:, -1]
             worst("no object", bench.down(no_object), none, 2e-5)
 
 
@@ -237,6 +251,10 @@ def test_no_kernel_races_or_leaves_its_memory(seed: int) -> None:
             region = Side(bench.up(generator.normal(size=(n, 12)).astype(np.float16)), texts[1])
             probabilities, no_object = bench.new((n, 67), np.float32), bench.new((n,), np.float32)
             k.classify(query, region, None, image.order, image.count, ENSEMBLE, probabilities, no_object, bench.stream)
+            pairs = np.array([*range(0, 67, 2), 67, 68], np.int32)  # two names a class, the last one alone
+            query, region = query._replace(first=bench.up(pairs)), region._replace(first=bench.up(pairs[:-1]))
+            fewer = bench.new((n, 34), np.float32)
+            k.classify(query, region, None, image.order, image.count, ENSEMBLE, fewer, None, bench.stream)
             labels, scores = bench.new(case.output_size, np.int32), bench.new(case.output_size, np.float32)
             k.compose(image.on_device, probabilities, None, None, labels, scores, bench.stream)
             assert bench.down(labels).max() < 67

@@ -14,6 +14,7 @@ from vocabseg.benchmarks.datasets.coco_files import PanopticFile, PanopticTruth,
 from vocabseg.runtime.errors import OutputError, VocabsegError, VocabularyError
 from vocabseg.runtime.kernels import load_kernels, reference
 from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.categories import Categories
 from vocabseg.runtime.result.coco import coco_panoptic
 from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.evidence import GivenEvidence
@@ -47,6 +48,37 @@ def test_creation_computes_nothing():
     result = Result(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float32), ("a", "b"), evidence=Untouchable())
     assert result.classes == ["a", "b"]
     assert repr(result) == "Result(2 x 3 pixels, 2 classes)"
+
+
+def test_ids_colours_and_the_contrast_class(tmp_path):
+    plain = made()
+    known = Categories((7, 90, 91), ((255, 128, 0), None, None), (True, False, False), other=2)
+    result = Result(plain.labels, plain.scores, [*NAMES[:2], "other"], plain.image, plain.evidence, known)
+    colours = [(255, 128, 0), tuple(class_colours(2)[1]), (128, 128, 128)]
+    described = pickle.loads(pickle.dumps(result)).to_json()
+    assert [one["category_id"] for one in described["segments"]] == [known.id_of(i) for i in np.unique(result.labels)]
+    assert described["categories"][1] == {"id": 90, "name": "трава", "isthing": 0, "color": list(colours[1])}
+    assert "categories" not in plain.to_json()
+    result.save_labels(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as picture:
+        table = np.reshape(picture.getpalette()[:9], (3, 3))
+    np.testing.assert_array_equal(table, colours)
+    flat = Result(result.labels, result.scores, result.classes, categories=known).draw(legend=False, opacity=1.0)
+    inside = np.zeros(result.labels.shape, bool)
+    inside[1:-1, 1:-1] = all_equal = np.ones((43, 40), bool)
+    for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        all_equal &= result.labels[1:-1, 1:-1] == result.labels[dy : dy + 43, dx : dx + 40]
+    inside[1:-1, 1:-1] = all_equal
+    np.testing.assert_array_equal(flat[inside], np.array(colours, np.uint8)[result.labels[inside]])
+    every, without = plain.panoptic(None, 0.1, 0)[1], result.panoptic(None, 0.1, 0)[1]
+    assert {one["category_id"] for one in every} == {0, 2}
+    assert {(one["category_id"], one["isthing"]) for one in without} == {(0, True)}
+    assert 2 in {one.class_index for one in plain.instances()}
+    assert {one.class_index for one in result.instances()} <= {0, 1}
+    result.save_coco_panoptic(tmp_path / "p.json", "a.png", None, 0.1, 0)
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert [one["id"] for one in content["categories"]] == [7, 90]
+    assert {one["category_id"] for one in content["annotations"][0]["segments_info"]} == {7}
 
 
 @pytest.mark.parametrize("copied", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, copy.copy])

@@ -145,6 +145,23 @@ def test_regions_are_those_of_the_host(bundle, host, image, text):
         assert_same(one, other)
 
 
+def test_synonyms_contrast_and_examples_are_those_of_the_host(bundle, host, image, text):
+    names = ["water|lake|sea", "red star|blue star", "green arrow"]
+    shown = {"logo": [{"image": image, "box": [0, 0, 160, 120]}], "sign|pole": [image]}
+    with emulated(bundle) as segmenter:
+        found, expected = segmenter.propose(image), host.propose(image)
+        for vocabulary in (
+            vocabseg.Vocabulary(names, seen=["green arrow"], other=True),
+            vocabseg.Vocabulary(names, examples=shown, other=["sand", "wall"]),
+            vocabseg.Vocabulary.from_images(shown),
+        ):
+            one, other = found.classify(vocabulary), expected.classify(vocabulary)
+            for name in ("class_probabilities", "no_object"):
+                np.testing.assert_allclose(getattr(one.evidence, name), getattr(other.evidence, name), atol=1e-4)
+            assert one.categories == other.categories
+            assert_same(one, other)
+
+
 def test_later_questions_to_a_result(bundle, host, image, text):
     with emulated(bundle, text=text) as segmenter:
         found, expected = segmenter(image, NAMES), host(image, NAMES)

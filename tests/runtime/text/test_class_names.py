@@ -95,6 +95,38 @@ def test_files(tmp_path: Path, file: str, text: str, names: tuple[str, ...]) -> 
     assert Vocabulary.of(f"@{tmp_path / file}").names == names
 
 
+def test_synonyms_are_written_with_a_bar() -> None:
+    assert Vocabulary.of("cat|kitten,sky").synonyms == (("cat", "kitten"), ("sky",))
+    with pytest.raises(VocabularyError, match=r"\| without spaces between the names of one class"):
+        Vocabulary.of("cat | kitten, sky")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("n.csv", "id,name,color,isthing\n7,cat|kitten,#ff8000,1\n90,sky,,0\n"),
+        ("n.tsv", "name\tcategory_id\tcolour\tis_thing\ncat | kitten\t7\trgb(255,128,0)\tyes\nsky\t90\t\tno\n"),
+        ("n.json", '{"categories": [{"id": 7, "name": "cat|kitten", "color": [255, 128, 0], "isthing": 1}, '
+                   '{"id": 90, "name": "sky", "isthing": 0, "supercategory": "sky"}], "images": []}'),
+    ],
+)  # fmt: skip
+def test_files_with_ids_and_colours(tmp_path: Path, file: str, text: str) -> None:
+    (tmp_path / file).write_text(text)
+    vocabulary = Vocabulary.of(f"@{tmp_path / file}")
+    known = vocabulary.categories
+    assert vocabulary.written == ("cat|kitten", "sky")
+    assert (known.ids, known.colours, known.things) == ((7, 90), ((255, 128, 0), None), (True, False))
+    other = vocabulary.replace(other=True).categories
+    assert (other.ids, other.other, other.countable(3)) == ((7, 90, 91), 2, [0])
+    assert other.palette(3)[[0, 2]].tolist() == [[255, 128, 0], [128, 128, 128]]
+
+
+def test_a_dictionary_of_colours(tmp_path: Path) -> None:
+    (tmp_path / "n.json").write_text('{"cat": "#ff8000", "sky": [1, 2, 3]}')
+    vocabulary = Vocabulary.of(f"@{tmp_path / 'n.json'}")
+    assert (vocabulary.names, vocabulary.categories.colours) == (("cat", "sky"), ((255, 128, 0), (1, 2, 3)))
+
+
 @pytest.mark.parametrize(
     ("file", "text", "told"),
     [
@@ -106,6 +138,12 @@ def test_files(tmp_path: Path, file: str, text: str, names: tuple[str, ...]) -> 
         ("n.txt", "sky; water\n", "several names"),
         ("n.json", '{"names": ["sky"]}', "no list of texts"),
         ("n.json", "sky\nwater", "cannot be read as JSON"),
+        ("n.json", '[{"name": "sky"}, {"id": 7}]', "no list of texts"),
+        ("n.json", '[{"name": "sky", "id": 1}, {"name": "sea"}]', "give ids for some classes, but none for 'sea'"),
+        ("n.csv", "id,name\n1,sky\n1,sea\n", "the id 1 is that of two classes"),
+        ("n.csv", "id,name\nn01,sky\n", "the id 'n01' of class 'sky' is no whole number"),
+        ("n.csv", "name,color\nsky,#12345\n", "the colour '#12345' of class 'sky' is none: write #rrggbb"),
+        ("n.csv", "name,isthing\nsky,maybe\n", "isthing 'maybe' of class 'sky' is no yes or no"),
     ],
 )
 def test_files_that_are_no_lists(tmp_path: Path, file: str, text: str, told: str) -> None:

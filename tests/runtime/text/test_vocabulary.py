@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vocabseg.runtime.errors import VocabularyError
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-NAMES = st.text(min_size=1, max_size=20).map(str.strip).filter(bool)
+NAMES = st.text(min_size=1, max_size=20).map(lambda text: text.replace("|", "").strip()).filter(bool)
 
 
 def message(*arguments: object, **named: object) -> str:
@@ -50,6 +50,40 @@ def test_equality_is_by_value() -> None:
     assert Vocabulary(["a"]) != Vocabulary(["a"], [True])
     assert Vocabulary(["a"]) != Vocabulary(["a"], None, ["a {}"])
     assert Vocabulary(["a"]) != ["a"]
+
+
+def test_a_class_may_have_several_names_and_there_may_be_a_contrast_class() -> None:
+    vocabulary = Vocabulary(["cat|kitten | tabby", "sky"], ["sky"], other=True)
+    assert vocabulary.names == ("cat", "sky", "other")
+    assert vocabulary.synonyms == (("cat", "kitten", "tabby"), ("sky",))
+    assert vocabulary.seen is not None
+    assert vocabulary.seen.tolist() == [False, True, False]
+    assert not vocabulary.plain
+    assert vocabulary.replace(other=["wall", "floor|ceiling"]).spoken[4:] == ("wall", "floor", "ceiling")
+    image = np.zeros((2, 3, 3), np.uint8)
+    full = Vocabulary(
+        ["cat|kitten", "logo|sign"], None, ["a {}"], True, [4, 2], ["red", None], [True, False], {"logo": [image]}
+    )
+    for same in (pickle.loads(pickle.dumps(full)), full.replace(), Vocabulary(**full.arguments())):
+        assert same == full
+        assert hash(same) == hash(full)
+    for other in (
+        {"ids": [4, 3]},
+        {"other": ["x"]},
+        {"names": ["cat", "logo|sign"]},
+        {"examples": {"logo": [image + 1]}},
+    ):
+        assert full.replace(**other) != full
+    assert Vocabulary.from_images({"logo": [image]}).names == ("logo",)
+
+
+def test_names_of_classes_that_are_refused() -> None:
+    assert "has an empty synonym" in message(["cat||tabby"])
+    assert "'cat' appears twice, as numbers 1 and 2" in message(["cat|kitten", "sky|cat"])
+    assert "'sky' is a class name and a contrast name" in message(["cat", "sky"], other=["wall", "sky"])
+    assert "'other' is that of the contrast class" in message(["other"], other=True)
+    assert "1 ids for 2 classes" in message(["cat", "sky"], ids=[3])
+    assert "dictionary of names and images" in message(["cat"], examples=["a.png"])
 
 
 def test_it_cannot_be_changed() -> None:
