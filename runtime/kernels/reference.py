@@ -90,6 +90,34 @@ def resample_masks(masks: Masks) -> Array:
     return probabilities
 
 
+def resample_masks_at(masks: Masks, rows: Sequence[int] | Array, columns: Sequence[int] | Array) -> Array:
+    """What resample_masks gives at the crossings of some rows (R,) and columns (C,) of the output.
+
+    Returns (M, R, C) float32, at a cost that does not depend on the output's size. Raises ValueError.
+    """
+    masks = checks.masks(masks)
+
+    def taps(axis: int, wanted: Array) -> tuple[list[Array], list[Array]]:
+        """Of the logits for both neighbours of every wanted pixel in the image size, and of those neighbours."""
+        seen, given = masks.image_size[axis], masks.output_size[axis]
+        low, high, *weights = (tap[wanted] for tap in linear_taps(seen, given, given))
+        inner = linear_taps(masks.logits.shape[1 + axis], masks.padded_size[axis], seen)
+        count = np.arange(len(wanted))
+        return [tap[np.concatenate([low, high])] for tap in inner], [count, count + len(wanted), *weights]
+
+    down, outer_down = taps(0, np.asarray(rows, np.int64))
+    across, outer_across = taps(1, np.asarray(columns, np.int64))
+    return _between(sigmoid(_between(masks.logits, down, across)), outer_down, outer_across)
+
+
+def _between(maps: Array, down: Sequence[Array], across: Sequence[Array]) -> Array:
+    """Maps (M, h, w) at the crossings of linear taps: columns first, as in upsample."""
+    low, high, low_weight, high_weight = across
+    wide = maps[:, :, low] * low_weight + maps[:, :, high] * high_weight
+    low, high, low_weight, high_weight = down
+    return wide[:, low] * low_weight[:, None] + wide[:, high] * high_weight[:, None]
+
+
 def class_scores(masks: Masks, class_probabilities: Array) -> Array:
     """Every class's score at every pixel: the sum over masks of class probability (M, C) times mask probability.
 

@@ -13,6 +13,7 @@ from vocabseg.runtime.result.coco import coco_panoptic
 from vocabseg.runtime.result.evidence import Evidence, GivenEvidence
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
 from vocabseg.runtime.result.panoptic import instances as most_probable_instances
+from vocabseg.runtime.result.votes import BEST_NAMES, Explanation, explain_pixel
 from vocabseg.runtime.result.writing import check_suffix, picture_format, write_json, write_picture
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Result:
         if evidence is None:
             return Result, (self.labels, self.scores, self.classes, self.image)
         parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
-        return _restored, (self.labels, self.scores, self.classes, self.image, parts)
+        return _restored, (self.labels, self.scores, self.classes, self.image, (*parts, evidence.opinions))
 
     def confident(self, min_score: float) -> "Result":
         """The same result with the label -1 where the winning score is below `min_score`."""
@@ -69,6 +70,15 @@ class Result:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
         known = self._known_evidence()
         return known.kernels.class_scores(known.masks, known.class_probabilities)
+
+    def explain(self, x: int, y: int, name: str | None = None, best: int = BEST_NAMES) -> Explanation:
+        """Which masks voted at the pixel of column `x` and row `y`, and what each was taken for, by query and by CLIP.
+
+        The votes listed are those for the class `name`, by default the pixel's own; each opinion lists the `best` most
+        probable classes. Raises ImageError for a pixel outside the image, VocabularyError for a name that is no class.
+        """
+        chosen = None if name is None else min(self._indices([name]))
+        return explain_pixel(self._known_evidence(), self.classes, self.labels, x, y, chosen, best)
 
     def panoptic(
         self,
@@ -268,8 +278,9 @@ class Result:
 def _restored(
     labels: np.ndarray, scores: np.ndarray, classes: list[str], image: np.ndarray | None, parts: tuple[Any, ...]
 ) -> Result:
-    masks, probabilities, no_object, kernels = parts
-    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels))
+    masks, probabilities, no_object, kernels, *opinions = parts  # older pickles have no opinions
+    form = lambda: opinions[0] if opinions else None  # noqa: E731
+    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels), form)
     return Result(labels, scores, classes, image, evidence)
 
 

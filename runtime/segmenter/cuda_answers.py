@@ -16,6 +16,7 @@ from vocabseg.runtime.cuda.streams import Event, Stream
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.evidence import Opinions
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.buffers import StoredArrays
 from vocabseg.runtime.segmenter.cuda_proposals import FLAGGED, RegionTable
@@ -116,6 +117,7 @@ class DeviceEvidence:
     """What a result needs to answer later queries, fetched from the device on request."""
 
     regions: Regions
+    vocabulary: Vocabulary
     stored: StoredArrays  # probabilities (M, K) and no_object (N,)
 
     @cached_property
@@ -133,6 +135,10 @@ class DeviceEvidence:
             return np.zeros(len(self.regions.voters), np.float32)
         return self.stored.on_host("no_object")[self.regions.voters]
 
+    @cached_property
+    def opinions(self) -> Opinions:
+        return self.regions.opinions(self.vocabulary)
+
     @property
     def kernels(self) -> ModuleType:
         """The host's, for later queries."""
@@ -145,7 +151,7 @@ class PendingResult:
 
     regions: Regions
     arrays: DeviceArrays
-    names: list[str]
+    vocabulary: Vocabulary
     done: Event
     host: dict[str, np.ndarray]  # labels, scores and flags, and the image if it was given on the device
     stored: StoredArrays
@@ -166,4 +172,5 @@ class PendingResult:
             self.arrays.keep_picture(host["image"])
         if "query_embeddings" not in self.arrays:
             labels[scores <= UNCOVERED] = -1
-        return Result(labels, scores, self.names, self.regions.image, DeviceEvidence(self.regions, self.stored))
+        evidence = DeviceEvidence(self.regions, self.vocabulary, self.stored)
+        return Result(labels, scores, self.vocabulary.names, self.regions.image, evidence)

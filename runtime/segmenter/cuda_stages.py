@@ -290,7 +290,7 @@ class CudaStages(Observed):
         kept = {"probabilities": answers.probabilities, "no_object": answers.no_object}
         stored = StoredArrays(download, self.lock, composed, kept)
         self.store.add(stored)
-        return PendingResult(regions, arrays, list(vocabulary.names), done, host, stored)
+        return PendingResult(regions, arrays, vocabulary, done, host, stored)
 
     def _arrays(self, regions: Regions) -> DeviceArrays:
         assert isinstance(regions.arrays, DeviceArrays)
