@@ -68,7 +68,7 @@ class Result:
 
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
-        known = self._known_evidence()
+        known = self.known_evidence()
         return known.kernels.class_scores(known.masks, known.class_probabilities)
 
     def explain(self, x: int, y: int, name: str | None = None, best: int = BEST_NAMES) -> Explanation:
@@ -78,7 +78,7 @@ class Result:
         probable classes. Raises ImageError for a pixel outside the image, VocabularyError for a name that is no class.
         """
         chosen = None if name is None else min(self._indices([name]))
-        return explain_pixel(self._known_evidence(), self.classes, self.labels, x, y, chosen, best)
+        return explain_pixel(self.known_evidence(), self.classes, self.labels, x, y, chosen, best)
 
     def panoptic(
         self,
@@ -99,7 +99,7 @@ class Result:
         per segment with its "id", "isthing", "category_id", "score" and "area". Raises VocabularyError for a thing that
         is not a class.
         """
-        known = self._known_evidence()
+        known = self.known_evidence()
         probabilities = np.column_stack([known.class_probabilities, known.no_object])
         countable = self._indices(range(len(self.classes)) if things is None else things)
         return panoptic_segments(probabilities, self._masks(), countable, object_mask_threshold, overlap_threshold)
@@ -118,7 +118,7 @@ class Result:
         VocabularyError for a thing that is not a class.
         """
         countable = None if things is None else self._indices(things)
-        probabilities = self._known_evidence().class_probabilities
+        probabilities = self.known_evidence().class_probabilities
         return most_probable_instances(probabilities, self._masks(), countable, top_k, overlap_threshold)
 
     def draw(self, legend: bool = True, opacity: float = 0.6, theme: str = "light") -> np.ndarray:
@@ -253,13 +253,14 @@ class Result:
             mask = self.labels == index
             yield index, mask, float(np.minimum(self.scores[mask], 1).mean(dtype=np.float64))
 
-    def _known_evidence(self) -> Evidence:
+    def known_evidence(self) -> Evidence:
+        """The evidence; raises VocabsegError where there is none."""
         if self.evidence is None:
             raise VocabsegError("this result holds only labels and scores; get one from a segmenter for more")
         return self.evidence
 
     def _masks(self) -> ResampledMasks:
-        known = self._known_evidence()
+        known = self.known_evidence()
         return ResampledMasks(known.masks, known.kernels)
 
     def _indices(self, classes: Collection[str | int]) -> frozenset[int]:

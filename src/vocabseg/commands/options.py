@@ -37,6 +37,10 @@ Classes = Annotated[
         help="Class names separated by commas; @FILE with one on each line; or a data set's name (evaluate --list).",
     ),
 ]
+Seen = Annotated[str | None, typer.Option("--seen", help="Which of the classes were seen in training, like --classes.")]
+Templates = Annotated[
+    list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
 ]
@@ -65,6 +69,16 @@ def vocabulary_of(text: str) -> "Vocabulary":
         if found is not None:
             return Vocabulary(found)
     return Vocabulary.of(text)
+
+
+def refined(vocabulary: "Vocabulary", seen: str | None, templates: list[str] | None) -> "Vocabulary":
+    """The vocabulary with what the options --seen and --template say; raises VocabularyError."""
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+    if seen is None and not templates:
+        return vocabulary
+    flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
+    return Vocabulary(vocabulary.names, flags, templates or None)
 
 
 FOREIGN = (

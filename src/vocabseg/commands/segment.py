@@ -16,9 +16,12 @@ from vocabseg.commands.options import (
     Engine,
     Precision,
     Quiet,
+    Seen,
     Settings,
     Target,
+    Templates,
     foreign_to_demo,
+    refined,
     vocabulary_of,
     with_groups,
 )
@@ -93,12 +96,8 @@ def segment(
     write: Annotated[
         list[Kind] | None, typer.Option("--write", "-w", help="What to write; may be repeated. Default: overlay.")
     ] = None,
-    seen: Annotated[
-        str | None, typer.Option("--seen", help="Which of the classes were seen in training, like --classes.")
-    ] = None,
-    template: Annotated[
-        list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
-    ] = None,
+    seen: Seen = None,
+    template: Templates = None,
     min_score: Annotated[
         float, typer.Option("--min-score", min=0, max=1, help="Pixels with a lower score get no class (label -1).")
     ] = 0,
@@ -111,7 +110,6 @@ def segment(
     panoptic: Panoptic,
 ) -> None:
     from vocabseg.runtime.files import check_apart
-    from vocabseg.runtime.text.vocabulary import Vocabulary
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     say = announcer(quiet)
@@ -121,10 +119,7 @@ def segment(
     target = Target(bundle, device, engine, precision, settings)
     check_apart((path for each in work for path in each.paths), target.opened.folder.rglob("*"))
     segmenter = target.segmenter()
-    vocabulary = segmenter.vocabulary(names)
-    if seen is not None or template:
-        flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
-        vocabulary = Vocabulary(vocabulary.names, flags, template or None)
+    vocabulary = refined(segmenter.vocabulary(names), seen, template)
     panoptic.check(kinds, vocabulary, say)
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
