@@ -344,7 +344,7 @@ def test_doctor_says_which_engine_runs_and_why(run):
     assert "because" in out
 
 
-@pytest.mark.parametrize("verb", ["segment", "export", "evaluate", "bench", "doctor"])
+@pytest.mark.parametrize("verb", ["segment", "explain", "export", "evaluate", "bench", "doctor"])
 def test_help_shows_an_example(run, verb):
     code, out, _ = run(verb, "--help")
     assert code == 0
