@@ -53,8 +53,9 @@ function choose(pixel) {
   show();
 }
 
-// The number of a class, "unseen" or "seen" in training shown by an asterisk.
+// The name of a class, with an asterisk if it was seen in training.
 const named = (index) => data.classes[index] + (data.seen && data.seen[index] ? "*" : "");
+const counted = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 const digits = (value) => (value === 0 ? "0" : value < 0.00005 ? "< 0.0001" : value.toFixed(4));
 
 function best(values, count) {
@@ -108,7 +109,7 @@ function showVotes(explained, score) {
   const shown = order.slice(0, state.shown), rest = order.slice(state.shown);
   byId("votes").replaceChildren(...shown.map((mask) => voteCard(mask, explained, votes[mask], score)));
   byId("more").hidden = rest.length === 0;
-  byId("more").textContent = `${rest.length} more ${rest.length === 1 ? "mask" : "masks"}: ${digits(rest.reduce((sum, mask) => sum + votes[mask], 0))}`;
+  byId("more").textContent = `${counted(rest.length, "more mask")}: ${digits(rest.reduce((sum, mask) => sum + votes[mask], 0))}`;
 }
 
 function voteCard(mask, explained, votes, score) {
@@ -228,7 +229,7 @@ function listen() {
 }
 
 async function start() {
-  byId("about").textContent = `Model ${data.model}; ${data.masks.length} masks vote; ` +
+  byId("about").textContent = `Model ${data.model}; masks that vote: ${data.masks.length}; ` +
     (data.classes.length < data.of ? `${data.classes.length} of ${data.of} classes matter here` : `${data.of} classes`) + ".";
   if (typeof DecompressionStream === "undefined") {
     byId("title").textContent = "This browser is too old for the page: use one of 2023 or later.";

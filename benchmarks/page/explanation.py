@@ -81,8 +81,8 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
 
 
 def _kept(result: Result, sides: list[np.ndarray]) -> np.ndarray:
-    """Indices of the classes that are among the best of a mask, or the label of a pixel."""
-    found = [np.unique(result.labels[result.labels >= 0])]
+    """Indices of the classes that are among the best of a mask, or the label of a pixel; the first where no mask is."""
+    found = [np.unique(result.labels[result.labels >= 0]), np.arange(1)]
     for side in sides:
         found.append(np.argsort(-side, axis=1, kind="stable")[:, :BEST_NAMES].ravel())
     return np.unique(np.concatenate(found))

@@ -80,7 +80,7 @@ def test_a_browser_shows_what_the_result_says(segmenter, image, tmp_path) -> Non
     assert listed == pytest.approx({v.mask: v.votes for v in middle.votes if v.mask in listed}, abs=0.003)
 
 
-def test_pages_of_every_kind_of_result(segmenter, image) -> None:
+def test_pages_of_every_kind_of_result(segmenter, image, tmp_path) -> None:
     masks = np.zeros((2, *image.shape[:2]), bool)
     masks[0, 20:90, 30:200] = True
     own = segmenter.regions(image, masks).classify(NAMES)
@@ -93,3 +93,6 @@ def test_pages_of_every_kind_of_result(segmenter, image) -> None:
     assert nothing.explain(0, 0).votes == ()
     with pytest.raises(vocabseg.VocabsegError, match="only labels and scores"):
         to_explanation_page(Result(own.labels, own.scores, NAMES), "a.png", "demo")
+    dom = shown(to_explanation_page(nothing, "a.png", "demo"), tmp_path)
+    assert '<h2 id="title">no class</h2>' in dom
+    assert 'id="more" hidden' in dom  # the script came to its end
