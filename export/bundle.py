@@ -18,6 +18,7 @@ from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.graph.trace import OPSET, check_opset, export_graph
 from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
+from vocabseg.export.model.maskformer import ProposalNetwork
 from vocabseg.export.model.towers import prune_last_block
 from vocabseg.export.text_graphs import TextGraphs, text_graphs
 from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
@@ -66,7 +67,10 @@ def export_bundle(
     tower = model.region_clip.make_image_tower(region.crop_size)
     with whole_folder(target, "the bundle", lambda: check_target(target, overwrite)) as folder:
         writer = _Writer(folder, opset, fused_attention, progress, graphs=2 + len(texts.graphs))
-        writer.proposal(model, photo)
+        if configuration.proposal.per_pixel:
+            writer.pixel_encoder(model, photo)
+        else:
+            writer.proposal(model, photo)
         writer.image_encoder(model, tower, photo, region)
         writer.text_encoders(model, texts)
         _write_tensors(folder, model)
@@ -126,6 +130,7 @@ class _Writer:
         }
 
     def proposal(self, model: Model, photo: Photo) -> None:
+        assert isinstance(model.proposal, ProposalNetwork)
         queries = model.proposal.sizes.queries
         dimensions: dict[str, Sequence[int | str]] = {
             "image": ("batch", 3, "height", "width"),
@@ -134,6 +139,14 @@ class _Writer:
         }
         sample = {"image": torch.randn(2, 3, 64, 96)}
         self.graph("proposal", model.proposal, sample, dimensions, graph_checks.proposal_inputs(photo))
+
+    def pixel_encoder(self, model: Model, photo: Photo) -> None:
+        dimensions: dict[str, Sequence[int | str]] = {
+            "image": ("batch", 3, "rows", "columns"),
+            "pixel_embeddings": ("batch", model.query_clip.embed_dim, "ceil(rows/4)", "ceil(columns/4)"),
+        }
+        sample = {"image": torch.randn(2, 3, 75, 101)}
+        self.graph("pixel_encoder", model.proposal, sample, dimensions, graph_checks.pixel_inputs(photo))
 
     def image_encoder(self, model: Model, tower: nn.Module, photo: Photo, spec: RegionSpec) -> None:
         size = (3, spec.crop_size, spec.crop_size)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.segmenter.host_stages import HostStages
+from vocabseg.runtime.segmenter.pixels import whole_image
 from vocabseg.runtime.text.prompts import token_sequences
 from vocabseg.runtime.text.tokenizer import Tokenizer
 
@@ -43,6 +45,7 @@ class Photo:
     """What the networks get from a photo: the proposal network's input, and the crops of the regions that it finds."""
 
     def __init__(self, pixels: np.ndarray, configuration: Configuration, region: RegionSpec, proposal: nn.Module):
+        """With a per-pixel network instead of `proposal`, its input is not padded, and the crop is the whole photo."""
         try:
             kernels = load_kernels()
         except EngineError:
@@ -53,7 +56,9 @@ class Photo:
                 masks, queries = proposal(torch.from_numpy(inputs["image"]))
             return {"mask_logits": masks.numpy(), "query_embeddings": queries.numpy()}
 
-        self._stages = HostStages(configuration.input, region, run, kernels)
+        spec, self._per_pixel = configuration.input, configuration.proposal.per_pixel
+        spec = msgspec.structs.replace(spec, divisor=1) if self._per_pixel else spec
+        self._stages = HostStages(spec, region, run, kernels)
         self._prepared = self._stages.prepare(pixels)
 
     @property
@@ -63,7 +68,12 @@ class Photo:
 
     def crops(self) -> np.ndarray:
         """Crops (V, 3, S, S) of the first regions that the network finds; V is at most 8 and may be 0."""
-        proposals = self._stages.propose(self._prepared)
+        prepared = self._prepared
+        if self._per_pixel:
+            resized, given = ((array.shape[0], array.shape[1]) for array in (prepared.resized, prepared.image))
+            proposals = self._stages.given(prepared.image, prepared.resized, whole_image(resized, given), None)
+        else:
+            proposals = self._stages.propose(prepared)
         self._stages.describe(proposals)
         return self._stages.crops_of(proposals, range(CROPS))
 
@@ -71,6 +81,11 @@ class Photo:
 def proposal_inputs(photo: Photo) -> list[Arrays]:
     """Noise in two sizes and two batch sizes, and the photo."""
     return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 160, 128)}, {"image": photo.network_input}]
+
+
+def pixel_inputs(photo: Photo) -> list[Arrays]:
+    """The same for a network that takes images of any size."""
+    return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 75, 101)}, {"image": photo.network_input}]
 
 
 def image_inputs(crops: np.ndarray) -> list[Arrays]:

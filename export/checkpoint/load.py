@@ -13,7 +13,8 @@ from vocabseg.export.checkpoint.file import bare_name, read_state_dict
 from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS, fill
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.model.clip import ClipModel, build_clip, is_openai_archive, list_problems, open_clip_model
-from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, proposal_sizes, read_proposal_sizes
+from vocabseg.export.model.maskformer import proposal_sizes, read_proposal_sizes
+from vocabseg.export.model.pixel_network import Network, network_on_meta, read_pixel_sizes
 from vocabseg.runtime.errors import CheckpointError
 
 QUERY, REGION = "clip_adapter.", "_region_clip_adapter."
@@ -37,10 +38,10 @@ class LearnedPrompt:
 class Model:
     """A loaded model, float32, in evaluation mode; without a separate region adapter both sides are the same objects.
 
-    `non_object_embedding` is the query side's (1, D), not normalised.
+    `non_object_embedding` is the query side's (1, D), not normalised; zeros for a per-pixel model, which has none.
     """
 
-    proposal: ProposalNetwork
+    proposal: Network
     query_clip: ClipModel
     region_clip: ClipModel
     query_prompt: LearnedPrompt | None
@@ -90,6 +91,8 @@ def load_model(
     else:
         query_clip = _load_clip(query, QUERY)
     query_prompt = _load_prompt(query, QUERY, query_clip, configuration.prompt.query, "query")
+    if configuration.proposal.per_pixel:
+        query.setdefault("non_object_embedding", torch.zeros(1, query_clip.embed_dim))
     _check_adapter(query, QUERY, query_clip, query_prompt)
     if proposal.sizes.class_layers[-1] != query_clip.embed_dim:
         raise CheckpointError(
@@ -125,8 +128,7 @@ def load_clip_source(source: str | Path, activation: str | None = None) -> ClipM
         return open_clip_model(name, weights or None, activation)
     tensors = read_state_dict(weights if separator else source)
     own = {} if separator else _part(tensors, QUERY + "clip_model.")
-    known = bool(own or is_openai_archive(tensors))
-    if known and activation is None:
+    if activation is None and (own or is_openai_archive(tensors)):
         activation = "quick_gelu"
     clip = open_clip_model(name, tensors, activation) if separator else build_clip(own or tensors, activation != "gelu")
     if activation is None:
@@ -150,14 +152,16 @@ def published_shapes(configuration: Configuration) -> dict[str, tuple[int, ...]]
     CLIP's sizes are those of open_clip's model of that name; raises CheckpointError for an unknown one.
     """
     query = _clip_shapes(configuration.clip.model)
-    shapes = _shapes(_proposal_on_meta(proposal_sizes(configuration.proposal.backbone, query["text_projection"][1])))
+    sizes = proposal_sizes(configuration.proposal.backbone, query["text_projection"][1])
+    shapes = _shapes(network_on_meta(sizes, configuration.proposal.per_pixel))
     shapes["criterion.empty_weight"] = (1 + (15 if configuration.name.endswith("-voc15") else CLASSES),)
     adapters = {QUERY: (query, configuration.prompt.query)}
     if configuration.separate_region:
         adapters[REGION] = (_clip_shapes(configuration.region_model), configuration.region_prompt)
     for prefix, (clip, prompt) in adapters.items():
         width = clip["token_embedding.weight"][1]
-        shapes |= {f"{prefix}non_object_embedding": (1, clip["text_projection"][1])}
+        if not configuration.proposal.per_pixel:
+            shapes[f"{prefix}non_object_embedding"] = (1, clip["text_projection"][1])
         shapes |= {f"{prefix}{name}": (1, 3, 1, 1) for name in ("pixel_mean", "pixel_std")}
         shapes |= {f"{prefix}clip_model.{key}": shape for key, shape in clip.items()}
         if prompt == "learned":
@@ -184,14 +188,10 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
-    with torch.device("meta"):
-        return ProposalNetwork(sizes)
-
-
-def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> ProposalNetwork:
+def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> Network:
+    read = read_pixel_sizes if configuration.proposal.per_pixel else read_proposal_sizes
     try:
-        sizes = read_proposal_sizes({key: tuple(value.shape) for key, value in tensors.items()})
+        sizes = read({key: tuple(value.shape) for key, value in tensors.items()})
     except (KeyError, IndexError):  # the comparison below then names the missing keys
         last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
         sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
@@ -202,7 +202,7 @@ def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) 
             f"the checkpoint's backbone is {backbone}, configuration {configuration.name} says "
             f"{configuration.proposal.backbone}: choose a matching configuration, or --set proposal.backbone={backbone}"
         )
-    network = _proposal_on_meta(sizes)
+    network = network_on_meta(sizes, configuration.proposal.per_pixel)
     _compare(_shapes(network), tensors)
     network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)
     return network.eval().requires_grad_(False)

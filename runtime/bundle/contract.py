@@ -10,6 +10,7 @@ from vocabseg.runtime.errors import BundleError
 
 # Inputs and outputs by name, with their number of dimensions.
 PROPOSAL = ({"image": 4}, {"mask_logits": 4, "query_embeddings": 3})
+PIXEL_ENCODER = ({"image": 4}, {"pixel_embeddings": 4})
 IMAGE_ENCODER = ({"crops": 4}, {"image_features": 2})
 TEXT_ENCODER = ({"token_ids": 2, "eot_index": 1}, {"text_features": 2})
 INTEGERS = ("token_ids", "eot_index")
@@ -21,7 +22,8 @@ _WEIGHTS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 def check_contract(folder: Path, manifest: Manifest) -> None:
     """Raise BundleError if the manifest lacks a graph, or describes one that fits neither the pipeline nor the rest."""
     prompts = manifest.prompts
-    for needed in ("proposal", "image_encoder", prompts.query.graph, prompts.region.graph):
+    dense = "pixel_encoder" if manifest.per_pixel else "proposal"
+    for needed in (dense, "image_encoder", prompts.query.graph, prompts.region.graph):
         if needed not in manifest.graphs:
             raise BundleError(f"bundle {folder} has no graph {needed!r}, which its manifest needs: export it again")
     for precision, graphs in (("float32", manifest.graphs), *manifest.variants.items()):
@@ -33,8 +35,8 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
                 problem = f"has {given}, in float32 {_listing([*base.inputs, *base.outputs])}"
             if problem:
                 raise BundleError(f"bundle {folder}: its graph {name} in {precision} {problem}: export it again")
-    for vision, text in (("proposal", prompts.query.graph), ("image_encoder", prompts.region.graph)):
-        widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
+    for vision, text in ((dense, prompts.query.graph), ("image_encoder", prompts.region.graph)):
+        widths = [_width(name, manifest.graphs[name]) for name in (vision, text)]
         if widths[0] != widths[1]:
             raise BundleError(
                 f"bundle {folder}: its graph {vision} gives embeddings of {widths[0]} values, {text} of {widths[1]}: "
@@ -69,7 +71,8 @@ def check_graph(folder: Path, record: GraphRecord) -> None:
 def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     """What is wrong with a graph's description, as the end of a sentence."""
     text = dict.fromkeys((manifest.prompts.query.graph, manifest.prompts.region.graph), TEXT_ENCODER)
-    due = {**text, "proposal": PROPOSAL, "image_encoder": IMAGE_ENCODER}.get(name)
+    vision = {"proposal": PROPOSAL, "pixel_encoder": PIXEL_ENCODER, "image_encoder": IMAGE_ENCODER}
+    due = {**text, **vision}.get(name)
     if due is None:
         return None
     for what, tensors, ranks in zip(("inputs", "outputs"), (record.inputs, record.outputs), due, strict=True):
@@ -79,17 +82,24 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
         for tensor in tensors:
             if tensor.dtype not in (("int64",) if tensor.name in INTEGERS else FLOATS):
                 return f"has {_listing([tensor])}, a type that is not supported there"
-    width = record.outputs[-1].shape[-1]
+    width = _width(name, record)
     if not isinstance(width, int) or width < 1:
         return f"gives {_listing(record.outputs[-1:])}, whose width is not fixed"
     side = manifest.region.crop_size
     if name == "image_encoder" and record.inputs[0].shape[1:] != [3, side, side]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.crop_size is {side}"
+    if name == "pixel_encoder" and record.inputs[0].shape[1] != 3:
+        return f"takes {_listing(record.inputs)}, but an image has 3 channels"
     if name == "proposal":
         masks, queries = (output.shape[1] for output in record.outputs)
         if record.inputs[0].shape[1] != 3 or masks != queries or not isinstance(masks, int) or masks < 1:
             return f"has {_listing([*record.inputs, *record.outputs])}, which do not belong together"
     return None
+
+
+def _width(name: str, record: GraphRecord) -> int | str:
+    """The number of values of a graph's embeddings, which are last, but for those of a map of pixels."""
+    return record.outputs[-1].shape[1 if name == "pixel_encoder" else -1]
 
 
 def _sizes(record: GraphRecord) -> list[list[int | None]]:

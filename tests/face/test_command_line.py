@@ -334,7 +334,7 @@ def test_export_lists_the_configurations(run):
     code, out, _ = run("export", "--list")
     assert code == 0
     assert "zsseg-r101c-vitb16-learned" in out.split()
-    assert len(out.split()) == 21
+    assert len(out.split()) == 22
 
 
 def test_doctor_says_which_engine_runs_and_why(run):

@@ -22,6 +22,7 @@ from vocabseg.commands.options import (
     Templates,
     foreign_to_demo,
     refined,
+    two_stage,
     vocabulary_of,
 )
 from vocabseg.commands.segment_files import Work
@@ -74,6 +75,7 @@ def explain(
     if as_json and not pixels:
         raise ConfigurationError("--json tells of the pixels given with --at: give one, such as --at 120,80")
     target = Target(bundle, device, engine, precision, settings)
+    two_stage(target.opened, "explain")
     if html is not None:
         if html.suffix.lower() not in (".html", ".htm"):
             raise OutputError(f"cannot write a page to {str(html)!r}: name it .html")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.precisions import LONG, precision_name
 
 if TYPE_CHECKING:
@@ -97,6 +98,16 @@ def foreign_to_demo(bundle: "Bundle", vocabulary: "Vocabulary") -> bool:
     return not any(known.issuperset(name.lower().split()) for name in vocabulary)
 
 
+def two_stage(bundle: "Bundle", verb: str) -> "Bundle":
+    """The bundle, for a verb that works on masks and regions; raises ConfigurationError for one that has none."""
+    if bundle.manifest.per_pixel:
+        raise ConfigurationError(
+            f"{bundle.manifest.name} is a per-pixel model, and `vocabseg {verb}` works on masks and regions: give the "
+            "bundle of a two-stage model"
+        )
+    return bundle
+
+
 @dataclass(frozen=True)
 class Target:
     """The bundle a command works on (None: the demo model) and how to run it, as the options say."""
@@ -116,9 +127,9 @@ class Target:
 
     def segmenter(self) -> "Segmenter":
         """The opened bundle, ready to run; raises EngineError where this machine cannot."""
-        from vocabseg.runtime.segmenter.segmenter import Segmenter
+        from vocabseg.runtime.segmenter.opening import open_segmenter
 
-        return Segmenter(self.opened, self.device, self.engine, self.precision)
+        return open_segmenter(self.opened, self.device, self.engine, self.precision)
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
