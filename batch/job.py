@@ -100,9 +100,9 @@ class Job:
 
     def segmenter(self) -> "Segmenter":
         """The bundle, ready to run on this machine."""
-        from vocabseg.runtime.segmenter.segmenter import Segmenter
+        from vocabseg.runtime.segmenter.opening import open_segmenter
 
-        return Segmenter(self.open_bundle(), self.device, self.engine, self.precision)
+        return open_segmenter(self.open_bundle(), self.device, self.engine, self.precision)
 
     def choice_key(self, bundle: Bundle) -> str:
         """The engine that this machine would choose; raises EngineError and BundleError."""

@@ -18,6 +18,7 @@ from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.graph.trace import OPSET, check_opset, export_graph
 from vocabseg.export.graph_checks import COSINE_LIMIT, RELATIVE_LIMIT, Photo, check_graph
+from vocabseg.export.model.maskformer import ProposalNetwork
 from vocabseg.export.model.towers import prune_last_block
 from vocabseg.export.proposals.onnx_proposals import NEEDED, OnnxProposals
 from vocabseg.export.proposals.region_model import RegionModel
@@ -76,6 +77,8 @@ def export_bundle(
         writer = _Writer(folder, opset, fused_attention, progress, graphs=1 + (found is not None) + len(texts.graphs))
         if isinstance(found, OnnxProposals):
             writer.given_proposals(found, photo, configuration.input)
+        elif isinstance(model, Model) and configuration.proposal.per_pixel:
+            writer.pixel_encoder(model, photo)
         elif isinstance(model, Model):
             writer.proposal(model, photo)
         writer.image_encoder(model, tower, photo, region)
@@ -141,6 +144,7 @@ class _Writer:
         }
 
     def proposal(self, model: Model, photo: Photo) -> None:
+        assert isinstance(model.proposal, ProposalNetwork)
         queries = model.proposal.sizes.queries
         dimensions: dict[str, Sequence[int | str]] = {
             "image": ("batch", 3, "height", "width"),
@@ -149,6 +153,14 @@ class _Writer:
         }
         sample = {"image": torch.randn(2, 3, *model.proposal.sample_size)}
         self.graph("proposal", model.proposal, sample, dimensions, graph_checks.proposal_inputs(photo))
+
+    def pixel_encoder(self, model: Model, photo: Photo) -> None:
+        dimensions: dict[str, Sequence[int | str]] = {
+            "image": ("batch", 3, "rows", "columns"),
+            "pixel_embeddings": ("batch", model.query_clip.embed_dim, "ceil(rows/4)", "ceil(columns/4)"),
+        }
+        sample = {"image": torch.randn(2, 3, 75, 101)}
+        self.graph("pixel_encoder", model.proposal, sample, dimensions, graph_checks.pixel_inputs(photo))
 
     def given_proposals(self, proposals: OnnxProposals, photo: Photo, spec: InputSection) -> None:
         path = self.folder / "proposal.onnx"

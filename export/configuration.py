@@ -23,11 +23,17 @@ Prompt = str | list[str]
 class ProposalSection(msgspec.Struct, frozen=True, kw_only=True):
     """The proposal network's backbone; with `res5_dilation` 2 (detectron2's RES5_DILATION) res5 keeps stride 16.
 
-    "none": there is no published proposal network, and CLIP alone classifies the regions of other masks.
+    "none": there is no published proposal network, and CLIP alone classifies the regions of other masks. With the head
+    "pixels" there are no proposals: the one-stage baseline embeds every pixel.
     """
 
     backbone: Literal["r50", "r101c", "swin", "none"]
     res5_dilation: Literal[1, 2] = 1
+    head: Literal["maskformer", "pixels"] = "maskformer"
+
+    @property
+    def per_pixel(self) -> bool:
+        return self.head == "pixels"
 
 
 class ClipSection(msgspec.Struct, frozen=True, kw_only=True):

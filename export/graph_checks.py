@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.segmenter.host_stages import HostProposals, HostStages
+from vocabseg.runtime.segmenter.pixels import whole_image
 from vocabseg.runtime.text.prompts import token_sequences
 from vocabseg.runtime.text.tokenizer import Tokenizer
 
@@ -44,7 +46,8 @@ def sample_pixels(path: str | Path | None) -> np.ndarray:
 class Photo:
     """What the networks get from a photo: the proposal network's input, and the crops of the regions that it finds.
 
-    Without a proposal network, regions are the photo and its halves.
+    Without a proposal network, regions are the photo and its halves; with a per-pixel network in its place, whose input
+    is not padded, the region is the whole photo.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Photo:
             found = _run_module(proposal, inputs)
             return dict(zip(("mask_logits", QUERIES), found, strict=False))
 
-        self._stages, self._proposed = HostStages(configuration.input, region, run, kernels), proposal is not None
+        spec, self._per_pixel = configuration.input, configuration.proposal.per_pixel
+        spec = msgspec.structs.replace(spec, divisor=1) if self._per_pixel else spec
+        self._stages, self._proposed = HostStages(spec, region, run, kernels), proposal is not None
         self._prepared = self._stages.prepare(pixels)
 
     @property
@@ -70,7 +75,12 @@ class Photo:
 
     def encoder_inputs(self) -> Arrays:
         """The image encoder's inputs for the first regions that the network finds, at most 8 and maybe none."""
-        proposals = self._stages.propose(self._prepared) if self._proposed else self._halves()
+        prepared = self._prepared
+        if self._per_pixel:
+            resized, given = ((array.shape[0], array.shape[1]) for array in (prepared.resized, prepared.image))
+            proposals = self._stages.given(prepared.image, prepared.resized, whole_image(resized, given), None)
+        else:
+            proposals = self._stages.propose(prepared) if self._proposed else self._halves()
         self._stages.describe(proposals)
         return self._stages.encoder_inputs_of(proposals, range(CROPS))
 
@@ -85,6 +95,11 @@ class Photo:
 def proposal_inputs(photo: Photo) -> list[Arrays]:
     """Noise in two sizes and two batch sizes, and the photo."""
     return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 160, 128)}, {"image": photo.network_input}]
+
+
+def pixel_inputs(photo: Photo) -> list[Arrays]:
+    """The same for a network that takes images of any size."""
+    return [{"image": _noise(1, 3, 64, 96)}, {"image": _noise(2, 3, 75, 101)}, {"image": photo.network_input}]
 
 
 def given_inputs(photo: Photo) -> list[Arrays]:

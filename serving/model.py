@@ -39,7 +39,7 @@ class TritonPythonModel:
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         folder = Path(args["model_repository"]) / args["model_version"]
 
-        from vocabseg.runtime.segmenter.segmenter import load
+        from vocabseg.runtime.segmenter.opening import load
 
         segmenter = load(folder / BUNDLE, device, settings.get("engine") or None, settings.get("precision") or None)
         given_limits = {name: settings[name] for name in RequestLimits.__struct_fields__ if name in settings}

@@ -13,6 +13,7 @@ import numpy as np
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.bundle.settings import open_adjusted
+from vocabseg.runtime.errors import ConfigurationError
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,9 +61,12 @@ class BundleSource:
         return self._bundle(verify=False).manifest.settings()
 
     def open(self) -> Segment:
-        from vocabseg.runtime.segmenter.segmenter import Segmenter
+        from vocabseg.runtime.segmenter.opening import open_segmenter
 
-        return Segmenter(self._bundle(verify=True), self.device, self.engine, self.precision)
+        segmenter = open_segmenter(self._bundle(verify=True), self.device, self.engine, self.precision)
+        if segmenter.per_pixel:  # no masks to measure panoptic quality or mask AP with
+            return lambda image, vocabulary: LabelsOnly(segmenter(image, vocabulary).labels)
+        return segmenter
 
     def _bundle(self, verify: bool) -> Bundle:
         return open_adjusted(self.folder, self.settings, verify)
@@ -102,6 +106,11 @@ class ReferenceSource:
         from vocabseg.export.reference import ReferenceSegmenter
 
         configuration = load_configuration(self.configuration, list(self.settings))
+        if configuration.proposal.per_pixel:
+            raise ConfigurationError(
+                f"{self.configuration} is a per-pixel model, whose PyTorch reference is not measured: export it, and "
+                "evaluate the bundle"
+            )
         model = load_model(read_state_dict(self.checkpoint), configuration, self.clip_source)
         return ReferenceSegment(ReferenceSegmenter(model, configuration))
 

@@ -20,7 +20,8 @@ from vocabseg.export.model.clip import (
     list_problems,
     open_clip_model,
 )
-from vocabseg.export.model.maskformer import ProposalNetwork, ProposalSizes, proposal_sizes, read_proposal_sizes
+from vocabseg.export.model.maskformer import proposal_sizes, read_proposal_sizes
+from vocabseg.export.model.pixel_network import Network, network_on_meta, read_pixel_sizes
 from vocabseg.export.model.resnet import ResNetSizes
 from vocabseg.export.model.swin import SwinSizes, relative_positions
 from vocabseg.runtime.errors import CheckpointError
@@ -44,10 +45,10 @@ class LearnedPrompt:
 class Model:
     """A loaded model, float32, in evaluation mode; without a separate region adapter both sides are the same objects.
 
-    `non_object_embedding` is the query side's (1, D), not normalised.
+    `non_object_embedding` is the query side's (1, D), not normalised; zeros for a per-pixel model, which has none.
     """
 
-    proposal: ProposalNetwork
+    proposal: Network
     query_clip: ClipModel
     region_clip: ClipModel
     query_prompt: LearnedPrompt | None
@@ -97,6 +98,8 @@ def load_model(
     else:
         query_clip = _load_clip(query, QUERY)
     query_prompt = _load_prompt(query, QUERY, query_clip, configuration.prompt.query, "query")
+    if configuration.proposal.per_pixel:
+        query.setdefault("non_object_embedding", torch.zeros(1, query_clip.embed_dim))
     _check_adapter(query, QUERY, query_clip, query_prompt)
     if proposal.sizes.class_layers[-1] != query_clip.embed_dim:
         raise CheckpointError(
@@ -143,8 +146,7 @@ def load_clip_source(source: str | Path, activation: str | None = None) -> ClipM
         return open_clip_model(name, weights or None, activation)
     tensors = read_state_dict(weights if separator else source)
     own = {} if separator else _part(tensors, QUERY + "clip_model.")
-    known = bool(own or is_openai_archive(tensors))
-    if known and activation is None:
+    if activation is None and (own or is_openai_archive(tensors)):
         activation = "quick_gelu"
     clip = open_clip_model(name, tensors, activation) if separator else build_clip(own or tensors, activation != "gelu")
     if activation is None:
@@ -166,15 +168,10 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def proposal_on_meta(sizes: ProposalSizes) -> ProposalNetwork:
-    """The proposal network without memory for its weights."""
-    with torch.device("meta"):
-        return ProposalNetwork(sizes)
-
-
-def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> ProposalNetwork:
+def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) -> Network:
+    read = read_pixel_sizes if configuration.proposal.per_pixel else read_proposal_sizes
     try:
-        sizes = read_proposal_sizes({key: tuple(value.shape) for key, value in tensors.items()})
+        sizes = read({key: tuple(value.shape) for key, value in tensors.items()})
     except (KeyError, IndexError):  # the comparison below then names the missing keys
         last = tensors.get("sem_seg_head.predictor.class_embed.layers.1.bias")
         sizes = proposal_sizes(configuration.proposal.backbone, 512 if last is None else len(last))
@@ -186,7 +183,7 @@ def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) 
             f"{configuration.proposal.backbone}: choose a matching configuration, or --set "
             f"proposal.backbone={sizes.kind}"
         )
-    network = proposal_on_meta(sizes)
+    network = network_on_meta(sizes, configuration.proposal.per_pixel)
     _compare(shapes_of(network), tensors)
     if isinstance(sizes.backbone, SwinSizes):
         _check_positions(tensors, relative_positions(sizes.backbone.window))

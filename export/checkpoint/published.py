@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from vocabseg.export.checkpoint.load import QUERY, REGION, proposal_on_meta, shapes_of
+from vocabseg.export.checkpoint.load import QUERY, REGION, shapes_of
 from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS, fill
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.model.maskformer import proposal_sizes
+from vocabseg.export.model.pixel_network import network_on_meta
 from vocabseg.runtime.errors import CheckpointError
 
 PROMPT_LENGTH = 16  # of a published learned prompt: vectors before the class name, none behind it
@@ -25,7 +26,8 @@ def published_shapes(configuration: Configuration) -> dict[str, tuple[int, ...]]
     CLIP's sizes are those of open_clip's model of that name; raises CheckpointError for an unknown one.
     """
     query = _clip_shapes(configuration.clip.model)
-    shapes = shapes_of(proposal_on_meta(proposal_sizes(configuration.proposal.backbone, query["text_projection"][1])))
+    sizes = proposal_sizes(configuration.proposal.backbone, query["text_projection"][1])
+    shapes = shapes_of(network_on_meta(sizes, configuration.proposal.per_pixel))
     shapes["criterion.empty_weight"] = (1 + _classes(configuration.name),)
     if configuration.clip.mask_prompts:
         patches, width = query["visual.positional_embedding"]
@@ -35,7 +37,8 @@ def published_shapes(configuration: Configuration) -> dict[str, tuple[int, ...]]
         adapters[REGION] = (_clip_shapes(configuration.region_model), configuration.region_prompt)
     for prefix, (clip, prompt) in adapters.items():
         width = clip["token_embedding.weight"][1]
-        shapes |= {f"{prefix}non_object_embedding": (1, clip["text_projection"][1])}
+        if not configuration.proposal.per_pixel:
+            shapes[f"{prefix}non_object_embedding"] = (1, clip["text_projection"][1])
         shapes |= {f"{prefix}{name}": (1, 3, 1, 1) for name in ("pixel_mean", "pixel_std")}
         shapes |= {f"{prefix}clip_model.{key}": shape for key, shape in clip.items()}
         if prompt == "learned":

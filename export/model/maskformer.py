@@ -110,9 +110,13 @@ class PixelDecoder(nn.Module):
         for index in (3, 2, 1):
             lateral = self.get_submodule(f"adapter_{index}")(features[index - 1])
             if not (index == 3 and self.dilated):
-                y = functional.interpolate(y, scale_factor=2.0, mode="nearest")
+                y = self.enlarge(y, lateral)
             y = self.get_submodule(f"layer_{index}")(lateral + y).relu()
         return self.mask_features(y)
+
+    def enlarge(self, y: Tensor, lateral: Tensor) -> Tensor:
+        """A map in the size of the next larger one, which is twice as large for an image of a multiple of 32."""
+        return functional.interpolate(y, scale_factor=2.0, mode="nearest")
 
 
 class Attention(nn.Module):

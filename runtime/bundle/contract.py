@@ -11,6 +11,7 @@ from vocabseg.runtime.errors import BundleError
 # Inputs and outputs by name, with their number of dimensions.
 PROPOSAL = ({"image": 4}, {"mask_logits": 4, QUERIES: 3})
 MASKS_ALONE = ({"image": 4}, {"mask_logits": 4})
+PIXEL_ENCODER = ({"image": 4}, {"pixel_embeddings": 4})
 IMAGE_ENCODER = ({"crops": 4}, {"image_features": 2})
 PROMPTED_IMAGE_ENCODER = ({"crops": 4, "patch_mask": 3}, {"image_features": 2})
 TEXT_ENCODER = ({"token_ids": 2, "eot_index": 1}, {"text_features": 2})
@@ -23,7 +24,8 @@ _WEIGHTS = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 def check_contract(folder: Path, manifest: Manifest) -> None:
     """Raise BundleError if the manifest lacks a graph, or describes one that fits neither the pipeline nor the rest."""
     prompts = manifest.prompts
-    own = () if manifest.masks == "given" else ("proposal",)
+    dense = "pixel_encoder" if manifest.per_pixel else "proposal"
+    own = () if manifest.masks == "given" else (dense,)
     for needed in (*own, "image_encoder", prompts.query.graph, prompts.region.graph):
         if needed not in manifest.graphs:
             raise BundleError(f"bundle {folder} has no graph {needed!r}, which its manifest needs: export it again")
@@ -44,9 +46,9 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
             f"bundle {folder}: its region.patch_grid is {region.patch_grid}, but its crops have {region.crop_size} "
             "pixels a side: export it again"
         )
-    sides = [("proposal", prompts.query.graph)] if manifest.has_queries else []
+    sides = [(dense, prompts.query.graph)] if manifest.has_queries or manifest.per_pixel else []
     for vision, text in (*sides, ("image_encoder", prompts.region.graph)):
-        widths = [manifest.graphs[name].outputs[-1].shape[-1] for name in (vision, text)]
+        widths = [_width(name, manifest.graphs[name]) for name in (vision, text)]
         if widths[0] != widths[1]:
             raise BundleError(
                 f"bundle {folder}: its graph {vision} gives embeddings of {widths[0]} values, {text} of {widths[1]}: "
@@ -100,9 +102,12 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
     """What is wrong with a graph's description, as the end of a sentence."""
     text = dict.fromkeys((manifest.prompts.query.graph, manifest.prompts.region.graph), TEXT_ENCODER)
     grid = manifest.region.patch_grid
-    image_encoder = PROMPTED_IMAGE_ENCODER if grid else IMAGE_ENCODER
-    proposal = PROPOSAL if any(output.name == QUERIES for output in record.outputs) else MASKS_ALONE
-    due = {**text, "proposal": proposal, "image_encoder": image_encoder}.get(name)
+    vision = {
+        "proposal": PROPOSAL if any(output.name == QUERIES for output in record.outputs) else MASKS_ALONE,
+        "pixel_encoder": PIXEL_ENCODER,
+        "image_encoder": PROMPTED_IMAGE_ENCODER if grid else IMAGE_ENCODER,
+    }
+    due = {**text, **vision}.get(name)
     if due is None:
         return None
     for what, tensors, ranks in zip(("inputs", "outputs"), (record.inputs, record.outputs), due, strict=True):
@@ -112,7 +117,7 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
         for tensor in tensors:
             if tensor.dtype not in (("int64",) if tensor.name in INTEGERS else FLOATS):
                 return f"has {_listing([tensor])}, a type that is not supported there"
-    width = record.outputs[-1].shape[-1]
+    width = _width(name, record)
     if due is not MASKS_ALONE and (not isinstance(width, int) or width < 1):
         return f"gives {_listing(record.outputs[-1:])}, whose width is not fixed"
     side = manifest.region.crop_size
@@ -120,11 +125,18 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
         return f"takes {_listing(record.inputs)}, but the manifest's region.crop_size is {side}"
     if name == "image_encoder" and grid and record.inputs[1].shape[1:] != [grid, grid]:
         return f"takes {_listing(record.inputs)}, but the manifest's region.patch_grid is {grid}"
+    if name == "pixel_encoder" and record.inputs[0].shape[1] != 3:
+        return f"takes {_listing(record.inputs)}, but an image has 3 channels"
     if name == "proposal":
         masks, queries = record.outputs[0].shape[1], record.outputs[-1].shape[1]
         if record.inputs[0].shape[1] != 3 or masks != queries or not isinstance(masks, int) or masks < 1:
             return f"has {_listing([*record.inputs, *record.outputs])}, which do not belong together"
     return None
+
+
+def _width(name: str, record: GraphRecord) -> int | str:
+    """The number of values of a graph's embeddings, which are last, but for those of a map of pixels."""
+    return record.outputs[-1].shape[1 if name == "pixel_encoder" else -1]
 
 
 def _sizes(record: GraphRecord) -> list[list[int | None]]:

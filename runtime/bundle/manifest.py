@@ -133,6 +133,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the image encoder is needed to classify the bundle's proposals."""
         return self.ensemble.enabled or not self.has_queries
 
+    @property
+    def per_pixel(self) -> bool:
+        """Whether this is the one-stage baseline, whose graph "pixel_encoder" embeds every pixel: it has no regions."""
+        return "pixel_encoder" in self.graphs and "proposal" not in self.graphs
+
     def settings(self) -> dict[str, Any]:
         """The sections that decide what the graphs' outputs become, as plain types: for reports."""
         sections = {"input": self.input, "region": self.region, "ensemble": self.ensemble, "prompts": self.prompts}
@@ -182,8 +187,8 @@ def output_shapes(record: GraphRecord, shapes: Mapping[str, Sequence[int]]) -> d
 def resolve_shape(record: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of an input or output for given sizes of its dynamic dimensions, such as {"batch": 1, "height": 640}.
 
-    A dimension is a number, a name, or a name over a number ("height/4"). Raises BundleError for one that `sizes` does
-    not determine, and for a size that is not divisible by the number.
+    A dimension is a number, a name, a name over a number ("height/4"), or that rounded up ("ceil(rows/4)"). Raises
+    BundleError for one that `sizes` does not determine, and without "ceil" for a size not divisible by the number.
     """
     return tuple(_resolve(record, dimension, sizes) for dimension in record.shape)
 
@@ -191,13 +196,14 @@ def resolve_shape(record: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, 
 def _resolve(record: TensorRecord, dimension: int | str, sizes: Mapping[str, int]) -> int:
     if isinstance(dimension, int):
         return dimension
-    name, _, divisor = dimension.partition("/")
+    upwards = dimension.startswith("ceil(") and dimension.endswith(")")
+    name, _, divisor = (dimension[5:-1] if upwards else dimension).partition("/")
     if name not in sizes or (divisor and not re.fullmatch("[0-9]{1,9}", divisor)):
         raise BundleError(f"{record.name} has the dimension {dimension!r}, but only {', '.join(sizes)} are known")
     size, step = sizes[name], int(divisor or 1)
-    if step < 1 or size % step:
+    if step < 1 or (size % step and not upwards):
         raise BundleError(f"{record.name} has the dimension {dimension!r}: {name}={size} is not divisible by {divisor}")
-    return size // step
+    return -(-size // step)
 
 
 def read_manifest(path: Path) -> Manifest:

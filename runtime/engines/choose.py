@@ -96,6 +96,8 @@ def _on_gpu(wish: Wish, device: str) -> Choice:
     from vocabseg.runtime.cuda.device import open_device, parse_device
     from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
 
+    if wish.bundle is not None and wish.bundle.manifest.per_pixel:
+        raise EngineError(f"{wish.bundle.manifest.name} is a per-pixel model, which runs on a CPU only: --device cpu")
     if wish.engine is not None and wish.engine not in _names(ON_GPU):
         raise EngineError(f"the engine {wish.engine!r} does not run on a GPU: use {' or '.join(_names(ON_GPU))}")
     _offered(wish, ON_GPU, "GPU")

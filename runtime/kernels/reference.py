@@ -6,7 +6,7 @@ pixel_math.h has the same formulas for the host and the device.
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 
 import numpy as np
@@ -113,6 +113,43 @@ def resample_masks(masks: Masks) -> Array:
     for index, mask in enumerate(masks.logits):
         probabilities[index] = upsample(sigmoid(upsample(mask, masks.padded_size, masks.image_size)), size, size)
     return probabilities
+
+
+def resample_masks_at(masks: Masks, rows: Sequence[int] | Array, columns: Sequence[int] | Array) -> Array:
+    """What resample_masks gives at the crossings of some rows (R,) and columns (C,) of the output.
+
+    Returns (M, R, C) float32, at a cost that does not depend on the output's size. Raises ValueError.
+    """
+    return resample_maps_at(checks.masks(masks), rows, columns, sigmoid)
+
+
+def resample_maps_at(
+    maps: Masks, rows: Sequence[int] | Array, columns: Sequence[int] | Array, between: Callable[[Array], Array]
+) -> Array:
+    """Maps bilinearly to the image size, there through the function `between`, and bilinearly to the output size.
+
+    Returns (M, R, C) float32 at the crossings of some rows (R,) and columns (C,) of the output.
+    """
+
+    def taps(axis: int, wanted: Array) -> tuple[list[Array], list[Array]]:
+        """Of the logits for both neighbours of every wanted pixel in the image size, and of those neighbours."""
+        seen, given = maps.image_size[axis], maps.output_size[axis]
+        low, high, *weights = (tap[wanted] for tap in linear_taps(seen, given, given))
+        inner = linear_taps(maps.logits.shape[1 + axis], maps.padded_size[axis], seen)
+        count = np.arange(len(wanted))
+        return [tap[np.concatenate([low, high])] for tap in inner], [count, count + len(wanted), *weights]
+
+    down, outer_down = taps(0, np.asarray(rows, np.int64))
+    across, outer_across = taps(1, np.asarray(columns, np.int64))
+    return _crossings(between(_crossings(maps.logits, down, across)), outer_down, outer_across)
+
+
+def _crossings(maps: Array, down: Sequence[Array], across: Sequence[Array]) -> Array:
+    """Maps (M, h, w) at the crossings of linear taps: columns first, as in upsample."""
+    low, high, low_weight, high_weight = across
+    wide = maps[:, :, low] * low_weight + maps[:, :, high] * high_weight
+    low, high, low_weight, high_weight = down
+    return wide[:, low] * low_weight[:, None] + wide[:, high] * high_weight[:, None]
 
 
 def class_scores(masks: Masks, class_probabilities: Array) -> Array:

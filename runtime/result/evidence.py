@@ -1,12 +1,40 @@
 """What a result's further outputs are computed from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
 from vocabseg.runtime.masks import Masks
+
+
+@dataclass(frozen=True, eq=False)
+class Opinions:
+    """What the class probabilities of M masks were made of, on both sides of the ensemble.
+
+    A class probability is query ** query_power * clip ** (1 - query_power); a side that is missing counts as 1.
+
+    Attributes:
+        numbers: (M,) int64, the masks' places among all masks of the image.
+        query: (M, C) float32, by the query embeddings, "no object" aside; None for user-supplied masks.
+        clip: (M, C) float32, by the image encoder, NaN where a mask is empty after thresholding and has no crop; None
+            if no crop was encoded.
+        query_power: (C,) float32.
+        seen: (C,) bool, whether a class was seen in training.
+        boxes: (M, 4) float32, tight [x1, y1, x2, y2) in pixels of the original image; zeros for an empty mask.
+        areas: (M,) int64, the pixels above the threshold, scaled to the original image.
+    """
+
+    numbers: np.ndarray
+    query: np.ndarray | None
+    clip: np.ndarray | None
+    query_power: np.ndarray
+    seen: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
 
 
 class Evidence(Protocol):
@@ -20,13 +48,20 @@ class Evidence(Protocol):
     def no_object(self) -> np.ndarray: ...  # (M,) float32, the probability that a query is "no object"
     @property
     def kernels(self) -> ModuleType: ...
+    @property
+    def opinions(self) -> Opinions | None: ...  # None where only the probabilities are known
 
 
 @dataclass(frozen=True, eq=False)
 class GivenEvidence:
-    """Evidence that is already computed."""
+    """Evidence that is already computed, except for the opinions, which `form_opinions` computes on first access."""
 
     masks: Masks
     class_probabilities: np.ndarray
     no_object: np.ndarray
     kernels: ModuleType
+    form_opinions: Callable[[], Opinions | None] = lambda: None
+
+    @cached_property
+    def opinions(self) -> Opinions | None:
+        return self.form_opinions()

@@ -14,6 +14,7 @@ from vocabseg.runtime.result.coco import coco_panoptic
 from vocabseg.runtime.result.evidence import Evidence, GivenEvidence
 from vocabseg.runtime.result.panoptic import Instance, ResampledMasks, coco_box, panoptic_segments, rle_encode
 from vocabseg.runtime.result.panoptic import instances as most_probable_instances
+from vocabseg.runtime.result.votes import BEST_NAMES, Explanation, explain_pixel
 from vocabseg.runtime.result.writing import check_suffix, picture_format, write_json, write_picture
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Result:
         if evidence is None:
             return Result, (self.labels, self.scores, self.classes, self.image, None, self.categories)
         parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
+        parts = (*parts, evidence.opinions)
         return _restored, (self.labels, self.scores, self.classes, self.image, parts, self.categories)
 
     def confident(self, min_score: float) -> "Result":
@@ -71,8 +73,17 @@ class Result:
 
     def class_scores(self) -> np.ndarray:
         """The scores (C, H, W) float32 of every class at every pixel; 4 * C * H * W bytes, computed on each call."""
-        known = self._known_evidence()
+        known = self.known_evidence()
         return known.kernels.class_scores(known.masks, known.class_probabilities)
+
+    def explain(self, x: int, y: int, name: str | None = None, best: int = BEST_NAMES) -> Explanation:
+        """Which masks voted at the pixel of column `x` and row `y`, and what each was taken for, by query and by CLIP.
+
+        The votes listed are those for the class `name`, by default the pixel's own; each opinion lists the `best` most
+        probable classes. Raises ImageError for a pixel outside the image, VocabularyError for a name that is no class.
+        """
+        chosen = None if name is None else min(self._indices([name]))
+        return explain_pixel(self.known_evidence(), self.classes, self.labels, x, y, chosen, best)
 
     def panoptic(
         self,
@@ -94,7 +105,7 @@ class Result:
         per segment with its "id", "isthing", "category_id", "score" and "area". Raises VocabularyError for a thing that
         is not a class.
         """
-        known = self._known_evidence()
+        known = self.known_evidence()
         probabilities = np.column_stack([known.class_probabilities, known.no_object])
         settings = (self._countable(things), object_mask_threshold, overlap_threshold, self.categories.other)
         return panoptic_segments(probabilities, self._masks(), *settings)
@@ -114,7 +125,7 @@ class Result:
         """
         kept = None if self.categories.other is None else self._indices(range(len(self.classes) - 1))
         countable = kept if things is None else self._indices(things)
-        probabilities = self._known_evidence().class_probabilities
+        probabilities = self.known_evidence().class_probabilities
         return most_probable_instances(probabilities, self._masks(), countable, top_k, overlap_threshold)
 
     def draw(self, legend: bool = True, opacity: float = 0.6, theme: str = "light") -> np.ndarray:
@@ -254,13 +265,14 @@ class Result:
             mask = self.labels == index
             yield index, mask, float(np.minimum(self.scores[mask], 1).mean(dtype=np.float64))
 
-    def _known_evidence(self) -> Evidence:
+    def known_evidence(self) -> Evidence:
+        """The evidence; raises VocabsegError where there is none."""
         if self.evidence is None:
             raise VocabsegError("this result holds only labels and scores; get one from a segmenter for more")
         return self.evidence
 
     def _masks(self) -> ResampledMasks:
-        known = self._known_evidence()
+        known = self.known_evidence()
         return ResampledMasks(known.masks, known.kernels)
 
     def _countable(self, things: Collection[str | int] | None) -> frozenset[int]:
@@ -287,9 +299,14 @@ def _restored(
     parts: tuple[Any, ...],
     categories: Categories | None = None,
 ) -> Result:
-    masks, probabilities, no_object, kernels = parts
-    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels))
+    masks, probabilities, no_object, kernels, *opinions = parts  # older pickles have no opinions
+    form = lambda: opinions[0] if opinions else None  # noqa: E731
+    evidence = GivenEvidence(masks, probabilities, no_object, importlib.import_module(kernels), form)
     return Result(labels, scores, classes, image, evidence, categories)
+
+
+def _with_info(info: Mapping[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
+    return content if info is None else {"info": dict(info), **content}
 
 
 def _described(mask: np.ndarray) -> dict[str, Any]:

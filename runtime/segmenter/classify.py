@@ -34,7 +34,7 @@ def class_probabilities(
     valid = np.asarray(valid, bool)
     count, temperature = int(valid.sum()), ensemble.temperature
     if query_embeddings is None or query_text is None or (ensemble.enabled and ensemble.weight <= 0):
-        return _region_distribution(region_embeddings, region_text, count, temperature, region_first)
+        return region_distribution(region_embeddings, region_text, count, temperature, region_first)
     query = query_distribution(query_embeddings, query_text, temperature, query_first)[:, :-1]
     if len(valid) != len(query):
         raise ValueError(f"{len(query)} query embeddings, but {len(valid)} valid flags")
@@ -42,7 +42,7 @@ def class_probabilities(
         return query
     region = np.empty((0, query.shape[1]), np.float32)
     if count:
-        region = _region_distribution(region_embeddings, region_text, count, temperature, region_first)
+        region = region_distribution(region_embeddings, region_text, count, temperature, region_first)
     return combine(query, region, valid, seen if ensemble.seen_rule else None, ensemble.weight)
 
 
@@ -74,9 +74,15 @@ def combine(query: Array, region: Array, valid: Array, seen: Array | None, weigh
     flags = np.zeros(query.shape[1], bool) if seen is None else np.asarray(seen, bool)
     if flags.shape != (query.shape[1],):
         raise ValueError(f"{flags.size} seen flags for {query.shape[1]} classes")
-    query_power = np.where(flags, np.float32(weight), np.float32(1 - weight)).astype(np.float32)
-    region_power = np.where(flags, np.float32(1 - weight), np.float32(weight)).astype(np.float32)
+    query_power, region_power = powers(flags, weight)
     return query**query_power * evidence**region_power
+
+
+def powers(seen: Array, weight: float) -> tuple[Array, Array]:
+    """The exponents (K,) float32 of query and region probabilities, for flags (K,) bool."""
+    query_power = np.where(seen, np.float32(weight), np.float32(1 - weight)).astype(np.float32)
+    region_power = np.where(seen, np.float32(1 - weight), np.float32(weight)).astype(np.float32)
+    return query_power, region_power
 
 
 def similarity(embeddings: Array, text: Array, temperature: float) -> Array:
@@ -96,9 +102,10 @@ def softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def _region_distribution(
-    embeddings: Array | None, text: Array | None, count: int, temperature: float, first: Array | None
+def region_distribution(
+    embeddings: Array | None, text: Array | None, count: int, temperature: float, first: Array | None = None
 ) -> Array:
+    """Softmax over K classes: embeddings (V, Dr) of `count` = V regions, text (R, Dr) -> (V, K) float32."""
     if text is None:
         raise ValueError("region_text is missing: CLIP's side needs the classes' text embeddings")
     if count == 0:

@@ -17,6 +17,7 @@ from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.evidence import Opinions
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.buffers import StoredArrays
 from vocabseg.runtime.segmenter.cuda_proposals import FLAGGED, RegionTable
@@ -131,6 +132,7 @@ class DeviceEvidence:
     """What a result needs to answer later queries, fetched from the device on request."""
 
     regions: Regions
+    vocabulary: Vocabulary
     stored: StoredArrays  # probabilities (M, K) and no_object (N,)
 
     @cached_property
@@ -147,6 +149,10 @@ class DeviceEvidence:
         if self.regions.query_embeddings is None:
             return np.zeros(len(self.regions.voters), np.float32)
         return self.stored.on_host("no_object")[self.regions.voters]
+
+    @cached_property
+    def opinions(self) -> Opinions:
+        return self.regions.opinions(self.vocabulary)
 
     @property
     def kernels(self) -> ModuleType:
@@ -252,5 +258,5 @@ class PendingResult:
         if "query_embeddings" not in self.arrays:
             labels[scores <= UNCOVERED] = -1
         names, categories = self.vocabulary.names, self.vocabulary.categories
-        evidence = DeviceEvidence(self.regions, self.stored)
+        evidence = DeviceEvidence(self.regions, self.vocabulary, self.stored)
         return Result(labels, scores, names, self.regions.image, evidence, categories)

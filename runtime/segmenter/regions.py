@@ -7,7 +7,9 @@ import numpy as np
 
 from vocabseg.runtime.bundle.sections import EnsembleSection
 from vocabseg.runtime.masks import Masks
+from vocabseg.runtime.result.evidence import Opinions
 from vocabseg.runtime.result.result import Result
+from vocabseg.runtime.segmenter.classify import powers, query_distribution, region_distribution
 from vocabseg.runtime.segmenter.stages import Pending, Stages
 from vocabseg.runtime.text.embedder import TextEmbedder
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -119,6 +121,34 @@ class Regions:
         evidence = self.classify(vocabulary).evidence
         assert evidence is not None
         return evidence.class_probabilities, self.voters, evidence.no_object
+
+    def opinions(self, vocabulary: Vocabulary) -> Opinions:
+        """What the class probabilities of the masks that vote are made of; computed on the host."""
+        queries, embeddings, voters = self.query_embeddings, self.embeddings, self.voters
+        temperature = self.ensemble.temperature
+        seen = np.zeros(len(vocabulary), bool) if vocabulary.seen is None else vocabulary.seen
+        query = clip = None
+        with self._stages.turn():  # names that were forgotten meanwhile are encoded again
+            if queries is not None:
+                query_text = self.text.query_matrix(vocabulary)
+                first = self.text.first_names(vocabulary, "query")
+                query = query_distribution(queries, query_text, temperature, first)[voters, :-1]
+            if embeddings is not None:
+                region_text = self.text.region_matrix(vocabulary)
+                clip = np.full((len(self.valid), len(vocabulary)), np.nan, np.float32)
+                first = self.text.first_names(vocabulary, "region")
+                clip[self.valid] = region_distribution(embeddings, region_text, len(embeddings), temperature, first)
+                clip = clip[voters]
+        if self.region_only or not self.ensemble.enabled:
+            query_power = np.full(len(vocabulary), 0 if self.region_only else 1, np.float32)
+        else:
+            flags = seen if self.ensemble.seen_rule else np.zeros(len(vocabulary), bool)
+            query_power, _ = powers(flags, self.ensemble.weight)
+        boxes = np.zeros((len(self.valid), 4), np.float32)
+        boxes[self.valid] = self.image_boxes
+        scale = np.prod(self.output_size, dtype=float) / np.prod(self.image_size, dtype=float)
+        areas = np.rint(self.areas * scale).astype(np.int64)
+        return Opinions(voters, query, clip, query_power, seen, boxes[voters], areas[voters])
 
     def _float32(self, name: str) -> np.ndarray | None:
         return self.arrays[name].astype(np.float32, copy=False) if name in self.arrays else None

@@ -1,17 +1,16 @@
 """Segmenter: the one pipeline from an image to its labels, written once for every device."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 import numpy as np
 
-from vocabseg.runtime.bundle.folder import Bundle, open_bundle
+from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.engines.choose import SMALL_MODEL_BYTES, choose
 from vocabseg.runtime.engines.host_engines import HostEngines
 from vocabseg.runtime.engines.interface import KeyedRunnable
-from vocabseg.runtime.errors import ImageError, OnError, VocabsegError, VocabularyError, sifted
+from vocabseg.runtime.errors import BundleError, ImageError, OnError, VocabsegError, VocabularyError, sifted
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks, Size
@@ -41,6 +40,8 @@ class Segmenter:
     RGB, C-contiguous. They must not be modified until the result is available.
     """
 
+    per_pixel = False  # the kind of bundle that this class runs
+
     def __init__(
         self,
         bundle: Bundle,
@@ -54,6 +55,11 @@ class Segmenter:
 
         `literal`: ONNX Runtime on a CPU computes quantised graphs as they are written (`Choice.literal`).
         """
+        if bundle.manifest.per_pixel != self.per_pixel:
+            raise BundleError(
+                f"{bundle.manifest.name} is a per-pixel model, which has no regions: open it with vocabseg.load, "
+                "or use a two-stage model here"
+            )
         self.bundle = bundle
         self.choice = choose(engine, device, precision, bundle.manifest.graph_bytes, bundle)
         if literal:
@@ -234,26 +240,6 @@ class Segmenter:
         A large model would need memory for many images at a time, and its matrix products already fill several cores.
         """
         return self.choice.name == "onnxruntime" and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
-
-
-def load(
-    bundle: str | Path | None = None,
-    device: str = "auto",
-    engine: str | None = None,
-    precision: str | None = None,
-) -> Segmenter:
-    """Open a bundle and make it ready to run.
-
-    Args:
-        bundle: the bundle's folder, as written by `vocabseg export`; None selects the built-in demo model.
-        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" is the first usable GPU, if there is one.
-        engine: "openvino" or "onnxruntime", on a GPU "tensorrt" or "onnxruntime"; None selects the fastest installed.
-        precision: "float32", "bfloat16" with OpenVINO, or "float16" with ONNX Runtime, which on a CPU serves to check
-            what FP16 graphs compute on a GPU and is no faster than float32; None selects the engine's default.
-
-    Raises BundleError if the bundle cannot be used, and EngineError if the engine cannot.
-    """
-    return Segmenter(open_bundle(bundle), device, engine, precision)
 
 
 def _mask_logits(masks: np.ndarray, size: Size) -> np.ndarray:

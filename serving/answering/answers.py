@@ -16,7 +16,7 @@ Tensors = dict[str, np.ndarray]
 def tensors(result: Result, request: ImageRequest) -> Tensors:
     """The outputs that a request asks for, without the batch's axis; BYTES as object arrays.
 
-    Raises VocabularyError for "things" that are not classes.
+    Raises VocabularyError for "things" that are not classes, VocabsegError for what a per-pixel model does not have.
     """
     found: Tensors = {}
     wanted = request.wanted
@@ -35,8 +35,8 @@ def tensors(result: Result, request: ImageRequest) -> Tensors:
             found[protocol.PANOPTIC] = ids
         if protocol.PANOPTIC_SEGMENTS in wanted:
             found[protocol.PANOPTIC_SEGMENTS] = _json(segments)
-    evidence = result.evidence
-    if evidence is not None:
+    if not set(protocol.EVIDENCE).isdisjoint(wanted):
+        evidence = result.known_evidence()
         if protocol.MASK_LOGITS in wanted:
             found[protocol.MASK_LOGITS] = evidence.masks.logits
         if protocol.CLASS_PROBABILITIES in wanted:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vocabseg.runtime.errors import VocabsegError
     from vocabseg.runtime.result.result import Result
+    from vocabseg.runtime.segmenter.opening import load
     from vocabseg.runtime.segmenter.regions import Regions
-    from vocabseg.runtime.segmenter.segmenter import Segmenter, load
+    from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Read when ONNX Runtime is imported; without it, 1.32 keeps a device id and a log of runs in the user's cache.
@@ -24,7 +25,7 @@ _HOMES = {
     "Segmenter": "vocabseg.runtime.segmenter.segmenter",
     "Vocabulary": "vocabseg.runtime.text.vocabulary",
     "VocabsegError": "vocabseg.runtime.errors",
-    "load": "vocabseg.runtime.segmenter.segmenter",
+    "load": "vocabseg.runtime.segmenter.opening",
 }
 
 

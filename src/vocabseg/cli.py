@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from vocabseg.commands import batch, bench, build, calibrate, doctor, evaluate, export, segment, serve, triton
+from vocabseg.commands import (
+    batch,
+    bench,
+    build,
+    calibrate,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    segment,
+    serve,
+    triton,
+)
 from vocabseg.commands.terminal import printable
 from vocabseg.runtime.errors import VocabsegError
 
@@ -27,7 +39,7 @@ FILE_TROUBLE = (
     errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EMFILE,
 )  # fmt: skip
 
-for module in (segment, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
+for module in (segment, explain, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
     verb = module.__name__.rpartition(".")[2]
     app.command(verb, help=module.HELP, epilog=module.EXAMPLE)(getattr(module, verb))
 

@@ -10,7 +10,8 @@ import pytest
 
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import ImageError, VocabularyError
-from vocabseg.runtime.segmenter.segmenter import Segmenter, load
+from vocabseg.runtime.segmenter.opening import load
+from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.answering.requests import ImageRequest, RequestReader
 from vocabseg.serving.answering.responder import Responder

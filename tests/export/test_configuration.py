@@ -15,7 +15,7 @@ PROMPTS = {"learnable": "learned", "predefined": "single", "vild": "vild", "imag
 
 def test_there_is_one_for_each_published_setting() -> None:
     names = list_configurations()
-    assert len(names) == 23
+    assert len(names) == 24
     for name in ("zsseg-r101c-vitb16-learned", "zsseg-r50-vitb16-learned-voc15", "zsseg-r101c-rn50x16-single"):
         assert name in names
     for name in names:
@@ -24,7 +24,8 @@ def test_there_is_one_for_each_published_setting() -> None:
 
 def test_values_of_every_published_setting() -> None:
     published = json.loads(reference_file("configs.json").read_text())
-    wanted = {yaml: values for yaml, values in published.items() if values["arch"] == "ZeroShotMaskFormer"}
+    heads = {"ZeroShotMaskFormer": "maskformer", "ZeroShotPerPixelModel": "pixels"}
+    wanted = {yaml: values for yaml, values in published.items() if values["arch"] in heads}
     found = set()
     for name in filter(lambda name: name.startswith("zsseg-"), list_configurations()):
         yaml = (FOLDER / f"{name}.toml").read_text().splitlines()[0].removeprefix("# ")
@@ -34,6 +35,7 @@ def test_values_of_every_published_setting() -> None:
         assert list(configuration.input.mean) == values["mean"]
         assert list(configuration.input.std) == values["std"]
         assert configuration.input.divisor == values["div"]
+        assert configuration.proposal.head == heads[values["arch"]]
         assert configuration.proposal.backbone == {50: "r50", 101: "r101c"}[values["depth"]]
         assert configuration.clip.model == values["clip"].replace("/", "-")
         assert configuration.prompt.query == PROMPTS[values["prompt"]]

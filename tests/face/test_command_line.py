@@ -334,7 +334,7 @@ def test_export_lists_the_configurations(run):
     code, out, _ = run("export", "--list")
     assert code == 0
     assert "zsseg-r101c-vitb16-learned" in out.split()
-    assert len(out.split()) == 23
+    assert len(out.split()) == 24
 
 
 def test_doctor_says_which_engine_runs_and_why(run):
@@ -344,7 +344,7 @@ def test_doctor_says_which_engine_runs_and_why(run):
     assert "because" in out
 
 
-@pytest.mark.parametrize("verb", ["segment", "export", "evaluate", "bench", "doctor"])
+@pytest.mark.parametrize("verb", ["segment", "explain", "export", "evaluate", "bench", "doctor"])
 def test_help_shows_an_example(run, verb):
     code, out, _ = run(verb, "--help")
     assert code == 0

@@ -18,7 +18,19 @@ from vocabseg.commands import terminal
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.runtime.progress import counted
 
-VERBS = ("segment", "export", "build", "evaluate", "batch", "bench", "calibrate", "serve", "triton", "doctor")
+VERBS = (
+    "segment",
+    "explain",
+    "export",
+    "build",
+    "evaluate",
+    "batch",
+    "bench",
+    "calibrate",
+    "serve",
+    "triton",
+    "doctor",
+)
 SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serving.servers import Running, missing, running
-from vocabseg.runtime.segmenter.segmenter import Segmenter, load
+from vocabseg.runtime.segmenter.opening import load
+from vocabseg.runtime.segmenter.segmenter import Segmenter
 
 ROAD = "road=grass,red circle,sky"
 

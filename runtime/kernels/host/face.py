@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.kernels import checks
+from vocabseg.runtime.kernels import checks, reference
 from vocabseg.runtime.kernels.checks import Array
 from vocabseg.runtime.kernels.cropping import Cropping
 from vocabseg.runtime.kernels.host import _native
@@ -128,6 +128,11 @@ def resample_masks(masks: Masks, *, threads: int | None = None) -> Array:
     sizes = masks.padded_size, masks.image_size
     _native.resample_masks(masks.logits, *sizes, thread_count(threads), probabilities)
     return probabilities
+
+
+def resample_masks_at(masks: Masks, rows: Sequence[int] | Array, columns: Sequence[int] | Array) -> Array:
+    """Mask probabilities (M, R, C) float32 at some rows and columns; too few for threads: see reference."""
+    return reference.resample_masks_at(masks, rows, columns)
 
 
 if os.environ.get("VOCABSEG_ISA", "").strip():

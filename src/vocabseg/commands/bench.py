@@ -16,6 +16,7 @@ from vocabseg.commands.options import (
     Settings,
     Target,
     precision_names,
+    two_stage,
     vocabulary_of,
 )
 from vocabseg.commands.packages import require
@@ -109,7 +110,7 @@ def bench(
     if checkpoint is None and (config is not None or clip is not None):
         raise ConfigurationError("--config and --clip go with --checkpoint")
     overrides = settings or []
-    opened = Target(bundle, settings=overrides).opened
+    opened = two_stage(Target(bundle, settings=overrides).opened, "bench")
     opened.require_proposals()
     with tempfile.TemporaryDirectory(prefix="vocabseg-bench-") as scratch:
         benchmark = make_benchmark(

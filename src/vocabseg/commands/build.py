@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet
+from vocabseg.commands.options import Quiet, two_stage
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import print_rows, progress
 from vocabseg.runtime.bundle.settings import nearest
@@ -98,7 +98,7 @@ def build(
     if device == "cpu":
         raise ConfigurationError("--device cpu: plans are built on a GPU: cuda or cuda:N; tensorrt-rtx needs none")
     ordinal = parse_device(device)
-    opened = open_bundle(bundle)
+    opened = two_stage(open_bundle(bundle), "build")
     records = _graphs(opened, graphs)
     sizes = choose_profiles(opened.manifest, records, profiles or [])
     if recipe is not None and wanted not in MAKERS:

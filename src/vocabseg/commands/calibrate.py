@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet, precision_names, vocabulary_of
+from vocabseg.commands.options import Quiet, precision_names, two_stage, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import announcer, progress
 from vocabseg.runtime.errors import ConfigurationError, OutputError
@@ -80,7 +80,7 @@ def calibrate(
     chosen, held = choose_images(images, count, seed, say)
     if bundle is not None:
         check_changeable(bundle)
-    opened = open_bundle(bundle or _demo_copy(say))
+    opened = two_stage(open_bundle(bundle or _demo_copy(say)), "calibrate")
     opened.require_proposals()
     name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")

@@ -48,6 +48,10 @@ Contrast = Annotated[
     str | None,
     typer.Option("--contrast", help="The names of 'other', like --classes. Default: the bundle's and common words."),
 ]
+Seen = Annotated[str | None, typer.Option("--seen", help="Which of the classes were seen in training, like --classes.")]
+Templates = Annotated[
+    list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as region.mask_threshold=0.4.")
 ]
@@ -109,6 +113,14 @@ def with_other(vocabulary: "Vocabulary", other: bool, contrast: str | None) -> "
     return vocabulary.replace(other=True) if other else vocabulary
 
 
+def refined(vocabulary: "Vocabulary", seen: str | None, templates: list[str] | None) -> "Vocabulary":
+    """The vocabulary with what the options --seen and --template say; raises VocabularyError."""
+    if seen is None and not templates:
+        return vocabulary
+    flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
+    return vocabulary.replace(seen=flags, templates=templates or None)
+
+
 FOREIGN = (
     "the built-in demo model knows coloured shapes on textures, such as 'red circle' or 'brick wall', and none of the "
     "names: what it finds means nothing; give --bundle a model of your own"
@@ -123,6 +135,16 @@ def foreign_to_demo(bundle: "Bundle", vocabulary: "Vocabulary") -> bool:
         return False
     known = {word for name in bundle.manifest.vocabulary or () for word in name.split()}
     return not any(known.issuperset(name.lower().split()) for name in itertools.chain(*vocabulary.synonyms))
+
+
+def two_stage(bundle: "Bundle", verb: str) -> "Bundle":
+    """The bundle, for a verb that works on masks and regions; raises ConfigurationError for one that has none."""
+    if bundle.manifest.per_pixel:
+        raise ConfigurationError(
+            f"{bundle.manifest.name} is a per-pixel model, and `vocabseg {verb}` works on masks and regions: give the "
+            "bundle of a two-stage model"
+        )
+    return bundle
 
 
 @dataclass(frozen=True)
@@ -144,9 +166,9 @@ class Target:
 
     def segmenter(self) -> "Segmenter":
         """The opened bundle, ready to run; raises EngineError where this machine cannot."""
-        from vocabseg.runtime.segmenter.segmenter import Segmenter
+        from vocabseg.runtime.segmenter.opening import open_segmenter
 
-        return Segmenter(self.opened, self.device, self.engine, self.precision)
+        return open_segmenter(self.opened, self.device, self.engine, self.precision)
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -19,9 +19,12 @@ from vocabseg.commands.options import (
     Other,
     Precision,
     Quiet,
+    Seen,
     Settings,
     Target,
+    Templates,
     foreign_to_demo,
+    refined,
     vocabulary_of,
     with_examples,
     with_groups,
@@ -109,12 +112,8 @@ def segment(
         Path | None,
         typer.Option("--masks", help="Your own masks: .npz, COCO's or SAM's .json, or a folder (docs/proposals.md)."),
     ] = None,
-    seen: Annotated[
-        str | None, typer.Option("--seen", help="Which of the classes were seen in training, like --classes.")
-    ] = None,
-    template: Annotated[
-        list[str] | None, typer.Option("--template", help="Prompt template with one {}; may be repeated.")
-    ] = None,
+    seen: Seen = None,
+    template: Templates = None,
     min_score: Annotated[
         float, typer.Option("--min-score", min=0, max=1, help="Pixels with a lower score get no class (label -1).")
     ] = 0,
@@ -140,11 +139,7 @@ def segment(
     if given is None:
         target.opened.require_proposals()
     segmenter = target.segmenter()
-    vocabulary = segmenter.vocabulary(names)
-    if seen is not None or template:
-        flags = vocabulary.seen if seen is None else vocabulary_of(seen).names
-        vocabulary = vocabulary.replace(seen=flags, templates=template or None)
-    vocabulary = with_other(vocabulary, other, contrast)
+    vocabulary = with_other(refined(segmenter.vocabulary(names), seen, template), other, contrast)
     panoptic.check(kinds, vocabulary, say)
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)

@@ -115,9 +115,12 @@ def test_huge_and_tiny_boxes(side: int) -> None:
 @every_case
 def test_mask_probabilities_equal(case: Case) -> None:
     masks = random_masks(3, case)
-    found = HOST.resample_masks(masks)
-    worst("probabilities", found, REFERENCE.resample_masks(masks), 3e-7)
+    found, expected = HOST.resample_masks(masks), REFERENCE.resample_masks(masks)
+    worst("probabilities", found, expected, 3e-7)
     assert found.shape == (case.count, *case.output_size)
+    (height, width), middle = case.output_size, case.output_size[1] // 2
+    rows, columns = [height - 1, 0, height // 3], [middle, width - 1, 0, middle]
+    np.testing.assert_array_equal(HOST.resample_masks_at(masks, rows, columns), expected[:, rows][:, :, columns])
 
 
 @every_case

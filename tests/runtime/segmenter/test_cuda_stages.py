@@ -170,6 +170,22 @@ def test_later_questions_to_a_result(bundle, host, image, text):
         assert [each.class_index for each in found.instances()] == [each.class_index for each in expected.instances()]
 
 
+def test_explanations_are_those_of_the_host(bundle, host, image, text):
+    vocabulary = vocabseg.Vocabulary(NAMES, seen=["grass"])
+    with emulated(bundle, text=text) as segmenter:
+        found, expected = segmenter(image, vocabulary).explain(60, 40), host(image, vocabulary).explain(60, 40)
+        assert (found.label, found.query_power) == (expected.label, expected.query_power)
+        assert sum(vote.votes for vote in found.votes) == pytest.approx(found.explained.value, abs=1e-6)
+        for one, other in zip(found.votes, expected.votes, strict=True):
+            assert (one.mask, one.box, one.area) == (other.mask, other.box, other.area)
+            assert (one.weight, one.votes, one.no_object) == pytest.approx(
+                (other.weight, other.votes, other.no_object), abs=1e-4
+            )
+            for side in ("query", "clip", "combined"):
+                ours, theirs = ({r.name: r.value for r in getattr(vote, side)} for vote in (one, other))
+                assert ours == pytest.approx(theirs, abs=1e-4)
+
+
 @pytest.mark.parametrize("settings", [
     ["ensemble.enabled=false"], ["ensemble.weight=0"], ["region.matting=true"], ["region.mask_fill=\"zero\""],
     ["region.expand_ratio=1.3"],
