@@ -27,10 +27,10 @@ fetch() {
         --platform manylinux_2_17_x86_64 --platform manylinux_2_24_x86_64 --platform any "${@:2}"
 }
 
-# pack FOLDER NAME: NAME.tar.xz of what the folder holds, in pieces if it is too large
+# pack FOLDER NAME LEVEL: NAME.tar.xz of what the folder holds, in pieces if it is too large
 pack() {
     rm -f "$folder/$2.tar.xz"*
-    tar -C "$1" -c . | xz -T0 -6 > "$scratch/$2.tar.xz"
+    tar -C "$1" -c . | xz -T0 "-$3" > "$scratch/$2.tar.xz"
     if [ "$(stat -c %s "$scratch/$2.tar.xz")" -gt $largest ]; then
         split --bytes $largest --numeric-suffixes --suffix-length 2 "$scratch/$2.tar.xz" "$folder/$2.tar.xz."
     else
@@ -69,21 +69,21 @@ if [ -n "$pycuda" ]; then
 else
     pip download -q --dest "$scratch/host/wheels" --no-deps --no-binary pycuda pycuda
 fi
-pack "$scratch/host" 1-host
+pack "$scratch/host" 1-host 0  # wheels are compressed already
 
 fetch "$scratch/wheels" onnxruntime-gpu flatbuffers
 unpack_wheels "$scratch/onnxruntime/site" "$scratch"/wheels/*.whl
 python3 "$tools/zero_architectures.py" --keep "$capability" \
     "$scratch"/onnxruntime/site/onnxruntime/capi/libonnxruntime_providers_cuda.so
 rm -f "$scratch"/onnxruntime/site/onnxruntime/capi/libonnxruntime_providers_tensorrt.so
-pack "$scratch/onnxruntime" 2-onnxruntime
+pack "$scratch/onnxruntime" 2-onnxruntime 6
 
 if [ ${#tensorrt[@]} -gt 0 ]; then
     unpack_wheels "$scratch/tensorrt/site" "${tensorrt[@]}"
-    pack "$scratch/tensorrt" 3-tensorrt
+    pack "$scratch/tensorrt" 3-tensorrt 6
 fi
 if [ ${#rtx[@]} -gt 0 ]; then
     unpack_wheels "$scratch/rtx/site" "${rtx[@]}"
-    pack "$scratch/rtx" 3-tensorrt-rtx
+    pack "$scratch/rtx" 3-tensorrt-rtx 6
 fi
 ls -l "$folder"
