@@ -30,8 +30,9 @@ if root is None:
     sys.exit(f"no cuda.h below any of {roots}")
 library = folder / "lib"
 library.mkdir()
-found = [*glob.glob(root + "/lib64/stubs/libcuda.so"), *glob.glob("/usr/lib*/**/libcuda.so.1", recursive=True)]
-found += glob.glob("/usr/local/nvidia/lib*/libcuda.so.1") + glob.glob("/lib/**/libcuda.so.1", recursive=True)
+# Not recursive: below /usr/lib there may be links that lead back to the root.
+places = [root + "/lib64/stubs/libcuda.so", *(f"{lib}/libcuda.so.1" for lib in ("/usr/lib*", "/usr/lib*/*", "/lib/*"))]
+found = [path for place in [*places, "/usr/local/nvidia/lib*/libcuda.so.1"] for path in sorted(glob.glob(place))]
 if not found:
     sys.exit("no libcuda.so.1: is there an NVIDIA driver?")
 os.symlink(found[0], library / "libcuda.so")

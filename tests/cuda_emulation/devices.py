@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.library import Emulation, compiler, emulation
-from tests.cuda_emulation.machine import Machine
+from tests.cuda_emulation.library import Emulation, emulation
+from tests.fake_driver.machine import FATBIN, Machine, installed
 from tests.gpu import skip_without_gpu
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import Device, open_device
@@ -17,33 +16,6 @@ from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels.device.face import CudaKernels
 
 DEVICES = ("emulated", pytest.param("gpu", marks=pytest.mark.gpu))
-
-
-class WatchedMachine(Machine):
-    """Tells the watch over memory what there is, and what the host has written (or looked at)."""
-
-    def __init__(self, kernels: Emulation):
-        super().__init__()
-        self._kernels = kernels
-
-    def allocate(self, size: int) -> int:
-        address = super().allocate(size)
-        self._kernels.allocated(address, size, known=False)
-        return address
-
-    def free(self, address: int) -> None:
-        super().free(address)
-        self._kernels.freed(address)
-
-    def poison(self, address: int) -> None:
-        super().poison(address)
-        self._kernels.written(address, len(self._blocks[address]), known=False)
-
-    def bytes(self, address: int, size: int) -> np.ndarray:
-        view = super().bytes(address, size)
-        # Kernels read whole words, whose last bytes may lie beyond an array's end.
-        self._kernels.written(address, -(-size // 4) * 4)
-        return view
 
 
 class Bench:
@@ -76,11 +48,11 @@ class Bench:
 
 
 @contextlib.contextmanager
-def opened(name: str, seed: int = 0, watched: bool = False) -> Iterator[Bench]:
+def opened(name: str, seed: int = 0, watched: bool = False, kernels: Emulation | None = None) -> Iterator[Bench]:
     """The device "emulated" or "gpu"; skips, with the reason, where there is none.
 
     Emulated, blocks and threads run in an order drawn from `seed` (0: as numbered), and `watched` has every access to
-    memory checked.
+    memory checked; `kernels` take the place of those of this machine.
     """
     if name == "gpu":
         try:
@@ -89,17 +61,8 @@ def opened(name: str, seed: int = 0, watched: bool = False) -> Iterator[Bench]:
             skip_without_gpu(error)
         yield Bench(device, CudaKernels(device))
         return
-    if compiler() is None:
-        pytest.skip("no g++ to build the emulated kernels with")
-    kernels = emulation(watched)
+    machine, kernels = Machine(), kernels or emulation(watched)
     kernels.seed(seed)
-
-    def launch(name: str, grid: Any, block: Any, shared_bytes: int, data: bytes) -> None:
-        kernels.launch_packed(name, grid, block, data, shared_bytes)
-
-    machine = WatchedMachine(kernels) if watched else Machine()
-    with fake_pycuda.installed(machine, launch):
+    with installed(machine, kernels):
         device = open_device(0)
-        yield Bench(device, CudaKernels(device, b"emulated"))
-    for address in list(machine._blocks):
-        machine.free(address)
+        yield Bench(device, CudaKernels(device, FATBIN))

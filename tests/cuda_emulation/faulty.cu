@@ -38,6 +38,14 @@ extern "C" __global__ void read_at(const int* given, int* out, int index) { out[
 
 extern "C" __global__ void read_unwritten(int* out) { out[threadIdx.x] = shared_numbers()[threadIdx.x]; }
 
+// Two numbers at once, of global or shared memory, beginning with the one of this index.
+extern "C" __global__ void pair_at(const int* given, int* out, int index, int shared) {
+    if (shared != 0) shared_numbers()[threadIdx.x] = given[threadIdx.x];
+    __syncthreads();
+    const int2 pair = *reinterpret_cast<const int2*>((shared != 0 ? shared_numbers() : given) + index);
+    out[threadIdx.x] = pair.x + pair.y;
+}
+
 extern "C" __global__ void blocks_in_turn(int* out) { out[0] = blockIdx.x; }
 
 extern "C" __global__ void count_threads(int* out) { atomicAdd(out, 1); }

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tests.fake_driver.machine import current
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.engines.interface import Choice
@@ -15,18 +16,14 @@ from vocabseg.runtime.segmenter.classify import class_probabilities, query_distr
 
 def view(array: DeviceArray) -> np.ndarray:
     """The emulated device's memory."""
-    from tests.cuda_emulation import fake_pycuda
-
     if not array.nbytes:
         return np.empty(array.shape, array.dtype)
-    return fake_pycuda.machine().bytes(array.pointer, array.nbytes).view(array.dtype).reshape(array.shape)
+    return current().bytes(array.pointer, array.nbytes).view(array.dtype).reshape(array.shape)
 
 
 def put(stream, work) -> None:
     """Queue work of the host on an emulated stream."""
-    from tests.cuda_emulation import fake_pycuda
-
-    fake_pycuda.machine().put(stream.raw._queue, work)
+    current().put(stream.handle, work)
 
 
 class EmulatedGraph:

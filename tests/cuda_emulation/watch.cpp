@@ -74,8 +74,12 @@ bool of_this_library(const void* address) {
 void access(const void* address, size_t bytes, bool writes, bool is_atomic) {
     if (!running() || on_a_stack(address)) return;
     const auto first = reinterpret_cast<uintptr_t>(address);
+    const auto check_alignment = [&] {
+        if (first % bytes != 0 && bytes <= 16) fail("%zu bytes at %p are not aligned", bytes, address);
+    };
     bool known = true;
     if (in_shared(address, bytes)) {
+        check_alignment();
         for (size_t k = 0; k < bytes; ++k) {
             Byte& byte = shared_bytes[first + k];
             known = known && byte.known;
@@ -90,7 +94,7 @@ void access(const void* address, size_t bytes, bool writes, bool is_atomic) {
         Allocation& allocation = found->second;
         const uintptr_t offset = first - found->first;
         if (offset + bytes <= allocation.size) {
-            if (first % bytes != 0 && bytes <= 16) fail("%zu bytes at %p are not aligned", bytes, address);
+            check_alignment();
             known = false;  // one byte is enough: a word may reach over the end of an array of bytes
             for (size_t k = 0; k < bytes; ++k) {
                 known = known || allocation.known[offset + k];

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
+from tests.fake_driver.machine import current
 
 MAGIC = b"double"
 # What a builder logs of its kernels, as TensorRT for RTX 1.7.1 writes it (shortened).
@@ -232,7 +232,7 @@ class Builder:
 
     def __init__(self, logger: ILogger):
         assert logger.made, "a subclass must call ILogger.__init__"
-        assert fake_pycuda._stack(), "no CUDA context is current in this thread"
+        assert current().contexts, "no CUDA context is current in this thread"
         self._logger = logger
         if "start" in faults:
             logger.log(ILogger.Severity.ERROR, str(faults["start"]))
@@ -290,7 +290,7 @@ class Builder:
 
 class Runtime:
     def __init__(self, logger: ILogger):
-        assert fake_pycuda._stack(), "no CUDA context is current in this thread"
+        assert current().contexts, "no CUDA context is current in this thread"
         self._logger = logger
         self._version = VERSION
         self._host_code = False
@@ -435,10 +435,10 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert stream_handle == self._stream, "another stream than the profile was set on"
-        machine = fake_pycuda._machine
-        queue = machine.queues[stream_handle]
-        fault = faults.get("capture" if queue.captured is not None else "run")
-        if queue.captured is not None and not self._ran:
+        machine = current()
+        capturing = machine.capturing(stream_handle)
+        fault = faults.get("capture" if capturing else "run")
+        if capturing and not self._ran:
             fault = "initialisation cannot be captured"
         if fault:
             self._engine._logger.log(ILogger.Severity.ERROR, str(fault))
@@ -450,7 +450,7 @@ class IExecutionContext:
             dict(self._shapes),
             self._engine._session,
         )
-        note("captured" if queue.captured is not None else "enqueued", dict(shapes))
+        note("captured" if capturing else "enqueued", dict(shapes))
 
         def work() -> None:
             machine.bytes(*memory)[:] = 0xAB  # fails where the memory was given back
@@ -464,7 +464,7 @@ class IExecutionContext:
                 data = np.ascontiguousarray(result)
                 machine.bytes(addresses[name], data.nbytes)[:] = data.reshape(-1).view(np.uint8)
 
-        machine.put(queue, work)
+        machine.put(stream_handle, work)
         self._ran = True
         return True
 

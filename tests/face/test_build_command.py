@@ -8,10 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.machine import Machine
 from tests.doubles import tensorrt as tensorrt_double
 from tests.doubles.tensorrt_cases import half_bundle
+from tests.fake_driver.machine import installed
 from vocabseg import cli
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.bundle.plans import ENGINES, RECORD, read_plans
@@ -42,7 +41,7 @@ def half(tmp_path):
 
 @pytest.fixture
 def gpu():
-    with fake_pycuda.installed(Machine()), tensorrt_double.installed():
+    with installed(), tensorrt_double.installed():
         yield
 
 

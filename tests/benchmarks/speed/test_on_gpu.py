@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cuda_emulation import fake_pycuda, stand_ins
-from tests.cuda_emulation.machine import Machine
+from tests.cuda_emulation import stand_ins
+from tests.fake_driver.machine import installed
 from tests.golden import REPOSITORY
 from vocabseg.benchmarks.speed.engine import EngineSpec
 from vocabseg.benchmarks.speed.machine import PeakMeter
@@ -30,7 +30,7 @@ def variant(monkeypatch):
     monkeypatch.setattr(device_engines, "open_graph", stand_ins.graphs())
     monkeypatch.setattr(cuda_stages, "CudaKernels", stand_ins.HostKernels)
     monkeypatch.setattr(segmenters, "choose", lambda *_: CHOICE)
-    with fake_pycuda.installed(Machine()):
+    with installed():
         yield EngineSpec(demo_folder(), "onnxruntime", "float32", NAMES, device="cuda:0").open()
 
 

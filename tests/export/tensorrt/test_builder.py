@@ -9,10 +9,9 @@ import time
 import msgspec
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.machine import Machine
 from tests.doubles import tensorrt as tensorrt_double
 from tests.doubles.tensorrt_cases import build, half_bundle
+from tests.fake_driver.machine import installed
 from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
 from vocabseg.export.tensorrt.installer import build_engine, timing_cache
 from vocabseg.export.tensorrt.monitor import PARTS, Monitor
@@ -29,7 +28,7 @@ CROPS = "image_encoder:crops=1,4,6"
 
 @pytest.fixture
 def device():
-    with fake_pycuda.installed(Machine()), tensorrt_double.installed():
+    with installed(), tensorrt_double.installed():
         yield open_device(0)
 
 

@@ -1,6 +1,8 @@
 """The device layer on an emulated GPU: memory, streams, events, graphs, foreign arrays, and its errors' texts."""
 
 import gc
+import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -9,8 +11,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.machine import Machine
+from tests.cuda_emulation.library import HERE, Emulation
+from tests.fake_driver.machine import FATBIN, Machine, installed
+from tests.golden import REPOSITORY
 from vocabseg.runtime.cuda import dlpack
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.device import open_device, parse_device
@@ -18,15 +21,17 @@ from vocabseg.runtime.cuda.driver import checked
 from vocabseg.runtime.cuda.kernel import pack_arguments
 from vocabseg.runtime.errors import DeviceMemoryError, EngineError
 
+FAULTY = HERE / "faulty.cu"
+
 
 @pytest.fixture
 def machine():
-    return Machine(memory=2**22)
+    return Machine(2**22)
 
 
 @pytest.fixture
 def device(machine):
-    with fake_pycuda.installed(machine):
+    with installed(machine):
         yield open_device(0)
 
 
@@ -79,8 +84,7 @@ def test_a_stream_that_does_not_wait_reads_what_is_not_there(device, waits):
 def test_a_seed_interleaves_streams():
     seen = set()
     for seed in range(8):
-        machine = Machine(seed=seed)
-        with fake_pycuda.installed(machine):
+        with installed(Machine(seed=seed)):
             device = open_device(0)
             streams, array, target = (
                 [device.stream() for _ in range(2)],
@@ -140,10 +144,13 @@ def test_a_library_that_captures_globally_is_not_disturbed_by_other_threads(devi
         "query": event.query, "wait": event.synchronize, "stream": stream.synchronize, "device": device.synchronize,
         "memory": partial(device.empty, (3000,), np.float32),
     }  # fmt: skip
-    with ThreadPoolExecutor(1) as other:
-        fake_pycuda.begin_capture(capturing.handle, 0)
+    from cuda.bindings import driver
+
+    everywhere = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+    with ThreadPoolExecutor(1) as other, device.activate():
+        assert driver.cuStreamBeginCapture(capturing.handle, everywhere) == (0,)
         other.submit(calls[call]).result()
-        status, _ = fake_pycuda.cuStreamEndCapture(capturing.handle)
+        status, _ = driver.cuStreamEndCapture(capturing.handle)
     assert int(status) == 0
 
 
@@ -202,14 +209,22 @@ def test_arguments_are_aligned_as_c_aligns_them(device):
 
 
 def test_launching(machine):
-    seen = []
-    with fake_pycuda.installed(machine, lambda *call: seen.append(call)):
+    kernels = Emulation(source=FAULTY)
+    with installed(machine, kernels):
         device = open_device(0)
-        function, stream = device.load_module(b"fatbin").function("kernel"), device.stream()
-        function((3,), (32, 2), [np.int32(5)], stream, 100_000)
-        assert seen == []
+        module, stream = device.load_module(FATBIN), device.stream()
+        given, out = device.empty((4, 8), np.int32), device.empty((4, 8), np.int32)
+        stream.fill(out, 0)
+        stream.upload(given, np.arange(32, dtype=np.int32))
+        launched = [given, out, np.int32(1)]
+        module.function("neighbours")((1,), (8, 4), launched, stream, 100_000)
         stream.synchronize()
-    assert seen == [("kernel", (3, 1, 1), (32, 2, 1), 100_000, b"\5\0\0\0")]
+        for refused in [((1, 65536), (8,), 0), ((1,), (2048,), 0), ((1,), (8,), 250_000)]:
+            with pytest.raises(EngineError, match="invalid argument"):
+                module.function("neighbours")(*refused[:2], launched, stream, refused[2])
+        with pytest.raises(EngineError, match="named symbol not found"):
+            module.function("neighbors")
+        np.testing.assert_array_equal(out.to_host(stream)[0], [1, 2, 3, 4, 5, 6, 7, 0])
 
 
 class Foreign:
@@ -320,11 +335,14 @@ def test_arrays_elsewhere_are_refused(device):
     ],
 )
 def test_errors_after_which_nothing_runs_say_so(machine, kind, text, broken):
-    def call():
-        raise getattr(fake_pycuda, kind)(text)
+    with installed(machine):
+        import pycuda.driver
 
-    with fake_pycuda.installed(machine), pytest.raises(EngineError) as caught:
-        checked(call)
+        def call():
+            raise getattr(pycuda.driver, kind)(text)
+
+        with pytest.raises(EngineError) as caught:
+            checked(call)
     assert text in str(caught.value)
     assert ("nothing can run on this GPU in this process any more" in str(caught.value)) == broken
 
@@ -344,7 +362,7 @@ def test_errors_of_graphs_say_the_same(device, monkeypatch, number, name, kind, 
 
     stream = device.stream()
     graph = stream.capture(lambda: None)
-    monkeypatch.setattr(fake_pycuda, "cuGraphLaunch", cuGraphLaunch)
+    monkeypatch.setattr(graph._driver, "cuGraphLaunch", cuGraphLaunch)
     with pytest.raises(kind, match=words) as caught:
         graph.launch(stream)
     assert name in str(caught.value)
@@ -353,10 +371,10 @@ def test_errors_of_graphs_say_the_same(device, monkeypatch, number, name, kind, 
 
 def test_everything_is_freed_in_the_context(machine):
     """The emulation fails this test where PyCUDA would abort the process, or warn."""
-    with fake_pycuda.installed(machine):
+    with installed(machine):
         device = open_device(0)
         stream, array = device.stream(), device.empty((4,), np.float32)
-        things = [stream, array, device.pinned((4,), np.float32), stream.record(), device.load_module(b"")]
+        things = [stream, array, device.pinned((4,), np.float32), stream.record(), device.load_module(FATBIN)]
         things += [things[2][1:], array[1:], stream.capture(partial(stream.fill, array, 0))]
         del stream, array
         while things:
@@ -365,25 +383,30 @@ def test_everything_is_freed_in_the_context(machine):
         assert device.memory()["active"] == 0
 
 
-def test_the_emulation_tells_what_is_freed_outside_of_the_context(machine):
-    def careless() -> None:
-        with fake_pycuda.installed(machine):
-            device = open_device(0)
-            with device.activate():
-                raw = device._pool.allocate(1000)
-            del raw
-
-    with pytest.raises(AssertionError, match="cuMemFree without a current context"):
-        careless()
+def test_what_is_freed_outside_of_the_context_is_noticed():
+    """In a process of its own, as PyCUDA ends it."""
+    source = """
+from tests.fake_driver.machine import installed
+from vocabseg.runtime.cuda.device import open_device
+with installed():
+    device = open_device(0)
+    with device.activate():
+        raw = device._pool.allocate(1000)
+    del raw
+print("nothing happened")
+"""
+    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert run.returncode == -signal.SIGABRT, run.stdout + run.stderr
+    assert "invalid device context" in run.stderr
 
 
 def test_the_end_of_the_process_is_silent_whatever_is_still_held(machine, monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(str(event.exc_value)))
-    with fake_pycuda.installed(machine):
+    with installed(machine):
         device = open_device(0)
         stream, array = device.stream(), device.empty((4,), np.float32)
-        things = [array, device.pinned((4,), np.float32), stream.record(), device.load_module(b"")]
+        things = [array, device.pinned((4,), np.float32), stream.record(), device.load_module(FATBIN)]
         things += [stream, stream.capture(partial(stream.fill, array, 0)), DeviceArray.of(Capsule(array), device)]
         device.close()
         with pytest.raises(EngineError, match="was closed, as the process is ending"):
@@ -418,38 +441,30 @@ def test_no_driver(monkeypatch, tmp_path):
 
 
 def test_no_device(machine):
-    with (
-        fake_pycuda.installed(machine, no_device=True),
-        pytest.raises(EngineError, match="no CUDA-capable device is detected"),
-    ):
+    machine.init_error = 100
+    with installed(machine), pytest.raises(EngineError, match="no CUDA-capable device is detected"):
         open_device(0)
 
 
 def test_no_such_ordinal(machine):
-    with (
-        fake_pycuda.installed(machine, count=2),
-        pytest.raises(EngineError, match="no GPU cuda:2: this process sees 2"),
-    ):
+    machine.devices = 2
+    with installed(machine), pytest.raises(EngineError, match="no GPU cuda:2: this process sees 2"):
         open_device(2)
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "told"),
+    ("error", "told"),
     [
-        (
-            "RuntimeError",
-            "no kernel image is available for execution on the device",
-            r"capability 9\.0\).*VOCABSEG_SM=90",
-        ),
-        ("LogicError", "the provided PTX was compiled with an unsupported toolchain.", r"too old.*CUDA 12\.4"),
-        ("LogicError", "device kernel image is invalid", "too old"),
-        ("LogicError", "something else", "CUDA LogicError: cuModuleLoadDataEx failed: something else"),
+        (209, r"capability 9\.0\).*VOCABSEG_SM=90"),
+        (222, r"too old.*CUDA 12\.4"),
+        (200, "too old"),
+        (1, "CUDA LogicError: cuModuleLoadDataEx failed: invalid argument"),
     ],
 )
-def test_kernels_that_do_not_fit(machine, kind, text, told):
-    error = (getattr(fake_pycuda, kind), f"cuModuleLoadDataEx failed: {text}")
-    with fake_pycuda.installed(machine, module_error=error, driver_version=12040):
+def test_kernels_that_do_not_fit(machine, error, told):
+    machine.module_error, machine.driver_version = error, 12040
+    with installed(machine):
         device = open_device(0)
         with pytest.raises(EngineError, match=told) as caught:
-            device.load_module(b"")
+            device.load_module(FATBIN)
         assert "\n" not in str(caught.value)

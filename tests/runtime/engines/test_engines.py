@@ -106,19 +106,18 @@ def gpu(monkeypatch, tmp_path):
     """A machine with an emulated GPU, kernels and an ONNX Runtime that knows it and finds its libraries."""
     import onnxruntime
 
-    from tests.cuda_emulation import fake_pycuda
-    from tests.cuda_emulation.machine import Machine
+    from tests.fake_driver.machine import FATBIN, installed
     from vocabseg.runtime.engines import onnxruntime_cuda
     from vocabseg.runtime.kernels.device import face, fatbin
 
     monkeypatch.setattr(choosing, "gpu_present", lambda: True)
     for module in (face, fatbin):
-        monkeypatch.setattr(module, "kernels_fatbin", lambda: b"fatbin")
+        monkeypatch.setattr(module, "kernels_fatbin", lambda: FATBIN)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime_cuda, "check_libraries", lambda _: None)
     choosing.tell_fallback.cache_clear()
-    with fake_pycuda.installed(Machine()):
-        yield fake_pycuda
+    with installed() as machine:
+        yield machine
 
 
 def demo():
@@ -136,7 +135,7 @@ def test_auto_takes_the_gpu_and_says_why_in_float32(gpu):
 
 
 def test_auto_falls_back_once_and_says_why(gpu):
-    gpu.settings()["no_device"] = True
+    gpu.init_error = 100
     with pytest.warns(RuntimeWarning, match="CPU is used: the NVIDIA driver does not start") as told:
         choices = [choose(bundle=demo()) for _ in range(2)]
     assert [choice.device for choice in choices] == ["cpu", "cpu"]

@@ -8,10 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.machine import Machine
 from tests.doubles import tensorrt as tensorrt_double
 from tests.doubles.tensorrt_cases import build, half_bundle, run_on_host
+from tests.fake_driver.machine import current, installed
 from vocabseg.runtime.bundle.plans import RECORD, PackageInfo, differences, read_plans
 from vocabseg.runtime.cuda.device import open_device
 from vocabseg.runtime.engines.tensorrt.graph import TensorRtGraph
@@ -24,7 +23,7 @@ CROPS = "image_encoder:crops=1,4,6"
 
 @pytest.fixture
 def device():
-    with fake_pycuda.installed(Machine()), tensorrt_double.installed():
+    with installed(), tensorrt_double.installed():
         yield open_device(0)
 
 
@@ -260,7 +259,7 @@ def test_too_little_memory_for_scratch_is_told_and_a_smaller_batch_still_runs(bu
     run = Runner(graph, device)
     width = bundle.graph("image_encoder").outputs[0].shape[1]
     run({"crops": crops(2)}, {"image_features": (2, width)})
-    fake_pycuda.settings()["largest_block"] = 20 << 20
+    current().largest_block = 20 << 20
     with pytest.raises(DeviceMemoryError, match="out of memory"):
         run({"crops": crops(40)}, {"image_features": (40, width)})
     expected = run_on_host(bundle, "image_encoder", "float16", {"crops": crops(3)})["image_features"]

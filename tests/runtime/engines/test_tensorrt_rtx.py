@@ -6,11 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.machine import Machine
 from tests.doubles import tensorrt as tensorrt_double
 from tests.doubles import tensorrt_rtx as rtx_double
 from tests.doubles.tensorrt_cases import half_bundle, run_on_host
+from tests.fake_driver.machine import installed
 from vocabseg.export.tensorrt.builder import BuildOptions
 from vocabseg.export.tensorrt.installer import build_engine, timing_cache
 from vocabseg.export.tensorrt.profiles import choose_profiles
@@ -29,8 +28,8 @@ GENERATIONS = ("sm86", "sm89")
 
 @pytest.fixture
 def device():
-    with fake_pycuda.installed(Machine()), rtx_double.installed():
-        fake_pycuda.settings()["compute_capability"] = (8, 9)
+    with installed() as machine, rtx_double.installed():
+        machine.major, machine.minor = 8, 9
         yield open_device(0)
 
 

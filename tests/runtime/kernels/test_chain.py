@@ -20,7 +20,6 @@ from tests.runtime.kernels.cases import (
 )
 from vocabseg.runtime.bundle.sections import EnsembleSection
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.kernels.device import face as cuda
 from vocabseg.runtime.kernels.device import fatbin, tables
 from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.geometry import expand_boxes
@@ -230,23 +229,11 @@ def test_no_kernel_races_or_leaves_its_memory(seed: int) -> None:
 
 @pytest.mark.skipif(library.compiler() is None, reason="no g++ to build the emulated kernels with")
 def test_tensor_cores_of_turing_and_many_masks_are_watched() -> None:
-    from tests.cuda_emulation import fake_pycuda
-    from tests.cuda_emulation.devices import WatchedMachine
-    from vocabseg.runtime.cuda.device import open_device
-
     case = Case(130, (3, 4), (12, 16), (11, 15), (7, 9), 20)
     masks = random_masks(0, case)
     probabilities = np.random.default_rng(0).dirichlet(np.ones(20), 130).astype(np.float32)
     wanted = HOST.compose(masks, probabilities)
-    turing = library.emulation(watched=True, turing=True)
-    turing.seed(2)
-
-    def launch(name: str, grid: tuple, block: tuple, shared_bytes: int, data: bytes) -> None:
-        turing.launch_packed(name, grid, block, data, shared_bytes)
-
-    with fake_pycuda.installed(WatchedMachine(turing), launch):
-        device = open_device(0)
-        bench = Bench(device, cuda.CudaKernels(device, b""))
+    with opened("emulated", 2, kernels=library.emulation(watched=True, turing=True)) as bench:
         labels, scores = bench.new((7, 9), np.int32), bench.new((7, 9), np.float32)
         on_device = case.masks(bench.up(masks.logits))
         bench.kernels.compose(on_device, bench.up(probabilities), None, None, labels, scores, bench.stream)

@@ -74,7 +74,7 @@ def test_more_masks_than_threads_do_not_race() -> None:
 
 
 def test_tables_of_another_stream_are_used_while_capturing(bench: Bench) -> None:
-    """The weights of a resize that one stream computed are waited for without asking whether they are there."""
+    """The weights that one stream computed are waited for by another's first resize; a capture cannot wait for them."""
     image = bench.up(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     resized = [bench.new((12, 14, 3), np.uint8) for _ in range(2)]
     network_input = bench.new((1, 3, 32, 32), np.float32)
@@ -85,6 +85,11 @@ def test_tables_of_another_stream_are_used_while_capturing(bench: Bench) -> None
 
     resize(resized[0], bench.stream)
     wanted = bench.down(resized[0])
+    assert other.capture(lambda: resize(resized[1], other)) is None
+    resize(resized[1], other)
+    other.synchronize()
+    bench.stream.fill(resized[1], 0)
+    bench.stream.synchronize()
     graph = other.capture(lambda: resize(resized[1], other))
     if graph is None:
         pytest.fail("a resize whose tables are there could not be captured")

@@ -116,6 +116,15 @@ def test_foreign_and_unwritten_memory(watched: Emulation) -> None:
         run(watched, "neighbours", [numbers(), zeros()], (1,), shared=128)
 
 
+@pytest.mark.parametrize("shared", [0, 1])
+def test_memory_that_is_not_aligned(watched: Emulation, shared: int) -> None:
+    out = zeros()
+    run(watched, "pair_at", [numbers(), out], (2, shared), shared=256)
+    assert (out == numbers()[2:4].sum()).all()
+    with pytest.raises(EmulationError, match=r"8 bytes at .* are not aligned"):
+        run(watched, "pair_at", [numbers(), zeros()], (3, shared), shared=256)
+
+
 def test_launches_that_cannot_be(kernels: Emulation) -> None:
     with pytest.raises(EmulationError, match=r"blocks of \(2048, 1, 1\) threads cannot be launched"):
         run(kernels, "count_threads", [zeros()], threads=2048)

@@ -11,9 +11,9 @@ import pytest
 import vocabseg
 from tests.attack.broken import bundle_with
 from tests.bundles import bundle_for_case
-from tests.cuda_emulation import fake_pycuda, stand_ins
-from tests.cuda_emulation.library import compiler, emulation
-from tests.cuda_emulation.machine import Machine
+from tests.cuda_emulation import stand_ins
+from tests.cuda_emulation.library import emulation
+from tests.fake_driver.machine import FATBIN, Machine, installed
 from tests.golden import REPOSITORY, load_golden
 from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
@@ -33,16 +33,16 @@ CHOICE = Choice(name="onnxruntime", device="cuda:0", precision="float32", reason
 
 
 @contextlib.contextmanager
-def emulated(bundle, machine=None, dtype=np.float32, text=None, kernels=stand_ins.HostKernels, launch=None):
+def emulated(bundle, machine=None, dtype=np.float32, text=None, faces=stand_ins.HostKernels, kernels=None):
     """A Segmenter on an emulated GPU; `.graphs` are its graphs by name, `.machine` is the GPU.
 
     `text` is a TextEmbedder that has seen the names, which saves time.
     """
     machine = machine or Machine()
     graphs = stand_ins.graphs(dtype)
-    with pytest.MonkeyPatch.context() as patch, fake_pycuda.installed(machine, launch):
+    with pytest.MonkeyPatch.context() as patch, installed(machine, kernels):
         patch.setattr(device_engines, "open_graph", graphs)
-        patch.setattr(cuda_stages, "CudaKernels", kernels)
+        patch.setattr(cuda_stages, "CudaKernels", faces)
         patch.setattr(segmenters, "choose", lambda *_: CHOICE)
         segmenter = Segmenter(open_bundle(bundle))
         segmenter.graphs, segmenter.machine = graphs.opened, machine
@@ -53,13 +53,9 @@ def emulated(bundle, machine=None, dtype=np.float32, text=None, kernels=stand_in
 
 def emulated_kernels(bundle, machine=None, **options):
     """The same with the kernels' own source, compiled for the CPU."""
-    if compiler() is None:
-        pytest.skip("no g++ to build the emulated kernels with")
-
-    def launch(name, grid, block, shared_bytes, data):
-        emulation().launch_packed(name, grid, block, data, shared_bytes)
-
-    return emulated(bundle, machine, kernels=lambda device: CudaKernels(device, b"emulated"), launch=launch, **options)
+    machine = machine or Machine()  # which tells what is missing, if anything is
+    faces = lambda device: CudaKernels(device, FATBIN)  # noqa: E731
+    return emulated(bundle, machine, faces=faces, kernels=emulation(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -249,14 +245,14 @@ def test_a_forgotten_wait_is_noticed(bundle, host, images, name, text):
     expected = [host(image, NAMES).labels for image in images[:3]]
 
     def wrong(seed):
-        with emulated(bundle, Machine(seed=seed), text=text) as segmenter:
-            getattr(segmenter.stages, name).__class__ = Forgetful
-            try:
+        try:
+            with emulated(bundle, Machine(seed=seed), text=text) as segmenter:
+                getattr(segmenter.stages, name).__class__ = Forgetful
                 found = [result.labels for result in segmenter.segment_many(images[:3], NAMES)]
                 found += [segmenter(image, NAMES).labels for image in images[:3]]
-            except (EngineError, IndexError, ValueError, AssertionError, OverflowError, MemoryError):
-                return True
-            return any((one != other).mean() > 0.01 for one, other in zip(found, expected * 2, strict=True))
+        except (EngineError, IndexError, ValueError, AssertionError, OverflowError, MemoryError):
+            return True
+        return any((one != other).mean() > 0.01 for one, other in zip(found, expected * 2, strict=True))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -266,12 +262,12 @@ def test_a_forgotten_wait_is_noticed(bundle, host, images, name, text):
 def test_nothing_but_labels_scores_flags_and_the_list_of_regions_comes_back(bundle, image, text):
     with emulated(bundle, text=text) as segmenter:
         segmenter(image, NAMES)
-        before = dict(segmenter.machine.copies)
+        down, up = segmenter.machine.copied_down, segmenter.machine.copied_up
         segmenter(image, NAMES)
         masks = segmenter.bundle.graph("proposal").outputs[0].shape[1]
         height, width = image.shape[:2]
-        assert segmenter.machine.copies["down"] - before["down"] == 8 * height * width + 4 * (6 * masks + 1) + 4 * 3
-        assert segmenter.machine.copies["up"] - before["up"] == image.nbytes
+        assert segmenter.machine.copied_down - down == 8 * height * width + 4 * (6 * masks + 1) + 4 * 3
+        assert segmenter.machine.copied_up - up == image.nbytes
 
 
 def test_buffers_keep_their_addresses(bundle, image, text):
@@ -303,11 +299,11 @@ def test_images_on_the_device_are_not_copied_up(bundle, host, images, text):
     with emulated(bundle, text=text) as segmenter:
         given = [OnDevice(segmenter.device, image, stream) for image in images for stream in (None, True)]
         list(segmenter.segment_many(images[:1], NAMES))
-        before = segmenter.machine.copies["up"]
+        before = segmenter.machine.copied_up
         assert_same(segmenter(given[0], NAMES), host(images[0], NAMES))
         for one, image in zip(segmenter.segment_many(given, NAMES), np.repeat(range(len(images)), 2), strict=True):
             assert_same(one, host(images[image], NAMES))
-        assert segmenter.machine.copies["up"] == before
+        assert segmenter.machine.copied_up == before
         wrong = OnDevice(segmenter.device, images[0].astype(np.float32))
         with pytest.raises(ImageError, match="dtype float32"):
             segmenter(wrong, NAMES)
@@ -370,7 +366,7 @@ def test_memory_stays_flat(bundle, images, text):
         small = [image[:60, :80] for image in images]
 
         def used():
-            return segmenter.device.memory(), len(segmenter.device.spare_events), len(segmenter.machine.queues)
+            return segmenter.device.memory(), len(segmenter.device.spare_events), segmenter.machine.streams
 
         for count in (100, 200):
             for _ in segmenter.segment_many((small[number % 6] for number in range(count)), NAMES):
