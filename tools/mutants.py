@@ -88,6 +88,9 @@ class Copy:
         for target, source in packages.items():
             (folder / target).symlink_to(folder / source)
         (folder / "tmp").mkdir()
+        driver = Path(tempfile.gettempdir()) / f"vocabseg-fake-driver-{os.getuid()}"  # no mutant changes it
+        driver.mkdir(mode=0o700, exist_ok=True)
+        (folder / "tmp" / driver.name).symlink_to(driver)
 
     def first_failure(self, mutant: Mutant | None) -> str | None:
         """What the tests say first of a mutant, None if all pass; without a mutant, of the sources as they are."""

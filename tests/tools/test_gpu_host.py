@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_driver.build import MissingError, environment
+from tests.fake_driver.machine import skip
 from tests.golden import REPOSITORY
 from tools import gpu_host, gpu_page, gpu_parts
 from tools.gpu_host import Host, Step
@@ -174,15 +175,18 @@ def test_a_page_has_every_kernel_beside_its_target() -> None:
     assert "The report is bench.md" in text
 
 
-@pytest.mark.skipif(
-    find_spec("pycuda") is None, reason="PyCUDA is not installed: it runs over a driver that stands for one"
-)
-def test_a_rehearsal_runs_tests_and_pipeline_over_a_driver_that_stands_for_one(tmp_path: Path) -> None:
-    assert os.environ.get("LD_LIBRARY_PATH"), "give the folder of the driver that stands for one"
+def test_a_rehearsal_runs_tests_and_pipeline_over_the_fake_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        for name, value in environment(onnxruntime=False).items():
+            monkeypatch.setenv(name, value)
+    except MissingError as error:
+        skip(error)
     given = options(tmp_path)
     done = script("--rehearse", "--parts", given.parts, "--work", given.work, "--results", given.results)
     states = {step["name"]: step for step in json.loads(next(given.results.glob("*.json")).read_text())["steps"]}
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     for name in ("install", "doctor", "tests", "demo-torch"):
         assert states[name]["state"] == "passed", states[name]
     assert " passed" in states["tests"]["note"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from tests.cuda_emulation import fake_pycuda, stand_ins
-from tests.cuda_emulation.machine import Machine
+from tests.cuda_emulation import stand_ins
+from tests.fake_driver.machine import installed
 from tests.golden import REPOSITORY
 from vocabseg.benchmarks.gpu.torch_graph import TorchGraph, torch_segmenter
 from vocabseg.benchmarks.gpu.torch_operators import OPERATORS
@@ -124,7 +124,7 @@ def test_labels_through_torch_are_those_of_onnx_runtime(monkeypatch: pytest.Monk
     bundle, names = open_bundle(demo_folder()), ["dog", "grass", "house", "water"]
     host = Segmenter(bundle, "cpu", "onnxruntime", "float32")
     monkeypatch.setattr(cuda_stages, "CudaKernels", stand_ins.HostKernels)
-    with fake_pycuda.installed(Machine()):
+    with installed():
         segmenter = torch_segmenter(bundle, "float32", on_host=True)
         assert segmenter.choice.key == "torch-cuda:0-float32"
         for image in (scene, scene[40:170, 20:]):
