@@ -27,14 +27,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_suffix(".toml")
 KERNELS = "tests/runtime/kernels"
 # In the order in which they run: first those that are quick and find most.
-TESTS = ("test_launch", "test_arguments", "test_device_limits", "test_device", "test_chain")
+TESTS = ("test_launch", "test_arguments", "test_device_limits", "test_device", "test_device_edges", "test_chain")
 # The tests that see most of a file's faults run before all others.
 FIRST = {
     "boxes": "boxes or looked_at or selected or limit_that", "classify": "test_classes or embedding_of_zeros",
-    "compose": "labels or class or numbers or small_and", "masks": "labels or numbers or small_and",
-    "mma": "class or numbers or small_and", "crops": "crops", "resize": "resize", "usable": "usable",
-    "pixel_math": "resize or boxes or selected or crops", "launch": "test_launch", "arguments": "bad_arguments or launched",
-    "face": "launched or test_chain", "tables": "test_chain",
+    "compose": "labels or class or numbers or small_and or beyond", "masks": "labels or numbers or small_and or beyond",
+    "mma": "class or numbers or small_and", "crops": "crops or beyond", "resize": "resize", "usable": "unusable",
+    "pixel_math": "resize or boxes or selected or crops", "launch": "test_launch",
+    "arguments": "bad_arguments or launched", "face": "launched or test_chain", "tables": "test_chain",
 }  # fmt: skip
 # What mutants differ in, and what is only linked to.
 COPIED, LINKED = ("runtime", "tests"), ("src", "benchmarks", "export", "calibration", "serving", "batch", "examples")
