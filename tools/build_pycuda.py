@@ -1,4 +1,6 @@
-"""Build and install PyCUDA from its sources in a folder of wheels, on an offline host: build_pycuda.py WHEELS SCRATCH.
+"""Build and install PyCUDA from its sources in a folder of wheels, on an offline host.
+
+    python tools/build_pycuda.py WHEELS SCRATCH [SITE]      # SITE: the folder that packages are installed in
 
 Without cuRAND, with the toolkit of the nvcc that is actually called, and a libcuda.so to link with.
 """
@@ -38,4 +40,5 @@ settings = f"CUDA_ROOT = {root!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR =
 (source / "siteconf.py").write_text(settings + 'CUDADRV_LIBNAME = ["cuda"]\n')
 environment = {**os.environ, "CUDA_ROOT": root, "PATH": f"{root}/bin:{os.environ['PATH']}"}
 command = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(wheels), "--no-build-isolation"]
+command += ["--target", sys.argv[3]] if len(sys.argv) > 3 else []
 sys.exit(subprocess.run([*command, "--no-deps", str(source)], env=environment).returncode)

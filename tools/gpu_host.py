@@ -1,280 +1,292 @@
-"""Run all checks that need a GPU, in one go, on a bare offline GPU host.
+"""Run all checks that need a GPU, in order of worth, within a budget, on a bare offline GPU host.
 
-    python tools/gpu_host.py --wheels FOLDER [--results FOLDER] [--bundle FOLDER] [--quick] [--only STEP,...]
+    python tools/gpu_host.py --parts FOLDER [--budget 590] [--work FOLDER] [--results FOLDER] [--only STEP,...]
 
-Run it in a checkout of the repository. The host needs Python 3.11 or newer with torch for CUDA, and nvcc; FOLDER holds
-what tools/gpu_wheels.sh downloaded on a machine with a network. Standard library only: nothing to install first.
+Run it in a checkout of the repository. The host needs Python 3.11 or newer with torch for CUDA, and nvcc; --parts holds
+what tools/pack_gpu.sh made. Standard library only. There is no virtual environment: the parts are unpacked in the work
+folder, wheels that the host lacks and this repository are installed in WORK/site with `pip install --target`.
 
-The script creates a virtual environment with access to the host's packages in the results folder, installs the wheels
-and this repository there, and builds PyCUDA from source. Then it runs the tests marked gpu, compute-sanitizer over
-those of the kernels, the kernel benchmark, `vocabseg build`, `vocabseg bench` on the device, and a loop of 10,000
-images that watches memory. Every step has its own time limit and log; a failing step does not stop the others. The
-final table is also in the results folder, as summary.json and summary.md, next to the benchmark reports.
+Every step has its share of the budget, to which comes what earlier ones left; a step for which too little is left, or
+whose packages are missing, is skipped with its reason, and one that fails stops no other. After each step the results
+are written anew: <date>-<gpu>.json with every figure, and <date>-<gpu>.md, a page for benchmarks/results/ with figures
+beside their targets. Exit code 1: a step failed or a target was missed.
+
+--rehearse runs the same on a machine without a GPU, over a driver that stands for one (LD_LIBRARY_PATH), in the
+shortest forms: nothing is installed but the parts, and what would take minutes on an emulated GPU is left out.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools import gpu_page, gpu_parts
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-BUILD_PYCUDA = REPOSITORY / "tools" / "build_pycuda.py"
-KERNEL_TESTS = "tests/runtime/kernels"
-# Options for the tools of compute-sanitizer; a finding ends the step with code 9.
-SANITIZER = ["--error-exitcode", "9", "--target-processes", "all", "--launch-timeout", "120"]
-
-MEMORY_LOOP = """
-import json, resource, sys, vocabseg
-from itertools import cycle, islice
-from vocabseg.runtime.images import load_image
-bundle, engine, count, output = sys.argv[1] or None, sys.argv[2] or None, int(sys.argv[3]), sys.argv[4]
-segmenter = vocabseg.load(bundle, device="cuda", engine=engine)
-scene = load_image("examples/scene.png")
-images = [scene, scene[:, ::-1], scene[:-40], scene[:, :-64]]
-names = ["dog", "grass", "house", "water"]
-readings = []
-for number, _ in enumerate(segmenter.segment_many(islice(cycle(images), count), names), 1):
-    if number == 100 or number % max(count // 10, 1) == 0:
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        readings.append({"images": number, "host_MB": host, **segmenter.device.memory()})
-        print(readings[-1], flush=True)
-json.dump(readings, open(output, "w"), indent=1)
-first, last = readings[0], readings[-1]
-device = (first["free"] - last["free"]) / 2**20
-host = last["host_MB"] - first["host_MB"]
-print(f"device memory grew by {device:.1f} MB, host memory by {host} MB, after the first {first['images']} images")
-sys.exit(0 if device < 32 and host < 64 and last["managed"] <= first["managed"] else 9)
-"""
+# The shares of the steps are of this many seconds.
+USUAL = 590
+# With less than this, no step is begun.
+LEAST = 5
+NAMES = "benchmarks/datasets/class_names/coco_stuff_171.txt"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
-    """One step: a command with its time limit in seconds, or `skip`, the reason why it is not run."""
+    """One step: a command with its share in seconds of the usual budget.
+
+    `skip`: why it is not run. `beside`: it runs beside the steps that follow, until one `needs` it. `figures`: the file
+    that the command writes them to.
+    """
 
     name: str
     command: list[str]
-    limit: int
-    environment: dict[str, str] = field(default_factory=dict)
+    share: float
     skip: str = ""
+    needs: str = ""
+    beside: bool = False
+    figures: Path | None = None
 
 
 @dataclass
 class Outcome:
-    """How a step ended: "passed", "failed", "timed out" or "skipped"; and the last line it printed."""
+    """How a step ended: "passed", "failed", "out of time" or "skipped"; the last line it printed, more if it failed."""
 
     name: str
     state: str
     seconds: float
     note: str
+    tail: str = ""
 
 
-def main() -> int:
-    """Run all steps; 0 if none failed."""
-    options = _options()
-    results = options.results.resolve()
-    steps = plan(options, results)
-    if options.only:
-        wanted = set(options.only.split(","))
-        unknown = wanted - {step.name for step in steps}
-        if unknown:
-            print(f"--only: no step {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in steps)}")
-            return 2
-        steps = [step for step in steps if step.name in wanted]
+def main(arguments: list[str] | None = None) -> int:
+    """0 if no step failed."""
+    options = _options(arguments)
+    begin, host = time.monotonic(), None
+    for folder in (options.work, options.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    steps = plan(options)
+    unknown = options.only - {step.name for step in steps}
+    if unknown:
+        print(f"--only: no step {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in steps)}")
+        return 2
+    steps = [step for step in steps if not options.only or step.name in options.only]
     if options.dry_run:
         for step in steps:
-            print(f"{step.name} (at most {step.limit} s){': skipped, ' + step.skip if step.skip else ''}")
-            print("    " + " ".join(_quoted(part) for part in step.command))
+            print(f"{step.name} ({step.share:.0f} s){': skipped, ' + step.skip if step.skip else ''}")
+            print("    " + " ".join(step.command))
         return 0
-    results.mkdir(parents=True, exist_ok=True)
-    outcomes = []
+    host = Host(options, begin)
     for number, step in enumerate(steps, 1):
-        print(f"[{number}/{len(steps)}] {step.name} ...", flush=True)
-        outcomes.append(run(step, results))
-        print(f"    {outcomes[-1].state} after {outcomes[-1].seconds:.0f} s: {outcomes[-1].note}", flush=True)
-        write_summary(outcomes, results)
-    print((results / "summary.md").read_text())
-    return 1 if any(outcome.state in ("failed", "timed out") for outcome in outcomes) else 0
+        print(f"[{number}/{len(steps)}, {time.monotonic() - begin:.0f} s] {step.name} ...", flush=True)
+        host.run(step)
+        print(f"    {host.outcomes[-1].state}: {host.outcomes[-1].note}", flush=True)
+    host.join()
+    print(host.page.read_text())
+    return 1 if any(one.state in ("failed", "out of time") for one in host.outcomes) else 0
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=Path, required=True, help="the folder of wheels and sources")
-    parser.add_argument("--results", type=Path, default=Path("gpu-results"), help="where everything goes")
+    parser.add_argument("--parts", type=Path, required=True, help="what tools/pack_gpu.sh made")
+    parser.add_argument("--budget", type=float, default=USUAL, metavar="SECONDS", help="for all steps together")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/vocabseg-gpu"), help="scratch; kept for a next call")
+    parser.add_argument("--results", type=Path, default=Path(os.environ.get("OUT") or "gpu-results"))
     parser.add_argument("--bundle", type=Path, help="a bundle of published size; default: one with random weights")
-    parser.add_argument("--quick", action="store_true", help="shorter loops, no sanitizer over all tests")
-    parser.add_argument("--only", default="", help="only these steps, separated by commas")
+    parser.add_argument("--only", type=lambda names: set(names.split(",")), default=set(), help="only these steps")
     parser.add_argument("--dry-run", action="store_true", help="print the steps and stop")
-    return parser.parse_args()
+    parser.add_argument("--rehearse", action="store_true", help="over a driver that stands for a GPU")
+    options = parser.parse_args(arguments)
+    for name in ("parts", "work", "results", "bundle"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).resolve())
+    if not options.parts.is_dir():
+        parser.error(f"--parts: {options.parts} is not a folder: make it with tools/pack_gpu.sh")
+    return options
 
 
-def plan(options: argparse.Namespace, results: Path) -> list[Step]:
-    """All steps in order."""
-    venv, wheels = results / "venv", options.wheels.resolve()
-    python, vocabseg = str(venv / "bin" / "python"), str(venv / "bin" / "vocabseg")
-    bundle = str(options.bundle.resolve() if options.bundle else results / "bundle")
-    install = [python, "-m", "pip", "install", "--no-index", "--find-links", str(wheels), "--no-build-isolation"]
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-    sanitizer = shutil.which("compute-sanitizer") or _beside_nvcc("compute-sanitizer")
-    has_tensorrt = find_spec("tensorrt") is not None
-    has_rtx = find_spec("tensorrt_rtx_bindings") is not None
-    lacking = [name for name, there in (("tensorrt", has_tensorrt), ("tensorrt-rtx", has_rtx)) if not there]
-    wanted = " and ".join(f"not [{name}]" for name in lacking)
-    bench = [vocabseg, "bench", bundle, "--device", "cuda", "--against", "torch-eager,torch-compile"]
-    count = "500" if options.quick else "10000"
-    steps = [
-        Step("machine", ["nvidia-smi"], 60),
-        Step("join-wheels", [sys.executable, "-c", _JOIN, str(wheels)], 300),
-        Step("venv", [sys.executable, "-c", VENV, str(venv)], 120),
-        Step("wheels", [python, "-c", _INSTALL, str(wheels)], 900),
-        Step("pycuda", [python, str(BUILD_PYCUDA), str(wheels), str(results / "pycuda")], 900),
-        Step("vocabseg", [*install, "--no-deps", str(REPOSITORY)], 900),
-        Step("doctor", [vocabseg, "doctor"], 120),
-        # A GPU test that is skipped has failed here; those of engines that the host lacks are left out.
-        Step(
-            "tests", [*pytest, "-k", wanted, f"--junitxml={results}/tests.xml", "tests"], 1800,
-            {"VOCABSEG_REQUIRE_GPU": "1"},
-        ),
+def plan(options: argparse.Namespace) -> list[Step]:
+    """All steps, those first whose results are worth most."""
+    work, python = options.work, sys.executable
+    module, pytest = [python, "-m"], [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    bundle = str(options.bundle or work / "bundle")
+    has = gpu_parts.packages(options.parts, work)
+    short = "the rehearsal leaves it out: it takes minutes on an emulated GPU" if options.rehearse else ""
+    lacks = {name: "" if there else f"{name} is neither here nor among the parts" for name, there in has.items()}
+    tool = gpu_parts.cuda_tool("compute-sanitizer")
+    sanitizer = [tool or "compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all", "--tool"]
+    chain = [*pytest, "tests/runtime/kernels/test_chain.py", "-k", "regions or labels or classes"]
+    unsafe = short or ("" if tool else "compute-sanitizer is not installed")
+    small = ["--images", "4", "--repeats", "1", "--size", "96", "64", "--on-host"] if options.rehearse else []
+    given = f"{bundle} is given" if options.bundle else ""
+    bench = [*module, "vocabseg", "bench", bundle, "--device", "cuda", "-n", "2", "--repeat", "3", "--batches", "4"]
+    bench += ["--cold", "1"]
+    kernels = [*module, "vocabseg.benchmarks.kernel_bench_cuda", "--json", str(work / "kernels.json")]
+    build = [*module, "vocabseg", "build", bundle, "--precision", "fp16", "--engine"]
+    big = ["--bundle", bundle, "--classes", NAMES, "--no-compare"]
+
+    def pipeline(name: str, engine: str, precision: str, *more: str) -> list[str]:
+        file = ["--json", str(work / f"{name}.json"), "--engine", engine, "--precision", precision]
+        return [*module, "vocabseg.benchmarks.gpu.pipeline", *file, *more]
+
+    def figures(name: str, command: list[str], share: float, skip: str = "", needs: str = "") -> Step:
+        return Step(name, command, share, skip, needs, figures=work / f"{name}.json")
+
+    export = (
+        'set -e; "$0" -m vocabseg export --config zsseg-r101c-vitb16-single --random --output "$1"; '
+        '"$0" -m vocabseg build "$1" --precision fp16 --engine onnxruntime'
+    )
+    return [
+        Step("machine", ["nvidia-smi"], 5, short and "the rehearsal has no nvidia-smi"),
+        Step("install", [python, str(REPOSITORY / "tools" / "gpu_parts.py"), str(options.parts), str(work),
+                         *([] if options.rehearse else [str(REPOSITORY)])], 60),
+        Step("bundle", ["bash", "-c", export, python, bundle], 150, short or given, beside=True),
+        Step("doctor", [*module, "vocabseg", "doctor"], 10),
+        Step("tests", [*pytest, "-k", "one_pixel" if options.rehearse else "", "tests/runtime/kernels"], 40),
+        figures("kernels", kernels, 40, short),
+        figures("demo-torch", pipeline("demo-torch", "torch", "float32", *small), 40),
+        Step("memcheck", [*sanitizer, "memcheck", *chain], 60, unsafe),
+        Step("racecheck", [*sanitizer, "racecheck", *chain], 60, unsafe),
+        Step("tests-pipeline", [*pytest, "tests/runtime/segmenter/test_on_gpu.py", "-k", _engines(has)], 60,
+             short or lacks["onnxruntime-gpu"]),
+        figures("torch", pipeline("torch", "torch", "float16", *big), 60, short, "bundle"),
+        figures("onnxruntime", pipeline("onnxruntime", "onnxruntime", "float16", *big), 60,
+                short or lacks["onnxruntime-gpu"], "bundle"),
+        *(step for engine in ("tensorrt", "tensorrt-rtx") for step in (
+            Step(f"build-{engine}", [*build, engine], 120, short or lacks[engine], "bundle"),
+            figures(engine, pipeline(engine, engine, "float16", *big), 60, short or lacks[engine], f"build-{engine}"),
+        )),
+        Step("bench", [*bench, "--against", "torch-eager", "--output", str(work / "bench")], 90,
+             short or lacks["onnxruntime-gpu"], "bundle"),
+        Step("bench-compiled", [*bench, "--against", "torch-compile", "--output", str(work / "bench-compiled")], 90,
+             short or lacks["onnxruntime-gpu"], "bundle"),
     ]  # fmt: skip
-    for tool in ("memcheck", "racecheck", "initcheck"):
-        chosen = ["-k", "not thousands and not golden"] if options.quick else []
-        command = [sanitizer or "compute-sanitizer", "--tool", tool, *SANITIZER, *pytest, *chosen, KERNEL_TESTS]
-        steps.append(Step(tool, command, 1800, skip="" if sanitizer else "compute-sanitizer is not installed"))
-    missing = {
-        "tensorrt": "" if has_tensorrt else "TensorRT is not installed",
-        "tensorrt-rtx": "" if has_rtx else "TensorRT for RTX is not installed",
-        "onnxruntime": "",
-    }
-    kernels = [python, "-m", "vocabseg.benchmarks.kernel_bench_cuda", "--json", str(results / "kernels.json")]
-    random = [vocabseg, "export", "--config", "zsseg-r101c-vitb16-single", "--random", "--output", bundle]
-    steps += [
-        Step("kernel-times", kernels, 900),
-        Step("bundle", random, 1800, skip=f"{bundle} is given" if options.bundle else ""),
-        # Without TensorRT it only writes the FP16 graphs, which ONNX Runtime runs.
-        Step("build", [vocabseg, "build", bundle, "--precision", "fp16"], 3600),
-        Step("build-rtx", [vocabseg, "build", bundle, "--engine", "tensorrt-rtx"], 3600, skip=missing["tensorrt-rtx"]),
-        *(
-            Step(
-                f"bench-{engine}", [*bench, "--engine", engine, "--output", f"{results}/bench-{engine}"], 3600, skip=why
+
+
+def _engines(has: dict[str, bool]) -> str:
+    """The expression that leaves out tests of engines that are not there."""
+    return " and ".join(f"not [{name}]" for name in ("tensorrt", "tensorrt-rtx") if not has[name])
+
+
+class Host:
+    """Runs steps and keeps the results."""
+
+    def __init__(self, options: argparse.Namespace, begin: float):
+        self.options, self.begin = options, begin
+        self.outcomes: list[Outcome] = []
+        self.figures: dict[str, object] = {}
+        self._beside: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
+        self._due = 0.0  # seconds that the steps so far may have taken
+        self._scale = options.budget / USUAL
+        gpu = "rehearsal" if options.rehearse else _gpu_name()
+        short = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
+        self.about = {"gpu": gpu, "date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
+        self.page = options.results / f"{self.about['date']}-{short}.md"
+
+    def run(self, step: Step) -> None:
+        """Run a step, or begin one that runs beside others; the results are written."""
+        self._due += 0 if step.skip or step.beside else step.share * self._scale
+        left = self.options.budget - (time.monotonic() - self.begin)
+        if step.skip:
+            self._keep(step, Outcome(step.name, "skipped", 0, step.skip))
+            return
+        missing = self._missing(step.needs, left)
+        if missing or left < LEAST:
+            self._keep(
+                step, Outcome(step.name, "skipped", 0, missing or f"{max(left, 0):.0f} s of the budget are left")
             )
-            for engine, why in missing.items()
-        ),
-        Step("memory", [python, "-c", MEMORY_LOOP, bundle, "", count, str(results / "memory.json")], 3600),
-        Step("memory-demo", [python, "-c", MEMORY_LOOP, "", "", count, str(results / "memory-demo.json")], 3600),
-    ]
-    return steps
+            return
+        begin, process = time.monotonic(), self._start(step)
+        if step.beside and process is not None:
+            self._beside[step.name] = step, process, begin
+            self._keep(step, Outcome(step.name, "begun", 0, "beside the steps that follow"))
+            return
+        self._end(step, process, begin, min(left, max(step.share * self._scale, self._due - (begin - self.begin))))
+
+    def join(self) -> None:
+        """Wait for what still runs beside, and end it with the budget."""
+        for name in list(self._beside):
+            self._missing(name, self.options.budget - (time.monotonic() - self.begin))
+
+    def _missing(self, name: str, left: float) -> str:
+        """Waits for a step that is needed; why it is of no use, if it is not."""
+        if name in self._beside:
+            step, process, begin = self._beside.pop(name)
+            self._end(step, process, begin, max(left, 0))
+        states = {one.name: one.state for one in self.outcomes}
+        note = next((one.note for one in self.outcomes if one.name == name), "")
+        if states.get(name, "passed") == "passed" or note.endswith("is given"):
+            return ""
+        return f"{name} {states[name]}"
+
+    def _start(self, step: Step) -> "subprocess.Popen[bytes] | None":
+        work = self.options.work
+        (work / "logs").mkdir(exist_ok=True)
+        path = [str(work / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "VOCABSEG_REQUIRE_GPU": "1",
+            "VOCABSEG_CACHE_DIR": str(work / "cache"),
+        }  # fmt: skip
+        with (work / "logs" / f"{step.name}.txt").open("w") as log:
+            try:
+                return subprocess.Popen(
+                    step.command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                log.write(f"{error}\n")
+                return None
+
+    def _end(self, step: Step, process: "subprocess.Popen[bytes] | None", begin: float, limit: float) -> None:
+        state = "failed"
+        if process is not None:
+            try:
+                state = "passed" if process.wait(limit) == 0 else "failed"
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                state = "out of time"
+        log = (self.options.work / "logs" / f"{step.name}.txt").read_text(errors="replace")
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        outcome = Outcome(step.name, state, time.monotonic() - begin, lines[-1][:160] if lines else "")
+        outcome.tail = log[-20_000:] if state != "passed" or step.name in ("machine", "doctor") else ""
+        self._keep(step, outcome)
+
+    def _keep(self, step: Step, outcome: Outcome) -> None:
+        self.outcomes = [one for one in self.outcomes if one.name != step.name] + [outcome]
+        if outcome.state != "skipped" and step.figures is not None and step.figures.is_file():
+            self.figures[step.name] = json.loads(step.figures.read_text())
+        report = next(iter(sorted((self.options.work / step.name).glob("*.json"))), None)
+        if step.name.startswith("bench") and report is not None:
+            self.figures[step.name] = json.loads(report.read_text())
+            for table in report.parent.glob("*.md"):
+                shutil.copy(table, self.options.results / f"{step.name}.md")
+        everything = {**self.about, "steps": [asdict(one) for one in self.outcomes], "figures": self.figures}
+        for path, text in (
+            (self.page.with_suffix(".json"), json.dumps(everything, indent=1) + "\n"),
+            (self.page, gpu_page.page(everything)),
+        ):
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_text(text)
+            temporary.replace(path)
 
 
-# Joins NAME.part00, NAME.part01, ... to NAME.
-_JOIN = """
-import pathlib, re, shutil, sys
-names = sorted({re.sub(r"\\.part\\d+$", "", str(p)) for p in pathlib.Path(sys.argv[1]).glob("*.part[0-9]*")})
-for name in names:
-    with open(name + ".whole", "wb") as target:
-        for part in sorted(pathlib.Path(name).parent.glob(pathlib.Path(name).name + ".part*")):
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, target)
-    pathlib.Path(name + ".whole").replace(name)
-print(f"{len(names)} wheels joined")
-"""
-
-# Makes an environment that sees this one's packages, also where this one is itself a virtual environment.
-VENV = """
-import pathlib, subprocess, sys, sysconfig
-venv = pathlib.Path(sys.argv[1])
-subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--clear", venv], check=True)
-inner, paths = venv / "bin" / "python", sysconfig.get_paths()
-command = [inner, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-own = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-(pathlib.Path(own) / "host.pth").write_text("\\n".join(dict.fromkeys([paths["purelib"], paths["platlib"]])) + "\\n")
-"""
-
-# Installs every wheel whose package the host lacks: the host's torch and CUDA are left alone.
-_INSTALL = """
-import importlib.metadata, pathlib, re, subprocess, sys
-def there(name):
+def _gpu_name() -> str:
     try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-wheels = sorted(pathlib.Path(sys.argv[1]).glob("*.whl"))
-wanted = [w for w in wheels if not there(w.name.split("-")[0]) or "gpu" in w.name]
-failed = []
-for wheel in wanted:
-    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "-q", str(wheel)]
-    if subprocess.run(command).returncode:
-        failed.append(wheel.name)
-print(f"{len(wanted) - len(failed)} of {len(wheels)} wheels installed" + (f"; failed: {failed}" if failed else ""))
-sys.exit(1 if failed else 0)
-"""
-
-
-def _beside_nvcc(tool: str) -> str | None:
-    nvcc = shutil.which("nvcc")
-    roots = [Path("/usr/local/cuda")] + ([Path(os.path.realpath(nvcc)).parents[1]] if nvcc else [])
-    return next((str(root / "bin" / tool) for root in roots if (root / "bin" / tool).is_file()), None)
-
-
-def run(step: Step, results: Path) -> Outcome:
-    """Run a step; its output goes to logs/NAME.txt."""
-    if step.skip:
-        return Outcome(step.name, "skipped", 0.0, step.skip)
-    log = results / "logs" / f"{step.name}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "VOCABSEG_CACHE_DIR": str(results / "cache"), **step.environment}
-    begin = time.monotonic()
-    with log.open("w") as file:
-        file.write("$ " + " ".join(_quoted(part) for part in step.command) + "\n")
-        file.flush()
-        try:
-            process = subprocess.Popen(
-                step.command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            return Outcome(step.name, "failed", time.monotonic() - begin, str(error))
-        try:
-            code = process.wait(step.limit)
-            state = "passed" if code == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            state = "timed out"
-    lines = [line for line in log.read_text(errors="replace").splitlines()[1:] if line.strip()]
-    return Outcome(step.name, state, time.monotonic() - begin, lines[-1].strip()[:160] if lines else "")
-
-
-def write_summary(outcomes: list[Outcome], results: Path) -> None:
-    """Write summary.json and summary.md."""
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "steps": [asdict(outcome) for outcome in outcomes],
-    }
-    (results / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
-    machine = results / "logs" / "machine.txt"
-    lines = [f"# On a GPU host, {about['date']}", "", "| step | state | seconds | last line |", "|---|---|---|---|"]
-    for outcome in outcomes:
-        note = outcome.note.replace("|", "\\|")
-        lines.append(f"| {outcome.name} | {outcome.state} | {outcome.seconds:.0f} | {note} |")
-    if machine.is_file():
-        lines += ["", "```", machine.read_text(errors="replace").strip(), "```"]
-    for report in sorted(results.glob("bench-*/*.md")):
-        lines += ["", report.read_text()]
-    (results / "summary.md").write_text("\n".join(lines) + "\n")
-
-
-def _quoted(part: str) -> str:
-    if "\n" in part:
-        return "'<a script>'"
-    return part if part and part.replace("/", "").replace("-", "").replace(".", "").isalnum() else repr(part)
+        run = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except OSError:
+        return "gpu"
+    return run.stdout.splitlines()[0].strip() if run.returncode == 0 and run.stdout else "gpu"
 
 
 if __name__ == "__main__":

@@ -150,14 +150,27 @@ def _build(watched: bool, turing: bool, source: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         (Path(scratch) / "kernel_list.inc").write_text("".join(f"KERNEL({name})\n" for name in kernel_names(source)))
         include = [f"-I{KERNELS}", f"-I{HERE}", f"-I{scratch}", f'-DVOCABSEG_DEVICE_SOURCE="{source}"']
-        objects = []
-        for unit in ("kernels", "scheduler", "watch"):
-            objects.append(f"{scratch}/{unit}.o")
-            own = flags if unit == "kernels" else FLAGS
-            _compile([*own, *include, "-c", f"{HERE}/{unit}.cpp", "-o", objects[-1]])
-        _compile(["-shared", *objects, "-o", f"{scratch}/kernels.so", "-ldl"])
+        _compile([*flags, *include, "-c", f"{HERE}/kernels.cpp", "-o", f"{scratch}/kernels.o"])
+        _compile(
+            ["-shared", f"{scratch}/kernels.o", *map(str, _machinery(folder)), "-o", f"{scratch}/kernels.so", "-ldl"]
+        )
         os.replace(f"{scratch}/kernels.so", target)
     return target
+
+
+def _machinery(folder: Path) -> list[Path]:
+    """Objects of what is the same for all kernels, compiled unless that was done for these very sources."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".cpp")):
+        digest.update(path.read_bytes())
+    objects = [folder / f"{unit}-{digest.hexdigest()[:24]}.o" for unit in ("scheduler", "watch")]
+    for target in objects:
+        if not target.is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                source = HERE / f"{target.name.partition('-')[0]}.cpp"
+                _compile([*FLAGS, f"-I{HERE}", "-c", str(source), "-o", f"{scratch}/unit.o"])
+                os.replace(f"{scratch}/unit.o", target)
+    return objects
 
 
 def _compile(arguments: Sequence[str]) -> None:
