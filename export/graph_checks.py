@@ -16,8 +16,7 @@ from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.segmenter.host_stages import HostStages
-from vocabseg.runtime.text.prompts import token_sequences
-from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer, token_sequences
 
 Arrays = dict[str, np.ndarray]
 
@@ -80,7 +79,7 @@ def image_inputs(crops: np.ndarray) -> list[Arrays]:
     return [*inputs, {"crops": crops}] if len(crops) else inputs
 
 
-def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
+def text_inputs(tokenizer: AnyTokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
     """Random token ids below `id_count` in two batch sizes, and some class names in every prompt."""
     context = tokenizer.context_length
     generator = np.random.default_rng(SEED)

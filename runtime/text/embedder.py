@@ -5,7 +5,6 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,12 +12,12 @@ import msgspec
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import TOKENIZER, Bundle
-from vocabseg.runtime.bundle.manifest import PromptSpec
+from vocabseg.runtime.bundle.manifest import PromptSpec, TokenizerSpec
 from vocabseg.runtime.errors import BundleError, EngineError
 from vocabseg.runtime.files import cache_folder
 from vocabseg.runtime.text.cache import TextCache
-from vocabseg.runtime.text.prompts import TokenSequence, check_length, shorten, token_sequences
-from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.huggingface_tokenizer import open_tokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer, TokenSequence, check_length, shorten, token_sequences
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 # Sequences encoded at a time: enough for full speed, and about 50 MB of activations in CLIP's text encoder.
@@ -65,6 +64,7 @@ class TextEmbedder:
         self._disk = TextCache(cache_folder() if cache_dir is None else Path(cache_dir) if str(cache_dir) else None)
         self._batch = batch
         self._limit = remembered_names
+        self._tokenizers: dict[TokenizerSpec | None, AnyTokenizer] = {}
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
         # How many names were found in memory and on disk, and how many had to be encoded.
@@ -110,7 +110,8 @@ class TextEmbedder:
         Raises VocabularyError for names that are too long, BundleError or EngineError if bundle or engine fails.
         """
         if templates is not None:
-            prompt = PromptSpec(graph=prompt.graph, kind="custom", templates=list(templates))
+            custom = {"kind": "custom", "templates": list(templates), "prefix_ids": [], "suffix_ids": []}
+            prompt = msgspec.structs.replace(prompt, **custom)
         names = [name.strip() for name in names]
         digest = self._digest(prompt)
         rows = self._recall(digest, names)
@@ -127,9 +128,13 @@ class TextEmbedder:
             matrix[index] = rows[name]
         return matrix
 
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(self.bundle.path(TOKENIZER))
+    def _tokenizer(self, prompt: PromptSpec) -> AnyTokenizer:
+        spec = prompt.tokenizer
+        if spec not in self._tokenizers:
+            path = self.bundle.path(TOKENIZER if spec is None else spec.file)
+            context = self.bundle.graph(prompt.graph).inputs[0].shape[1]
+            self._tokenizers[spec] = open_tokenizer(path, spec, int(context))
+        return self._tokenizers[spec]
 
     def _width(self, prompt: PromptSpec) -> int:
         for output in self.bundle.graph(prompt.graph).outputs:
@@ -141,7 +146,13 @@ class TextEmbedder:
 
     def _digest(self, prompt: PromptSpec) -> str:
         """Identifies everything that an embedding depends on except the class name and the engine."""
-        tokenizer = [record.sha256 for record in self.bundle.manifest.files.values() if record.file == TOKENIZER]
+        spec = prompt.tokenizer
+        file = TOKENIZER if spec is None else spec.file
+        tokenizer: list[object] = [
+            record.sha256 for record in self.bundle.manifest.files.values() if record.file == file
+        ]
+        if spec is not None:
+            tokenizer.append(spec)
         parts = (
             ARITHMETIC,
             self.bundle.graph(prompt.graph).digest(),
@@ -214,7 +225,7 @@ class TextEmbedder:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield names and their rows as they are encoded. All lengths are checked before the first is encoded."""
         for name in names:
-            check_length(name, prompt, self._tokenizer)
+            check_length(name, prompt, self._tokenizer(prompt))
         count = 1 if prompt.kind == "learned" else len(prompt.templates)
         total = len(names) * count
         features = np.empty((count, self._width(prompt)), np.float32)
@@ -233,10 +244,10 @@ class TextEmbedder:
 
     def _sequences(self, names: Sequence[str], prompt: PromptSpec) -> Iterator[TokenSequence]:
         for name in names:
-            yield from token_sequences(name, prompt, self._tokenizer)
+            yield from token_sequences(name, prompt, self._tokenizer(prompt))
 
     def _run(self, engine: TextEngine, prompt: PromptSpec, batch: list[TokenSequence]) -> np.ndarray:
-        token_ids = np.zeros((len(batch), self._tokenizer.context_length), np.int64)
+        token_ids = np.zeros((len(batch), self._tokenizer(prompt).context_length), np.int64)
         for row, (ids, _) in zip(token_ids, batch, strict=True):
             row[: len(ids)] = ids
         eot_index = np.array([end for _, end in batch], np.int64)

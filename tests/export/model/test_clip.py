@@ -14,7 +14,8 @@ from tests.golden import load_golden
 from tests.reference_cases import case_model
 from vocabseg.export.checkpoint.load import load_clip_source
 from vocabseg.export.model.attention import use_fused_attention
-from vocabseg.export.model.clip import MEAN, build_clip, open_clip_model
+from vocabseg.export.model.clip import MEAN, build_clip
+from vocabseg.export.model.open_clip_models import open_clip_model
 from vocabseg.export.model.towers import prune_last_block
 from vocabseg.runtime.errors import CheckpointError, ConfigurationError
 
