@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +23,7 @@ from vocabseg.export.model.maskformer import ProposalNetwork
 from vocabseg.export.model.towers import prune_last_block
 from vocabseg.export.proposals.onnx_proposals import NEEDED, OnnxProposals
 from vocabseg.export.proposals.region_model import RegionModel
-from vocabseg.export.text_graphs import TextGraphs, text_graphs
+from vocabseg.export.text_graphs import TextGraph, TextGraphs, text_graphs
 from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
 from vocabseg.runtime.bundle.folder import TENSORS, TOKENIZER
 from vocabseg.runtime.bundle.manifest import FORMAT, MANIFEST, GraphRecord, Manifest, file_record, write_manifest
@@ -30,7 +31,8 @@ from vocabseg.runtime.bundle.sections import InputSection, RegionSpec
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.progress import Progress, silent
-from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.huggingface_tokenizer import open_tokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 _PACKAGES = ("vocabseg", "torch", "open_clip_torch", "onnx", "onnxscript", "openvino", "onnxruntime")
@@ -88,7 +90,7 @@ def export_bundle(
             format=FORMAT,
             name=name,
             graphs=writer.records,
-            files={file: file_record(folder, file) for file in (TOKENIZER, TENSORS)},
+            files={file: file_record(folder, file) for file in (*writer.files, TENSORS)},
             input=configuration.input,
             region=region,
             ensemble=configuration.ensemble,
@@ -117,6 +119,7 @@ class _Writer:
         self.done, self.total = 0, 2 * graphs
         self.records: dict[str, GraphRecord] = {}
         self.parity: dict[str, Any] = {}
+        self.files: list[str] = []
 
     def tick(self, what: str) -> None:
         self.progress(what, self.done, self.total)
@@ -185,11 +188,8 @@ class _Writer:
         self.graph("image_encoder", tower, sample, dimensions, graph_checks.image_inputs(photo))
 
     def text_encoders(self, model: Model | RegionModel, texts: TextGraphs) -> None:
-        context = model.query_clip.context_length
-        merges = vocabulary_merges(model.query_clip.vocab_size)
-        write_tokenizer(self.folder / TOKENIZER, merges, context_length=context)
-        tokenizer = Tokenizer.from_file(self.folder / TOKENIZER)
         for name, graph in texts.graphs.items():
+            tokenizer, context = self.tokenizer(graph), graph.clip.context_length
             tower = graph.tower()
             dimensions: dict[str, Sequence[int | str]] = {
                 "token_ids": ("batch", context),
@@ -202,6 +202,18 @@ class _Writer:
             ids = graph.clip.vocab_size + sum(map(len, graph.rows))
             inputs = graph_checks.text_inputs(tokenizer, prompts, ids)
             self.graph(name, tower, sample, dimensions, inputs)
+
+    def tokenizer(self, graph: TextGraph) -> AnyTokenizer:
+        """Write the graph's tokenizer, unless another graph has the same, and return it."""
+        file, context = graph.tokenizer.file if graph.tokenizer else TOKENIZER, graph.clip.context_length
+        path = self.folder / file
+        if file not in self.files:
+            self.files.append(file)
+            if graph.clip.tokenizer is not None:
+                shutil.copyfile(graph.clip.tokenizer.path, path)
+            else:
+                write_tokenizer(path, vocabulary_merges(graph.clip.vocab_size), context_length=context)
+        return open_tokenizer(path, graph.tokenizer, context)
 
 
 def check_target(target: Path, overwrite: bool) -> Path:

@@ -20,8 +20,7 @@ from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.segmenter.host_stages import HostProposals, HostStages
 from vocabseg.runtime.segmenter.pixels import whole_image
-from vocabseg.runtime.text.prompts import token_sequences
-from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer, token_sequences
 
 Arrays = dict[str, np.ndarray]
 
@@ -117,7 +116,7 @@ def image_inputs(photo: Photo) -> list[Arrays]:
     return [*inputs, real] if len(real["crops"]) else inputs
 
 
-def text_inputs(tokenizer: Tokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
+def text_inputs(tokenizer: AnyTokenizer, prompts: Sequence[PromptSpec], id_count: int) -> list[Arrays]:
     """Random token ids below `id_count` in two batch sizes, and some class names in every prompt."""
     context = tokenizer.context_length
     generator = np.random.default_rng(SEED)

@@ -25,8 +25,8 @@ def embed_names(
     if prompt == "learned" and learned is not None:
         return _embed_learned(stripped, clip, learned)
     templates = PROMPTS[prompt] if isinstance(prompt, str) else prompt
-    rows = [[_tokens(clip, template.format(name)) for name in stripped] for template in templates]
-    per_template = [_encode(clip, clip.text_tower, row, stripped) for row in rows]
+    sequences = [[_sequence(clip, template.format(name)) for name in stripped] for template in templates]
+    per_template = [_encode(clip, clip.text_tower, row, stripped) for row in sequences]
     return functional.normalize(torch.stack(per_template).mean(dim=0), dim=-1)
 
 
@@ -37,8 +37,9 @@ def _embed_learned(names: Sequence[str], clip: ClipModel, learned: LearnedPrompt
     suffix = range(prefix.stop, prefix.stop + len(learned.suffix))
     rows = []
     for name in names:
-        start, *tokens, end = _tokens(clip, name)
-        rows.append([start, *prefix, *tokens, *suffix, DOT, end])
+        (start, *tokens, end), _ = _sequence(clip, name)
+        ids = [start, *prefix, *tokens, *suffix, DOT, end]
+        rows.append((ids, len(ids) - 1))
     return _encode(clip, tower, rows, names)
 
 
@@ -56,21 +57,25 @@ def _tokenizer(vocabulary_size: int) -> Any:
     return tokenizer
 
 
-def _tokens(clip: ClipModel, text: str) -> list[int]:
-    """Token ids with start and end, which are the last two of the vocabulary."""
+def _sequence(clip: ClipModel, text: str) -> tuple[list[int], int]:
+    """Token ids, and the place of the feature; CLIP's start and end are the last two of its vocabulary."""
+    if clip.tokenizer is not None:
+        return clip.tokenizer.sequences.sequence(text)
     ids = _tokenizer(clip.vocab_size).encode(text)
-    return [clip.vocab_size - 2, *ids, clip.vocab_size - 1]
+    return [clip.vocab_size - 2, *ids, clip.vocab_size - 1], len(ids) + 1
 
 
-def _encode(clip: ClipModel, tower: torch.nn.Module, rows: Sequence[list[int]], names: Sequence[str]) -> Tensor:
+def _encode(
+    clip: ClipModel, tower: torch.nn.Module, rows: Sequence[tuple[list[int], int]], names: Sequence[str]
+) -> Tensor:
     """Features (len(rows), D) of length 1 of token sequences, padded with zeros to the text encoder's length."""
     length = clip.context_length
-    for row, name in zip(rows, names, strict=True):
+    for (row, _), name in zip(rows, names, strict=True):
         if len(row) > length:
             raise VocabularyError(
                 f"class name {name[:40]!r} takes {len(row)} tokens, the text encoder reads {length}: shorten it"
             )
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    ends = torch.tensor([len(row) - 1 for row in rows])
+    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
+    ends = torch.tensor([end for _, end in rows])
     parts = [tower(*part) for part in zip(ids.split(TEXT_BATCH), ends.split(TEXT_BATCH), strict=True)]
     return functional.normalize(torch.cat(parts), dim=-1)

@@ -12,15 +12,9 @@ from torch import Tensor
 from vocabseg.export.checkpoint.file import bare_name, read_state_dict
 from vocabseg.export.checkpoint.random_weights import SIGNAL_TOKENS
 from vocabseg.export.configuration import Configuration
-from vocabseg.export.model.clip import (
-    MASK_PROMPTS,
-    ClipModel,
-    build_clip,
-    is_openai_archive,
-    list_problems,
-    open_clip_model,
-)
+from vocabseg.export.model.clip import MASK_PROMPTS, ClipModel, build_clip, is_openai_archive, list_problems
 from vocabseg.export.model.maskformer import proposal_sizes, read_proposal_sizes
+from vocabseg.export.model.open_clip_models import open_clip_model
 from vocabseg.export.model.pixel_network import Network, network_on_meta, read_pixel_sizes
 from vocabseg.export.model.resnet import ResNetSizes
 from vocabseg.export.model.swin import SwinSizes, relative_positions
@@ -134,7 +128,9 @@ def _choose_mask_prompts(clip: ClipModel, configuration: Configuration) -> None:
 
 
 def load_clip_source(source: str | Path, activation: str | None = None) -> ClipModel:
-    """A CLIP by "model::weights" (open_clip's name and tag or file), or from a file.
+    """A CLIP by "model::weights" (open_clip's name and tag or file), "model::weights::tokenizer", or from a file.
+
+    The third part is the tokenizer.json, or its folder, of a model whose tokenizer is not CLIP's own.
 
     The file is in OpenAI's layout, or a published checkpoint, of which the query side's CLIP is taken. Weights do not
     tell which `activation` they were trained with, "quick_gelu" or "gelu". Without it, OpenAI's archives, published
@@ -142,13 +138,18 @@ def load_clip_source(source: str | Path, activation: str | None = None) -> ClipM
     where that is a guess. Raises CheckpointError or ConfigurationError.
     """
     name, separator, weights = str(source).partition("::")
+    weights, _, last = weights.partition("::")
+    tokenizer = last or None
     if separator and not Path(weights).is_file():
-        return open_clip_model(name, weights or None, activation)
+        return open_clip_model(name, weights or None, activation, tokenizer)
     tensors = read_state_dict(weights if separator else source)
     own = {} if separator else _part(tensors, QUERY + "clip_model.")
     if activation is None and (own or is_openai_archive(tensors)):
         activation = "quick_gelu"
-    clip = open_clip_model(name, tensors, activation) if separator else build_clip(own or tensors, activation != "gelu")
+    if separator:
+        clip = open_clip_model(name, tensors, activation, tokenizer)
+    else:
+        clip = build_clip(own or tensors, activation != "gelu")
     if activation is None:
         other = "gelu" if clip.activation == "quick_gelu" else "quick_gelu"
         warnings.warn(

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from vocabseg.export.model.attention import rewrite_attention
 from vocabseg.export.model.towers import TextTower, image_tower
-from vocabseg.runtime.errors import CheckpointError, ConfigurationError
+from vocabseg.export.other_tokenizer import OtherTokenizer
+from vocabseg.runtime.errors import CheckpointError
 
 Colour = tuple[float, float, float]
 
 # The published preprocessing of OpenAI's CLIP; RGB, 0..1.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-CONTEXT_LENGTH = 77
 HEAD_WIDTH = 64
 
 LISTED = 8  # keys named in an error; the others are counted
@@ -25,7 +25,7 @@ LISTED = 8  # keys named in an error; the others are counted
 # In OpenAI's archives beside the weights; they only repeat sizes.
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 # In open_clip's archives, too: the causal mask, which a model makes itself.
-_NO_WEIGHTS = (*_SIZES, "attn_mask", "text.attn_mask")
+NO_WEIGHTS = (*_SIZES, "attn_mask", "text.attn_mask")
 MASK_PROMPTS = "visual.mask_embedding"
 
 
@@ -33,6 +33,7 @@ class ClipModel:
     """A CLIP model in float32: its towers, its sizes, and the mean and std (RGB, 0..1) its image encoder expects.
 
     `mask_prompts` (depth, patches or 1, width) are learned tokens for the patches that a region leaves free, or None.
+    `tokenizer` is None for one with CLIP's own.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class ClipModel:
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         mask_prompts: Tensor | None = None,
+        tokenizer: OtherTokenizer | None = None,
     ):
+        self.tokenizer = tokenizer
         self.module = module.eval().requires_grad_(False)
         self.mask_prompts = mask_prompts
         rewrite_attention(module)
@@ -105,7 +108,7 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> Cli
     """
     from open_clip.model import CLIP
 
-    tensors = {key: value for key, value in state_dict.items() if key not in _NO_WEIGHTS}
+    tensors = {key: value for key, value in state_dict.items() if key not in NO_WEIGHTS}
     try:
         sizes = _read_sizes(tensors)
     except (KeyError, IndexError, ZeroDivisionError) as error:
@@ -114,67 +117,9 @@ def build_clip(state_dict: Mapping[str, Tensor], quick_gelu: bool = True) -> Cli
         ) from None
     with torch.device("meta"):
         module = CLIP(**sizes, quick_gelu=quick_gelu)
-    prompts = _take_mask_prompts(tensors, module.visual)
-    _load(module, tensors)
+    prompts = take_mask_prompts(tensors, module.visual)
+    load_weights(module, tensors)
     return ClipModel(module, mask_prompts=prompts)
-
-
-def open_clip_model(
-    name: str, pretrained: str | Mapping[str, Tensor] | None = None, activation: str | None = None
-) -> ClipModel:
-    """Any open_clip model with CLIP's own tokenizer, by name; `pretrained` is one of its tags, or tensors by name.
-
-    Without `pretrained` the weights are random; `activation` "quick_gelu" or "gelu" replaces the model's. Raises
-    ConfigurationError for an unknown name or tag and for a model that cannot be used, CheckpointError for weights that
-    cannot be loaded or do not fit.
-    """
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    name = name.replace("/", "-")
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise ConfigurationError(f"unknown CLIP model {name!r}: open_clip.list_models() lists the known ones")
-    _check_text(name, config)
-    tag = pretrained if isinstance(pretrained, str) else None
-    tags = list_pretrained_tags_by_model(name)
-    if tag is not None and tag not in tags:
-        raise ConfigurationError(
-            f"{tag!r} is neither a file nor one of the weights of {name}: use one of {', '.join(tags) or '(none)'}"
-        )
-    try:
-        # Weights trained with the sigmoid approximation of GELU need it whatever the architecture's own setting.
-        quick = bool(tag and get_pretrained_cfg(name, tag).get("quick_gelu", False))
-        chosen = {} if activation is None else {"quick_gelu": activation == "quick_gelu"}
-        module = open_clip.create_model(name, pretrained=tag, precision="fp32", force_quick_gelu=quick, **chosen)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot load {name} with weights {tag!r}: {reason}") from error
-    prompts = None
-    if isinstance(pretrained, Mapping):
-        from open_clip.convert import convert_state_dict
-
-        tensors = {key: value for key, value in pretrained.items() if key not in _NO_WEIGHTS}
-        prompts = _take_mask_prompts(tensors, module.visual)
-        _load(module, convert_state_dict(module, tensors))
-    preprocess = module.visual.preprocess_cfg
-    return ClipModel(module, preprocess["mean"], preprocess["std"], prompts)
-
-
-def _check_text(name: str, config: Mapping[str, Any]) -> None:
-    text = config["text_cfg"]
-    others = ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")
-    if any(text.get(key) for key in others) or "siglip" in name.lower():
-        problem = "its tokenizer is not CLIP's own"
-    elif text.get("context_length", CONTEXT_LENGTH) != CONTEXT_LENGTH:
-        problem = f"its text is {text['context_length']} tokens long, not {CONTEXT_LENGTH}"
-    elif text.get("embed_cls") or text.get("pool_type", "argmax") not in ("argmax", "eos"):
-        problem = "its text feature is not taken at the end token"
-    else:
-        return
-    raise ConfigurationError(
-        f"the CLIP model {name} cannot be used: {problem}; use another, such as ViT-B-16 or ViT-L-14"
-    )
 
 
 def _read_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -215,7 +160,7 @@ def _read_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _take_mask_prompts(tensors: dict[str, Tensor], visual: Any) -> Tensor | None:
+def take_mask_prompts(tensors: dict[str, Tensor], visual: Any) -> Tensor | None:
     """The mask prompts, float32, of a vision transformer, taken out of `tensors`; None if there are none."""
     from open_clip.transformer import VisionTransformer
 
@@ -237,7 +182,8 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for key in tensors if (match := re.match(pattern, key))})
 
 
-def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill a module strictly; weights become float32. Raises CheckpointError for missing, extra or misshapen keys."""
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     found = {key: value if "num_batches_tracked" in key else value.float() for key, value in tensors.items()}
     for key in wanted:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from vocabseg.export.checkpoint.load import QUERY, load_clip_source, random_state_dict
+from vocabseg.export.checkpoint.load import QUERY, load_clip_source
+from vocabseg.export.checkpoint.published import random_state_dict
 from vocabseg.export.configuration import Configuration, ProposalSection
 from vocabseg.export.model.clip import ClipModel, build_clip
 from vocabseg.export.proposals.onnx_proposals import OnnxProposals

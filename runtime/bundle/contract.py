@@ -117,6 +117,8 @@ def _problem(manifest: Manifest, name: str, record: GraphRecord) -> str | None:
         for tensor in tensors:
             if tensor.dtype not in (("int64",) if tensor.name in INTEGERS else FLOATS):
                 return f"has {_listing([tensor])}, a type that is not supported there"
+    if due is TEXT_ENCODER and not isinstance(record.inputs[0].shape[1], int):
+        return f"takes {_listing(record.inputs[:1])}, whose length is not fixed"
     width = _width(name, record)
     if due is not MASKS_ALONE and (not isinstance(width, int) or width < 1):
         return f"gives {_listing(record.outputs[-1:])}, whose width is not fixed"

@@ -192,7 +192,8 @@ def _open(folder: Path, verify: bool) -> Bundle:
     for graphs in (manifest.graphs, *manifest.variants.values()) if verify else ():
         for graph in graphs.values():
             check_graph(folder, graph)
-    for needed in (TOKENIZER, TENSORS):
+    own = [prompt.tokenizer.file for prompt in (manifest.prompts.query, manifest.prompts.region) if prompt.tokenizer]
+    for needed in (TOKENIZER, TENSORS, *own):
         if needed not in {record.file for record in manifest.files.values()}:
             raise BundleError(f"bundle {folder} does not list {needed} in its manifest: export it again")
     return Bundle(folder, manifest, _read_tensors(folder / TENSORS), stamps if verify else {})

@@ -71,11 +71,28 @@ class GraphRecord(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(joined.encode()).hexdigest()
 
 
+class TokenizerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tokenizer in the Hugging Face format, one of the manifest's files.
+
+    `kind` "clip" is CLIP's byte-pair encoding. "huggingface" is any that the package `tokenizers` reads; the rest says
+    what its file does not: how a text is cleaned first, the id that fills the sequence up, ids that are replaced by 0,
+    and that the feature is read at the first `end_id`, or without one at the last place.
+    """
+
+    file: Shown
+    kind: Literal["clip", "huggingface"] = "clip"
+    clean: Literal["whitespace", "lower", "canonicalize"] = "whitespace"
+    pad_id: TokenId = 0
+    end_id: TokenId | None = None
+    zeroed_ids: tuple[TokenId, ...] = ()
+
+
 class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a class name becomes token ids, and which graph embeds them.
 
     `kind` is "single", "vild", "imagenet", "custom" (all of which use `templates`) or "learned", which uses
     `prefix_ids` and `suffix_ids`: rows of the text encoder's embedding table after the tokenizer's own vocabulary.
+    Without a `tokenizer` it is CLIP's, the bundle's tokenizer.json.
     """
 
     graph: Name
@@ -83,6 +100,7 @@ class PromptSpec(msgspec.Struct, frozen=True, kw_only=True):
     templates: list[str] = []
     prefix_ids: list[TokenId] = []
     suffix_ids: list[TokenId] = []
+    tokenizer: TokenizerSpec | None = None
 
 
 class Prompts(msgspec.Struct, frozen=True, kw_only=True):

@@ -147,7 +147,8 @@ class TextEmbedder:
         Raises VocabularyError for names that are too long, BundleError or EngineError if bundle or engine fails.
         """
         if templates is not None:
-            prompt = PromptSpec(graph=prompt.graph, kind="custom", templates=list(templates))
+            custom = {"kind": "custom", "templates": list(templates), "prefix_ids": [], "suffix_ids": []}
+            prompt = msgspec.structs.replace(prompt, **custom)
         names = [name.strip() for name in names]
         digest = self._digest(prompt)
         rows = self._recall(digest, names)
@@ -166,7 +167,13 @@ class TextEmbedder:
 
     def _digest(self, prompt: PromptSpec) -> str:
         """Identifies everything that an embedding depends on except the class name and the engine."""
-        tokenizer = [record.sha256 for record in self.bundle.manifest.files.values() if record.file == TOKENIZER]
+        spec = prompt.tokenizer
+        file = TOKENIZER if spec is None else spec.file
+        tokenizer: list[object] = [
+            record.sha256 for record in self.bundle.manifest.files.values() if record.file == file
+        ]
+        if spec is not None:
+            tokenizer.append(spec)
         parts = (
             ARITHMETIC,
             self.bundle.graph(prompt.graph).digest(),

@@ -2,16 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from vocabseg.runtime.bundle.folder import TOKENIZER, Bundle
-from vocabseg.runtime.bundle.manifest import PromptSpec
+from vocabseg.runtime.bundle.manifest import PromptSpec, TokenizerSpec
 from vocabseg.runtime.errors import BundleError, EngineError
-from vocabseg.runtime.text.prompts import TokenSequence, check_length, shorten, token_sequences
-from vocabseg.runtime.text.tokenizer import Tokenizer
+from vocabseg.runtime.text.huggingface_tokenizer import open_tokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer, TokenSequence, check_length, shorten, token_sequences
 
 Progress = Callable[[int, int], None]
 
@@ -34,10 +33,15 @@ class PromptEncoder:
     def __init__(self, bundle: Bundle, batch: int):
         self.bundle = bundle
         self._batch = batch
+        self._tokenizers: dict[TokenizerSpec | None, AnyTokenizer] = {}
 
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(self.bundle.path(TOKENIZER))
+    def _tokenizer(self, prompt: PromptSpec) -> AnyTokenizer:
+        spec = prompt.tokenizer
+        if spec not in self._tokenizers:
+            path = self.bundle.path(TOKENIZER if spec is None else spec.file)
+            context = self.bundle.graph(prompt.graph).inputs[0].shape[1]
+            self._tokenizers[spec] = open_tokenizer(path, spec, int(context))
+        return self._tokenizers[spec]
 
     def width(self, prompt: PromptSpec) -> int:
         for output in self.bundle.graph(prompt.graph).outputs:
@@ -52,7 +56,7 @@ class PromptEncoder:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield names and their rows as they are encoded. All lengths are checked before the first is encoded."""
         for name in names:
-            check_length(name, prompt, self._tokenizer)
+            check_length(name, prompt, self._tokenizer(prompt))
         count = 1 if prompt.kind == "learned" else len(prompt.templates)
         total = len(names) * count
         features = np.empty((count, self.width(prompt)), np.float32)
@@ -71,10 +75,10 @@ class PromptEncoder:
 
     def _sequences(self, names: Sequence[str], prompt: PromptSpec) -> Iterator[TokenSequence]:
         for name in names:
-            yield from token_sequences(name, prompt, self._tokenizer)
+            yield from token_sequences(name, prompt, self._tokenizer(prompt))
 
     def _run(self, engine: TextEngine, prompt: PromptSpec, batch: list[TokenSequence]) -> np.ndarray:
-        token_ids = np.zeros((len(batch), self._tokenizer.context_length), np.int64)
+        token_ids = np.zeros((len(batch), self._tokenizer(prompt).context_length), np.int64)
         for row, (ids, _) in zip(token_ids, batch, strict=True):
             row[: len(ids)] = ids
         eot_index = np.array([end for _, end in batch], np.int64)

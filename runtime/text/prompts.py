@@ -1,11 +1,22 @@
 """Prompts: the published templates, and how a class name becomes token sequences for the text encoder."""
 
+from typing import Protocol
+
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import BundleError, VocabularyError
 from vocabseg.runtime.text.tokenizer import Tokenizer
 
 # Token ids from start to end of text, and the index at which the feature is read.
 TokenSequence = tuple[list[int], int]
+
+
+class AnyTokenizer(Protocol):
+    """Turns a text into the token sequence of a text encoder that takes `context_length` of them."""
+
+    context_length: int
+
+    def sequence(self, text: str) -> TokenSequence: ...
+
 
 SINGLE = ("a sculpture of a {}.",)
 
@@ -115,26 +126,23 @@ IMAGENET = (
 PROMPTS: dict[str, tuple[str, ...]] = {"single": SINGLE, "vild": VILD, "imagenet": IMAGENET}
 
 
-def token_sequences(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> list[TokenSequence]:
+def token_sequences(name: str, prompt: PromptSpec, tokenizer: AnyTokenizer) -> list[TokenSequence]:
     """The sequences of one name: one per template, or a single one if the prompt is learned.
 
     A learned prompt is start, prefix, name, suffix, full stop, end (Xu et al. 2021). Raises BundleError for a prompt
-    that lacks its templates.
+    that lacks its templates, and for a learned one with a tokenizer other than CLIP's.
     """
     if prompt.kind == "learned":
+        if not isinstance(tokenizer, Tokenizer):
+            raise BundleError("the bundle's learned prompt needs CLIP's tokenizer, but has another: export it again")
         middle = [*prompt.prefix_ids, *tokenizer.encode(name), *prompt.suffix_ids, *tokenizer.encode(".")]
         return [([tokenizer.start_id, *middle, tokenizer.end_id], len(middle) + 1)]
     if not prompt.templates:
         raise BundleError(f"the bundle's prompt of kind {prompt.kind!r} has no templates: export it again")
-    sequences = []
-    for template in prompt.templates:
-        ids = [tokenizer.start_id, *tokenizer.encode(template.replace("{}", name)), tokenizer.end_id]
-        # The first one counts: a name may contain the end-of-text token itself.
-        sequences.append((ids, ids.index(tokenizer.end_id)))
-    return sequences
+    return [tokenizer.sequence(template.replace("{}", name)) for template in prompt.templates]
 
 
-def check_length(name: str, prompt: PromptSpec, tokenizer: Tokenizer) -> None:
+def check_length(name: str, prompt: PromptSpec, tokenizer: AnyTokenizer) -> None:
     """Raise VocabularyError if one of the name's sequences is too long for the text encoder."""
     longest = max(len(ids) for ids, _ in token_sequences(name, prompt, tokenizer))
     if longest > tokenizer.context_length:

@@ -66,12 +66,17 @@ def byte_symbols() -> dict[int, str]:
 
 def clean(text: str) -> str:
     """Text as CLIP's tokenizer sees it: mojibake repaired, HTML entities resolved, whitespace collapsed, lower case."""
-    # Printable ASCII without "&" has nothing to repair, and ftfy takes longer than everything else together.
-    if not (text.isascii() and text.isprintable() and "&" not in text):
-        import ftfy
+    return " ".join(repair(text).split()).lower()
 
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+
+def repair(text: str) -> str:
+    """Text with mojibake repaired and HTML entities resolved, as CLIP's and open_clip's other tokenizers do first."""
+    # Printable ASCII without "&" has nothing to repair, and ftfy takes longer than everything else together.
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 class Tokenizer:
@@ -129,6 +134,12 @@ class Tokenizer:
                     self._remembered[piece] = known
             ids += known
         return ids
+
+    def sequence(self, text: str) -> tuple[list[int], int]:
+        """Token ids of `text` from start to end of text, and the place of the end, where the feature is read."""
+        ids = [self.start_id, *self.encode(text), self.end_id]
+        # The first one counts: a text may spell out the end-of-text token itself.
+        return ids, ids.index(self.end_id)
 
     @cached_property
     def _pattern(self) -> Any:

@@ -40,7 +40,8 @@ def export(
         str | None,
         typer.Option(
             "--clip",
-            help="Other CLIP for the regions: a state dict's file, or an open_clip NAME::TAG or NAME::FILE. "
+            help="Other CLIP for the regions: a state dict's file, or an open_clip NAME::TAG or NAME::FILE, with "
+            "::TOKENIZER behind it where --list-clips says so. "
             "Files do not tell their activation: --set clip.activation=gelu or quick_gelu.",
         ),
     ] = None,
@@ -74,6 +75,9 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the configurations and stop.")] = False,
+    list_clips: Annotated[
+        bool, typer.Option("--list-clips", help="List open_clip's models, which of them --clip takes, and stop.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     require(EXPORTER, "exporting", "export,cpu")
@@ -83,6 +87,13 @@ def export(
     if list_:
         for name in list_configurations():
             print(name)
+        return
+    if list_clips:
+        from vocabseg.export.model.open_clip_models import known_models
+
+        answers = known_models()
+        for name, answer in answers.items():
+            print(f"{name:<{max(map(len, answers))}}  {answer}")
         return
     if proposals is not None and config is None:
         beside = proposals.with_suffix(".toml")
