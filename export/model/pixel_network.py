@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vocabseg.export.model.maskformer import PixelDecoder, ProposalNetwork, ProposalSizes
-from vocabseg.export.model.resnet import ResNet, read_resnet_sizes
+from vocabseg.export.model.resnet import ResNet, ResNetSizes, read_resnet_sizes
 
 
 def read_pixel_sizes(shapes: Mapping[str, Sequence[int]]) -> ProposalSizes:
@@ -52,6 +52,7 @@ class PixelNetwork(nn.Module):
     def __init__(self, sizes: ProposalSizes):
         super().__init__()
         self.sizes = sizes
+        assert isinstance(sizes.backbone, ResNetSizes)
         self.backbone = ResNet(sizes.backbone)
         self.sem_seg_head = PixelHead(sizes)
 

@@ -62,8 +62,8 @@ class Result:
         evidence = self.evidence
         if evidence is None:
             return Result, (self.labels, self.scores, self.classes, self.image, None, self.categories)
-        parts = (evidence.masks, evidence.class_probabilities, evidence.no_object, evidence.kernels.__name__)
-        parts = (*parts, evidence.opinions)
+        masks, kernels = evidence.masks, evidence.kernels.__name__
+        parts = (masks, evidence.class_probabilities, evidence.no_object, kernels, evidence.opinions)
         return _restored, (self.labels, self.scores, self.classes, self.image, parts, self.categories)
 
     def confident(self, min_score: float) -> "Result":
