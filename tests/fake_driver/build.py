@@ -1,7 +1,6 @@
 """Builds what the fake driver is made of: PyCUDA, once, from its sources, and the fakes, when they have changed."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -86,6 +85,8 @@ def build_pycuda() -> Path:
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[str]:
     """A scratch folder beside `target`, where one process at a time makes it."""
+    import fcntl  # not on Windows, where there is no fake driver
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         target.with_name(f"{target.name}.lock").open("w") as lock,
@@ -134,7 +135,7 @@ def build_fakes() -> Path:
     )
     for path in sorted(HERE.glob("*.*")):
         digest.update(path.read_bytes())
-    folder = Path(tempfile.gettempdir()) / f"vocabseg-fake-driver-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"vocabseg-fake-driver-{os.getuid() if hasattr(os, 'getuid') else 0}"
     target = folder / digest.hexdigest()[:24]
     if target.is_dir():
         return target

@@ -253,70 +253,7 @@ CUresult cuCtxSynchronize() {
     return static_cast<CUresult>(machine.error);
 }
 
-// Memory
-
-CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
-    CALL;
-    return *free = control.total - control.used, *total = control.total, CUDA_SUCCESS;
-}
-CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t size) {
-    UNCAPTURED_CALL;
-    REQUIRE(size > 0, CUDA_ERROR_INVALID_VALUE);
-    return *address = allocate(lock, size, false), *address ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-}
-CUresult cuMemFree_v2(CUdeviceptr address) {
-    KNOWN(blocks, address, CUDA_ERROR_INVALID_VALUE);
-    UNCAPTURED_CALL;
-    return release(lock, address, false) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-CUresult cuMemHostAlloc(void** memory, size_t size, unsigned) {
-    UNCAPTURED_CALL;
-    REQUIRE(size > 0, CUDA_ERROR_INVALID_VALUE);
-    return *memory = at(allocate(lock, size, true)), *memory ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-}
-CUresult cuMemFreeHost(void* memory) {
-    KNOWN(blocks, number(memory), CUDA_ERROR_INVALID_VALUE);
-    UNCAPTURED_CALL;
-    return release(lock, number(memory), true) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t size, CUstream stream) {
-    CALL;
-    REQUIRE(inside(lock, target, size), CUDA_ERROR_INVALID_VALUE);
-    control.copied_up += size;
-    if (pinned(lock, source)) {
-        return enqueue(lock, stream, touching(target, size, [=] { memcpy(at(target), source, size); }, true, __func__), __func__);
-    }
-    // Of memory that can be paged, the driver has taken a copy when it returns.
-    std::string staged(static_cast<const char*>(source), size);
-    return enqueue(lock, stream, touching(target, size, [=] { memcpy(at(target), staged.data(), size); }, true, __func__), __func__);
-}
-CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t size, CUstream stream) {
-    CALL;
-    REQUIRE(inside(lock, source, size), CUDA_ERROR_INVALID_VALUE);
-    control.copied_down += size;
-    const bool later = pinned(lock, target);
-    if (later) memset(target, 0xFF, size);  // until it is done, nobody may rely on what was there
-    auto work = touching(source, size, [=] { memcpy(target, at(source), size); }, false, __func__);
-    const CUresult result = enqueue(lock, stream, work, __func__);
-    auto queue = find(stream);
-    // To memory that can be paged, the driver returns when the copy is done.
-    if (result == CUDA_SUCCESS && !later && queue->capture == nullptr) reach(lock, mark_of(queue));
-    return result != CUDA_SUCCESS ? result : static_cast<CUresult>(machine.error);
-}
-CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
-    CALL;
-    REQUIRE(inside(lock, target, size) && inside(lock, source, size), CUDA_ERROR_INVALID_VALUE);
-    control.copied_within += size;
-    auto copy = touching(target, size, [=] { memmove(at(target), at(source), size); }, true, __func__);
-    return enqueue(lock, stream, touching(source, size, copy, false, __func__), __func__);
-}
-CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char byte, size_t size, CUstream stream) {
-    CALL;
-    REQUIRE(inside(lock, target, size), CUDA_ERROR_INVALID_VALUE);
-    return enqueue(lock, stream, touching(target, size, [=] { memset(at(target), byte, size); }, true, __func__), __func__);
-}
-
-// The other calls are in streams.inc.
+#include "memory.inc"
 #include "streams.inc"
 
 }

@@ -111,15 +111,18 @@ class Machine:
     def put(self, stream: int, work: Callable[[], object]) -> None:
         """Queue work of the host on the stream of this handle; what it raises is raised when the machine is left."""
 
+        jobs, again = [work], self.capturing(stream)  # graphs run it again; else what it refers to is let go
+
         def run(_: object) -> None:
             try:
-                work()
+                (jobs[0] if again else jobs.pop())()
             except BaseException as error:
                 self._errors.append(error)
                 self._library.fake_driver_fail(f"work of the host: {error!r}".encode())
 
         function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(run)
-        self._kept.append(function)  # graphs may run it again
+        self._kept = [(left, each) for left, each in self._kept if left]
+        self._kept.append((jobs, function))
         status = self._library.cuLaunchHostFunc(ctypes.c_void_p(stream), function, None)
         assert status == 0, f"cuLaunchHostFunc: {status}"
 

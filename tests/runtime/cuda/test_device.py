@@ -400,6 +400,58 @@ print("nothing happened")
     assert "invalid device context" in run.stderr
 
 
+def write_freed(driver, stream, machine):
+    memory = driver.mem_alloc(1000)
+    view = machine.bytes(int(memory), 1000)
+    memory.free()
+    view[3] = 1
+
+
+def free_early(driver, stream, machine):
+    memory = driver.mem_alloc(1000)
+    driver.memset_d8_async(int(memory), 1, 1000, stream.raw)
+    memory.free()
+    with pytest.raises(driver.LogicError, match="illegal memory access"):
+        stream.raw.synchronize()
+    with pytest.raises(driver.LogicError, match="illegal memory access"):
+        driver.mem_get_info()  # nor anything else
+
+
+def use_the_default_stream(driver, stream, machine):
+    memory = driver.mem_alloc(1000)
+    with pytest.raises(driver.LogicError, match="invalid resource handle"):
+        driver.memset_d8_async(int(memory), 1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("careless", "fault"),
+    [
+        (write_freed, "memory was written after it was freed"),
+        (free_early, "freed before its turn came"),
+        (use_the_default_stream, "cuMemsetD8Async on the default stream"),
+    ],
+)
+def test_what_no_correct_program_does_fails_its_test(machine, careless, fault):
+    def run():
+        with installed(machine):
+            device = open_device(0)
+            with device.activate():
+                careless(device.driver, device.stream(), machine)
+
+    with pytest.raises(AssertionError, match=fault):
+        run()
+
+
+def test_copies_out_of_bounds_are_refused(device):
+    array, stream = device.empty((300,), np.uint8), device.stream()
+    beyond = DeviceArray(device, (400,), np.uint8, array.pointer, array.owner)
+    for copy in (stream.upload, lambda target, source: stream.download(source, target)):
+        with pytest.raises(EngineError, match="invalid argument"):
+            copy(beyond, np.zeros(400, np.uint8))
+    with pytest.raises(EngineError, match="invalid argument"):
+        stream.copy(beyond, device.empty((400,), np.uint8))
+
+
 def test_the_end_of_the_process_is_silent_whatever_is_still_held(machine, monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(str(event.exc_value)))
