@@ -230,6 +230,7 @@ class TorchVariant:
             voters=np.arange(len(valid)) if everyone else np.flatnonzero(valid),
             labels=_host(output.labels).astype(np.int32),
             margin=lead(_host(output.class_scores)),
+            patch_masks=None if output.patch_masks is None else _host(output.patch_masks),
         )
 
 
