@@ -39,13 +39,12 @@ BIG_CASES = (
 )
 # OVSeg's, made by its own published code; those with one set of weights stand together, too.
 OVSEG_CASES = (
-    "t_r101c_tiny16_mpt",
     "t_swin_tiny14_mpt",
     "t_swin_tiny14_clip_only",
     "t_swin_tiny14_matting_expand_zero",
     "t_swin_tiny14_no_ensemble",
-    "t_swin_tiny14_no_mpt",
 )
+SLOW_OVSEG_CASES = ("t_swin_tiny14_no_mpt", "t_r101c_tiny16_mpt")  # with weights of their own
 OVSEG_DEMOS = ("t_demo_tiny14", "t_demo_tiny14_one")
 BIG_OVSEG_CASES = ("a_r101c_vitb16_mpt",)
 _PROMPTS = {"learnable": "learned", "vild": "vild", "imagenet": "imagenet"}

@@ -224,12 +224,12 @@ class TorchVariant:
             valid=valid,
             boxes=_host(output.boxes).astype(np.int32),
             crops=None if output.crops is None else _host(output.crops),
-            patch_masks=None if output.patch_masks is None else _host(output.patch_masks),
             embeddings=None if output.region_embeddings is None else _host(output.region_embeddings),
             probabilities=_host(output.class_probabilities),
             voters=np.arange(len(valid)) if everyone else np.flatnonzero(valid),
             labels=_host(output.labels).astype(np.int32),
             margin=lead(_host(output.class_scores)),
+            patch_masks=None if output.patch_masks is None else _host(output.patch_masks),
         )
 
 

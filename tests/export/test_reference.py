@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from tests import parity
-from tests.reference_cases import BIG_CASES, BIG_OVSEG_CASES, OVSEG_CASES, OVSEG_DEMOS, SMALL_CASES, case_model
+from tests.reference_cases import (
+    BIG_CASES,
+    BIG_OVSEG_CASES,
+    OVSEG_CASES,
+    OVSEG_DEMOS,
+    SLOW_OVSEG_CASES,
+    SMALL_CASES,
+    case_model,
+)
 from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.reference import ReferenceOutput, ReferenceSegmenter, normalise_and_pad
@@ -24,7 +32,7 @@ Case = tuple[dict[str, np.ndarray], dict[str, Any], Configuration, Model]
 # from float64, the golden's own up to 0.16. The backbone's features hold to 1e-4.
 SWIN_MASK_TOLERANCE = 0.3
 
-BIG = [pytest.param(case, marks=pytest.mark.slow) for case in (*BIG_CASES, *BIG_OVSEG_CASES)]
+BIG = [pytest.param(case, marks=pytest.mark.slow) for case in (*SLOW_OVSEG_CASES, *BIG_CASES, *BIG_OVSEG_CASES)]
 
 
 @pytest.fixture(scope="module", params=[*SMALL_CASES, *OVSEG_CASES, *BIG])
@@ -101,6 +109,7 @@ def test_swin() -> None:
     parity.check_close("query embeddings", queries, golden["class_embed"][0], 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OVSEG_DEMOS)
 def test_demo_regions(name: str) -> None:
     """OVSeg's demo lets only the best region of each class vote; everything before that is the method's."""

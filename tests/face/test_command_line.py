@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import stat
 import struct
 import zlib
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +18,8 @@ from tests.bundles import bundle_for_case, copy_bundle_with
 from tests.golden import load_golden
 from vocabseg.benchmarks.scenes.world import CLASSES, render_scene
 from vocabseg.cli import main
+from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.manifest import write_manifest
 
 CASE = "c_r50_tiny16_vild"
 
@@ -342,6 +346,25 @@ def test_doctor_says_which_engine_runs_and_why(run):
     assert code == 0
     assert "engine used here" in out
     assert "because" in out
+
+
+def test_the_licence_of_weights_is_told(run, tmp_path):
+    folder = tmp_path / "licensed"
+    shutil.copytree(demo_folder(), folder)
+    manifest = open_bundle(folder, verify=False).manifest
+    write_manifest(msgspec.structs.replace(manifest, name="licensed", weights_license="CC BY-NC 4.0"), folder)
+    Image.fromarray(render_scene(0).image[:64, :64]).save(tmp_path / "scene.png")
+    files = ["-o", tmp_path / "overlay.png", "-w", "json", "-w", "overlay"]
+    code, _, err = run("segment", tmp_path / "scene.png", "-b", folder, "-c", "red disc, grass", *files)
+    assert code == 0
+    assert "The weights of licensed are under CC BY-NC 4.0" in err
+    assert json.loads((tmp_path / "overlay.json").read_text())["info"]["weights_license"] == "CC BY-NC 4.0"
+    code, out, _ = run("doctor", "--bundle", folder)
+    assert code == 0
+    lines = {line.split("  ")[1]: line for line in out.splitlines()}
+    assert lines["weights of licensed"].endswith("under CC BY-NC 4.0")
+    assert "because" in lines["engine of licensed"]
+    assert run("doctor", "--bundle", tmp_path / "none")[0] == 2
 
 
 @pytest.mark.parametrize("verb", ["segment", "explain", "export", "evaluate", "bench", "doctor"])

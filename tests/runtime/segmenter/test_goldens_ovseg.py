@@ -9,17 +9,13 @@ from tests import parity
 from tests.bundles import bundle_for_case
 from tests.export.model.small_models import small_proposal
 from tests.golden import load_golden
-from tests.reference_cases import OVSEG_CASES
+from tests.reference_cases import OVSEG_CASES, SLOW_OVSEG_CASES
 from tests.runtime.segmenter.test_cuda_stages import emulated_kernels
 from tests.runtime.segmenter.test_goldens import check_second_stage
 from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
-
-# Those with one set of weights: a bundle that is exported once. The others have weights of their own.
-CASES = [name for name in OVSEG_CASES if "swin" in name and not name.endswith("no_mpt")]
-OTHERS = [name for name in OVSEG_CASES if name not in CASES]
 
 
 def any_proposals():
@@ -63,13 +59,13 @@ def test_mask_prompts(engine):
     check_from_proposals(bundle_for_case("t_swin_tiny14_mpt", any_proposals), "t_swin_tiny14_mpt", engine)
 
 
-@pytest.mark.parametrize("case", CASES[1:])
+@pytest.mark.parametrize("case", OVSEG_CASES[1:])
 def test_settings(case):
     check_from_proposals(bundle_for_case(case, any_proposals), case, "onnxruntime")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("case", SLOW_OVSEG_CASES)
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "emulated GPU"])
 def test_other_weights(case, engine):
     check_from_proposals(bundle_for_case(case), case, engine)
