@@ -1,6 +1,7 @@
 """Proposal networks of transformers and RF-DETR as ONNX: the same masks and scores as those libraries give."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,12 @@ def check(path: Path, masks: torch.Tensor, scores: torch.Tensor, image: torch.Te
     assert network.dimensions(section)["mask_logits"] == list(masks.shape)
 
 
-@pytest.mark.parametrize("make", [mask2former, maskformer, eomt])
+EVERY = pytest.mark.skipif(
+    "VOCABSEG_EVERY_ADAPTER" not in os.environ, reason="takes 15 s of a core: VOCABSEG_EVERY_ADAPTER=1 runs it"
+)
+
+
+@pytest.mark.parametrize("make", [pytest.param(mask2former, marks=EVERY), pytest.param(maskformer, marks=EVERY), eomt])
 def test_networks_of_transformers(tmp_path: Path, make, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(1)
     own = make().eval()
