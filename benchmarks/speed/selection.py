@@ -86,8 +86,6 @@ def make_benchmark(
     are the PyTorch ones, or a text that says why there are none. Raises ConfigurationError for names that do not exist
     and EngineError where no engine can run.
     """
-    if not vocabulary.plain:
-        raise ConfigurationError("bench compares with PyTorch, which knows one name per class: give no others")
     for name in against:
         if name not in NAMES:
             raise ConfigurationError(f"--against {name!r}: give some of {', '.join(NAMES)}")
@@ -95,6 +93,8 @@ def make_benchmark(
         if precision not in PRECISIONS:
             raise ConfigurationError(f"--precision {precision!r}: give some of {', '.join(PRECISIONS)}")
     own = choose(engine, device, None, bundle.manifest.graph_bytes, bundle)
+    if not vocabulary.plain:
+        raise ConfigurationError("bench compares with PyTorch, which knows one name per class: give no others")
     device = own.device
     wanted = dict.fromkeys(
         (name, precision)

@@ -11,7 +11,7 @@ from vocabseg import Vocabulary, load
 from vocabseg.benchmarks.scenes.world import CLASSES, render_scene
 from vocabseg.runtime.errors import VocabularyError
 from vocabseg.runtime.segmenter.classify import class_probabilities, similarity, softmax
-from vocabseg.runtime.text.contrast import NOUNS
+from vocabseg.runtime.text.contrast import NOUNS, candidates
 from vocabseg.runtime.text.embedder import TextEmbedder
 
 NAMES = ["water", "cloudy sky", "red star"]
@@ -104,6 +104,7 @@ def test_the_contrast_class_leaves_out_what_means_the_same(segmenter):
     assert "red circle" not in names
     assert {"gravel", "blue circle", "person"} < set(names)
     assert segmenter.text.names(Vocabulary(["lawn"], other=["grass", "sand"])) == ("lawn", "grass", "sand")
+    assert candidates(["water|sea", "sand"], ["Sea", "person"])[:2] == ("water", "sand")
     assert len(set(NOUNS)) == len(NOUNS) > 100
 
 
