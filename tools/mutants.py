@@ -34,7 +34,7 @@ FIRST = {
     "compose": "labels or class or numbers or small_and or beyond", "masks": "labels or numbers or small_and or beyond",
     "mma": "class or numbers or small_and", "crops": "crops or beyond", "resize": "resize", "usable": "unusable",
     "pixel_math": "resize or boxes or selected or crops", "launch": "test_launch",
-    "arguments": "bad_arguments or launched", "face": "launched or test_chain", "tables": "test_chain",
+    "arguments": "bad_arguments or launched", "face": "launched or are_empty or test_chain", "tables": "test_chain",
 }  # fmt: skip
 # What mutants differ in, and what is only linked to.
 COPIED, LINKED = ("runtime", "tests"), ("src", "benchmarks", "export", "calibration", "serving", "batch", "examples")

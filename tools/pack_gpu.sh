@@ -63,7 +63,8 @@ fetch "$scratch/host/wheels" \
     cuda-bindings cuda-pathfinder pytools platformdirs siphash24 typing_extensions mako markupsafe msgspec safetensors \
     ftfy regex wcwidth pycocotools opencv-python-headless typer rich click shellingham annotated_doc markdown-it-py mdurl \
     pygments pytest pytest-xdist execnet iniconfig pluggy packaging hypothesis sortedcontainers tokenizers onnx onnxscript \
-    onnx-ir ml_dtypes open_clip_torch timm huggingface_hub tqdm scipy
+    onnx-ir ml_dtypes open_clip_torch timm huggingface_hub tqdm scipy matplotlib contourpy cycler fonttools kiwisolver \
+    pyparsing python-dateutil six
 if [ -n "$pycuda" ]; then
     cp "$pycuda" "$scratch/host/wheels/"
 else

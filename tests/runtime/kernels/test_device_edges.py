@@ -84,3 +84,11 @@ def test_nothing_beyond_the_edges_is_touched() -> None:
             probabilities = np.random.default_rng(0).dirichlet(np.ones(classes), count).astype(np.float32)
             _, scores = CudaModule(bench).compose(random_masks(0, case), probabilities)
             worst("scores", scores, HOST.compose(random_masks(0, case), probabilities)[1], 3e-5)
+
+
+def test_boxes_of_many_masks_of_which_some_are_empty(bench: Bench) -> None:
+    masks = random_masks(0, Case(150, (3, 4), (12, 16), (11, 15), (9, 10), 1))
+    masks.logits[::3] = -9
+    found = CudaModule(bench).region_boxes(masks, 0.5)
+    np.testing.assert_equal(found, REFERENCE.region_boxes(masks, 0.5))
+    assert not found[0][::3].any()
