@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from vocabseg.benchmarks.scenes.world import CLASSES, OBJECTS, Scene, render_scene
+from vocabseg.runtime.segmenter.opening import load
 from vocabseg.runtime.segmenter.regions import Regions
-from vocabseg.runtime.segmenter.segmenter import Segmenter, load
+from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import OTHER, Vocabulary
 
 # Words that the demo model's captions had for those of its class names.

@@ -39,7 +39,8 @@ class PromptEncoder:
         spec = prompt.tokenizer
         if spec not in self._tokenizers:
             path = self.bundle.path(TOKENIZER if spec is None else spec.file)
-            context = self.bundle.graph(prompt.graph).inputs[0].shape[1]
+            inputs = self.bundle.graph(prompt.graph).inputs
+            context = next((each.shape[1] for each in inputs if each.name == "token_ids"), 0)
             self._tokenizers[spec] = open_tokenizer(path, spec, int(context))
         return self._tokenizers[spec]
 
