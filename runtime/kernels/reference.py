@@ -132,12 +132,12 @@ def resample_maps_at(
     """
 
     def taps(axis: int, wanted: Array) -> tuple[list[Array], list[Array]]:
-        """Of the logits for both neighbours of every wanted pixel in the image size, and of those neighbours."""
+        """Of the maps for the needed pixels of the image size, and of those pixels for every wanted one."""
         seen, given = maps.image_size[axis], maps.output_size[axis]
         low, high, *weights = (tap[wanted] for tap in linear_taps(seen, given, given))
+        needed, places = np.unique(np.concatenate([low, high]), return_inverse=True)
         inner = linear_taps(maps.logits.shape[1 + axis], maps.padded_size[axis], seen)
-        count = np.arange(len(wanted))
-        return [tap[np.concatenate([low, high])] for tap in inner], [count, count + len(wanted), *weights]
+        return [tap[needed] for tap in inner], [*places.reshape(2, -1), *weights]
 
     down, outer_down = taps(0, np.asarray(rows, np.int64))
     across, outer_across = taps(1, np.asarray(columns, np.int64))
@@ -146,9 +146,11 @@ def resample_maps_at(
 
 def _crossings(maps: Array, down: Sequence[Array], across: Sequence[Array]) -> Array:
     """Maps (M, h, w) at the crossings of linear taps: columns first, as in upsample."""
+    first = int(down[0].min(initial=maps.shape[1]))
+    maps = maps[:, first : int(down[1].max(initial=0)) + 1]
     low, high, low_weight, high_weight = across
     wide = maps[:, :, low] * low_weight + maps[:, :, high] * high_weight
-    low, high, low_weight, high_weight = down
+    low, high, low_weight, high_weight = down[0] - first, down[1] - first, *down[2:]
     return wide[:, low] * low_weight[:, None] + wide[:, high] * high_weight[:, None]
 
 

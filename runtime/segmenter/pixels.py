@@ -153,7 +153,7 @@ class PixelFeatures:
 
     def _bands(self, maps: int) -> Iterator[slice]:
         height, width = self.maps.output_size
-        step = max(1, BAND_BYTES // (4 * 4 * maps * width))  # each pixel lies between four of the image size
+        step = max(1, BAND_BYTES // (4 * 4 * maps * width))  # four of the image size around each, at most
         return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 

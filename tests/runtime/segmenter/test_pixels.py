@@ -16,6 +16,9 @@ from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.errors import BundleError, CheckpointError, EngineError, VocabsegError
 from vocabseg.runtime.segmenter.opening import open_segmenter
 from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.serving.answering.requests import ImageRequest
+from vocabseg.serving.answering.responder import Responder
+from vocabseg.serving.protocol import RequestLimits, RequestOptions
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch")
 
@@ -147,6 +150,20 @@ def test_what_needs_masks_is_refused(bundle, image, monkeypatch) -> None:
         warnings.simplefilter("always")
         assert vocabseg.load(bundle).choice.device == "cpu"
     assert "fcn is a per-pixel model" in str(told[0].message)
+
+
+def test_a_server_answers_what_there_is(bundle, image) -> None:
+    wanted = (["LABELS", "SEGMENTS"], ["PANOPTIC"], ["LABELS", "MASK_LOGITS"])
+    requests = [
+        ImageRequest(image=image, vocabulary=SEEN, wanted=frozenset(names), options=RequestOptions())
+        for names in wanted
+    ]
+    segmenter = vocabseg.load(bundle, "cpu", "onnxruntime")
+    responder = Responder(segmenter, RequestLimits())
+    labels, *refused = responder.answer(requests)
+    responder.close()
+    np.testing.assert_array_equal(labels["LABELS"], segmenter(image, SEEN).labels)
+    assert ["a per-pixel model has no masks" in str(error) for error in refused] == [True, True]
 
 
 def test_the_command_line(bundle, image, tmp_path, monkeypatch, capsys) -> None:
