@@ -51,6 +51,19 @@ def a_gpu_is_used_only_by_tests_that_say_so() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def networks_run_on_the_cpu_over_the_fake_driver() -> Iterator[None]:
+    """In a process over the fake driver (see CONTRIBUTING.md), which emulates no kernels of ONNX Runtime."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("FAKE_DRIVER_KERNELS"):
+            from tests.cuda_emulation import stand_ins
+            from vocabseg.runtime.engines import device_engines, onnxruntime_cuda
+
+            patch.setattr(onnxruntime_cuda, "check_provider", lambda: None)
+            patch.setattr(device_engines, "open_graph", stand_ins.graphs())
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

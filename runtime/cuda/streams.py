@@ -111,7 +111,7 @@ class Stream(Owned):
         """Capture what `work` enqueues on this stream as a graph that can be launched repeatedly; it does not run now.
 
         None if it cannot be captured: without the package cuda.bindings, or if `work` does something that graphs do not
-        support. `work` must not allocate.
+        support. `work` must not allocate, nor wait for what other streams did before: it should have run here once.
         """
         try:
             from cuda.bindings import driver

@@ -41,19 +41,28 @@ def skip(error: MissingError) -> NoReturn:
 
 
 @cache
+def _driver() -> ctypes.CDLL:
+    """The fake libcuda.so.1: that of this process, or one that it is given now."""
+    if os.environ.get(KERNELS):
+        library = ctypes.CDLL("libcuda.so.1")
+    else:
+        try:
+            library = ctypes.CDLL(str(build_fakes() / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
+        except MissingError as error:
+            skip(error)
+    library.fake_driver_control.restype = ctypes.POINTER(_Control)
+    library.fake_driver_fault.restype = ctypes.c_char_p
+    return library
+
+
+@cache
 def _load() -> tuple[ctypes.CDLL, Any, dict[str, Any]]:
     """The fake libcuda.so.1, its control, and the genuine modules over it."""
     if os.environ.get(KERNELS):
         pytest.skip("this process runs over the fake driver as a whole: run its tests with -m gpu")
-    try:
-        library = ctypes.CDLL(str(build_fakes() / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
-        folder = str(find_pycuda())
-    except MissingError as error:
-        skip(error)
+    library, folder = _driver(), str(find_pycuda())
     if not hasattr(ctypes.CDLL("libcuda.so.1"), "fake_driver_control"):
         pytest.skip("this process has NVIDIA's driver already: run the tests of the emulated GPU on their own")
-    library.fake_driver_control.restype = ctypes.POINTER(_Control)
-    library.fake_driver_fault.restype = ctypes.c_char_p
     sys.path.append(folder)
     try:
         importlib.import_module("pycuda.driver")
@@ -68,7 +77,13 @@ class Machine:
 
     def __init__(self, memory: int = 2**31, seed: int | None = None):
         """`memory` in bytes; `seed` None runs work as late as possible, a number lets streams take turns at random."""
-        self._library, self._control, _ = _load()
+        self._library = _driver()
+        self._control = self._library.fake_driver_control().contents
+        self._kept: list[Any] = []
+        self._errors: list[BaseException] = []
+        if os.environ.get(KERNELS):
+            return  # it is that of the whole process
+        _load()
         self._library.fake_driver_reset()
         for name, value in zip(("driver_version", "devices", "major", "minor"), (13000, 1, 9, 0), strict=True):
             setattr(self._control, name, value)
@@ -76,8 +91,6 @@ class Machine:
         self._control.seed = -1 if seed is None else seed
         self._control.init_error = self._control.module_error = 0
         self._library.fake_driver_reset()
-        self._kept: list[Any] = []
-        self._errors: list[BaseException] = []
 
     def __getattr__(self, name: str) -> int:
         return getattr(self._control, name)
@@ -188,9 +201,12 @@ def installed(machine: Machine | None = None, kernels: Emulation | None = None) 
         assert not machine.faults, machine.faults
 
 
-_machine: Machine
+_machine: Machine | None = None
 
 
 def current() -> Machine:
     """The machine in use."""
+    global _machine
+    if _machine is None:
+        _machine = Machine()
     return _machine
