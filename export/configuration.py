@@ -144,6 +144,8 @@ def _convert(data: dict[str, Any], path: Path) -> Configuration:
                 raise ConfigurationError(f"{path} lacks {missing}: add it, or set it with --set {missing}=...")
         values[field.name] = convert_section(field.name, table, field.type)
     configuration = Configuration(**values)
+    if configuration.proposal.backbone == "swin" and configuration.proposal.res5_dilation > 1:
+        raise ConfigurationError("proposal.res5_dilation=2 is for ResNets: leave it out for the backbone swin")
     _check_prompts(configuration)
     if configuration.proposal.backbone == "none":
         _check_regions(configuration)

@@ -17,7 +17,7 @@ from vocabseg.export.model.maskformer import proposal_sizes, read_proposal_sizes
 from vocabseg.export.model.open_clip_models import open_clip_model
 from vocabseg.export.model.pixel_network import Network, network_on_meta, read_pixel_sizes
 from vocabseg.export.model.resnet import ResNetSizes
-from vocabseg.export.model.swin import SwinSizes, relative_positions
+from vocabseg.export.model.swin import SwinSizes, check_swin
 from vocabseg.runtime.errors import CheckpointError
 
 QUERY, REGION = "clip_adapter.", "_region_clip_adapter."
@@ -187,19 +187,10 @@ def _load_proposal(tensors: Mapping[str, Tensor], configuration: Configuration) 
     network = network_on_meta(sizes, configuration.proposal.per_pixel)
     _compare(shapes_of(network), tensors)
     if isinstance(sizes.backbone, SwinSizes):
-        _check_positions(tensors, relative_positions(sizes.backbone.window))
+        check_swin(sizes.backbone, tensors)
     floats = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     network.load_state_dict(floats, strict=True, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _check_positions(tensors: Mapping[str, Tensor], expected: Tensor) -> None:
-    """Raise CheckpointError for a Swin whose windows place their pixels in another way."""
-    for key, value in tensors.items():
-        if key.endswith("relative_position_index") and not torch.equal(value, expected):
-            raise CheckpointError(
-                f"{key} does not number the pixels of a window row by row: these weights are of another network"
-            )
 
 
 def _load_clip(adapter: Mapping[str, Tensor], prefix: str) -> ClipModel:

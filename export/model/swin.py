@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vocabseg.export.model.attention import attend
+from vocabseg.runtime.errors import CheckpointError
 
 # Pixels of a side of a patch; further stages halve the map, so four stages end at stride 32.
 PATCH, STAGES = 4, 4
@@ -57,6 +58,19 @@ def read_swin_sizes(shapes: Mapping[str, Sequence[int]]) -> SwinSizes:
         window=(round(tables[0][0] ** 0.5) + 1) // 2,
         feed_forward=shapes[first + "mlp.fc1.weight"][0] / width,
     )
+
+
+def check_swin(sizes: SwinSizes, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for a Swin of another kind: heads that share no width, or pixels in another order."""
+    for width, heads in zip(sizes.outer, sizes.heads, strict=True):
+        if not heads or width % heads:
+            raise CheckpointError(f"a Swin stage of {width} channels has {heads} heads, which do not divide them")
+    positions = relative_positions(sizes.window)
+    for key, value in tensors.items():
+        if key.endswith("relative_position_index") and not torch.equal(value, positions):
+            raise CheckpointError(
+                f"{key} does not number the pixels of a window row by row: these weights are of another network"
+            )
 
 
 def relative_positions(window: int) -> Tensor:

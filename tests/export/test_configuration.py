@@ -91,6 +91,11 @@ def test_overrides() -> None:
     assert configuration.separate_region
 
 
+def test_a_swin_is_not_dilated() -> None:
+    with pytest.raises(ConfigurationError, match=r"res5_dilation=2 is for ResNets"):
+        load_configuration("ovseg-swinb-vitl14", ["proposal.res5_dilation=2"])
+
+
 def test_none_removes_an_optional_key() -> None:
     configuration = load_configuration("zsseg-r50-vitb16-learned-voc15", ["prompt.region=none"])
     assert not configuration.separate_region

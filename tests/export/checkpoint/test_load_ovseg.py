@@ -57,6 +57,10 @@ def test_published_sizes_of_swin_b() -> None:
         ({PROMPTS: torch.zeros(192)}, "mask_embedding is 192,"),
         ({INDEX: torch.zeros(49, 49, dtype=torch.int64)}, f"{INDEX} does not number"),
         ({"backbone.layers.1.blocks.0.attn.relative_position_bias_table": torch.zeros(169, 3)}, "169x2"),
+        (
+            {f"backbone.layers.1.blocks.{b}.attn.relative_position_bias_table": torch.zeros(169, 3) for b in (0, 1)},
+            "stage of 64 channels has 3 heads",
+        ),
         ({"backbone.norm3.bias": None}, "missing backbone.norm3.bias"),
         ({"backbone.absolute_pos_embed": torch.zeros(1, 32, 7, 7)}, "extra backbone.absolute_pos_embed"),
     ],
