@@ -34,8 +34,11 @@ class OpenVinoGraph:
             hints["LP_TRANSFORMS_MODE"] = "NO"  # quantised values, float32 products: the graph as it is written
         try:
             core = openvino.Core()
+            model = core.read_model(path)
+            # Once compiled, an output also has the names of what only passed it on.
+            self._outputs = [output.any_name for output in model.outputs]
             self._compiled = core.compile_model(
-                core.read_model(path),
+                model,
                 "CPU",
                 {
                     "INFERENCE_PRECISION_HINT": _hint(precision),
@@ -46,7 +49,6 @@ class OpenVinoGraph:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {path}: {_first_line(error)}") from error
         self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
-        self._outputs = [output.any_name for output in self._compiled.outputs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         samples = len(next(iter(inputs.values())))

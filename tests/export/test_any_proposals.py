@@ -218,6 +218,15 @@ def test_networks_of_one_size_and_masks_without_a_batch(tmp_path: Path) -> None:
     found = check_graph(tmp_path / "proposal.onnx", network, [{"image": image}], "fixed.onnx")
     assert all(figures["mask_logits"]["max_abs"] < 1e-5 for figures in found.values())
     np.testing.assert_allclose(network(torch.from_numpy(image)).numpy(), computed(image, 0.5), atol=1e-5)
+    # Without scores all proposals are kept, here under a name that was something else's.
+    model = onnx.load(write_network(tmp_path / "fixed.onnx", (64, 64)))
+    del model.graph.output[0]
+    onnx.save(model, tmp_path / "fixed.onnx")
+    network = OnnxProposals(tmp_path / "fixed.onnx")
+    network.save(tmp_path / "proposal.onnx", network.dimensions(section))
+    found = check_graph(tmp_path / "proposal.onnx", network, [{"image": image}], "fixed.onnx")
+    assert all(figures["mask_logits"]["max_abs"] < 1e-5 for figures in found.values())
+    np.testing.assert_allclose(network(torch.from_numpy(image)).numpy(), computed(image, -1), atol=1e-5)
     with pytest.raises(ExportError, match=r"\[64, 64\] pixels alone, and input.size is \[32, 64\]"):
         network.input_section(
             InputSection(min_size=1, max_size=1, divisor=32, mean=(0,) * 3, std=(1,) * 3, size=(32, 64))
