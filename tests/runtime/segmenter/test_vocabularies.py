@@ -113,6 +113,12 @@ def example(scene, name):
     return {"image": scene.image[:, ::-1].copy(), "mask": scene.labels[:, ::-1] == CLASSES.index(name)}
 
 
+def recoloured(scene, name):
+    """An example that looks like a class and is not of it."""
+    one = example(scene, name)
+    return {**one, "image": np.ascontiguousarray(one["image"][..., [1, 2, 0]])}
+
+
 def test_classes_from_example_images(segmenter, regions, scene):
     names = present(scene)
     shown = {f"thing {index}": [example(scene, name)] for index, name in enumerate(names)}
@@ -130,6 +136,8 @@ def test_classes_from_example_images(segmenter, regions, scene):
     described = regions.classify(Vocabulary(["pink ring"], examples=beside))
     described.classes[1:] = names
     assert agreement(described, scene) > 0.9
+    decoys = {f"decoy {index}": [one] for index, one in enumerate(recoloured(scene, name) for name in names)}
+    assert agreement(regions.classify(Vocabulary(names, examples=decoys)), scene) > 0.9, "an image looks like images"
     row = segmenter.text.examples.rows(Vocabulary.from_images(shown), segmenter.text)[0]
     one = example(scene, names[0])
     np.testing.assert_allclose(row, segmenter.regions(one["image"], one["mask"][None]).embeddings[0], atol=1e-6)
