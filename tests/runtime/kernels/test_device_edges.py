@@ -92,3 +92,19 @@ def test_boxes_of_many_masks_of_which_some_are_empty(bench: Bench) -> None:
     found = CudaModule(bench).region_boxes(masks, 0.5)
     np.testing.assert_equal(found, REFERENCE.region_boxes(masks, 0.5))
     assert not found[0][::3].any()
+
+
+def test_regions_beyond_the_count_are_not_looked_at() -> None:
+    """Every access is checked; nobody has written the rest of the list, nor of the probabilities."""
+    case = Case(20, (3, 4), (12, 16), (11, 15), (9, 10), 5)
+    masks, chosen = random_masks(0, case), np.array([3, 19, 4, 0, 7], np.int32)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(5), 5).astype(np.float32)
+    with opened("emulated", 2, watched=True) as bench:
+        order, rows = bench.new((20,), np.int32), bench.new((20, 5), np.float32)
+        for target, values in ((order, chosen), (rows, probabilities)):
+            bench.stream.upload(target[: len(values)], values)
+        labels, scores = bench.new((9, 10), np.int32), bench.new((9, 10), np.float32)
+        on_device = case.masks(bench.up(masks.logits))
+        count = bench.up(np.array([5], np.int32))
+        bench.kernels.compose(on_device, rows, order, count, labels, scores, bench.stream)
+        worst("scores", bench.down(scores), HOST.compose(masks[chosen], probabilities)[1], 4e-6)
