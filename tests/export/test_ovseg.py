@@ -13,6 +13,7 @@ from vocabseg.export.checkpoint.load import Model
 from vocabseg.export.configuration import load_configuration
 from vocabseg.export.half.convert import add_half_graphs, add_plan_graphs
 from vocabseg.export.model.clip import MASK_PROMPTS, build_clip
+from vocabseg.export.reference import ReferenceSegmenter
 from vocabseg.export.tensorrt.builder import BuildOptions, build_plan
 from vocabseg.export.tensorrt.profiles import choose_profiles, default_profiles
 from vocabseg.export.tensorrt.target import choose_generations, open_target
@@ -116,6 +117,26 @@ def test_nvidias_builder_takes_the_graphs(bundle, graph):
     assert built.data.startswith(b"vtrt")
     if graph == "image_encoder":
         assert {types.split(" ")[-1] for types in built.explanation.products} == {"FP16"}
+
+
+@pytest.mark.parametrize("valid", [0, 1])
+def test_no_region_and_a_single_one(configuration, clip, valid):
+    """Where the published code fails."""
+    model = Model(small_proposal(swin=True), clip, clip, None, None, torch.ones(1, EMBEDDING))
+    segmenter = ReferenceSegmenter(model, configuration)
+    masks = torch.full((2, 16, 24), -20.0)
+    masks[:valid, 4:9, 3:20] = 20.0
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    text = segmenter.text_embeddings(["cat", "grass", "sky"])
+    output = segmenter.classify(image, image, masks, torch.randn(2, EMBEDDING), text)
+    assert output.valid.tolist() == [valid == 1, False]
+    assert output.patch_masks.shape == (valid, GRID, GRID)
+    assert output.region_embeddings.shape == (valid, EMBEDDING)
+    query = output.query_logits.softmax(dim=1)[:, :-1]
+    wanted = query ** (1 - 0.7)  # no region's evidence, which counts as 1
+    if valid:
+        wanted[0] *= (100 * output.region_embeddings[0] @ output.region_text.T).softmax(dim=0) ** 0.7
+    assert torch.allclose(output.class_probabilities, wanted, atol=1e-5)
 
 
 def test_crops_of_another_size(clip):
