@@ -10,6 +10,7 @@ import pytest
 
 from tests.runtime.kernels.cases import cropping
 from vocabseg.runtime.bundle.sections import EnsembleSection
+from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.device.face import CudaKernels
 from vocabseg.runtime.masks import Masks
@@ -17,16 +18,20 @@ from vocabseg.runtime.masks import Masks
 ENSEMBLE = EnsembleSection(enabled=True, weight=0.7, temperature=100)
 
 
-def f4(*shape: int) -> Any:
-    return SimpleNamespace(pointer=256, dtype=np.dtype(np.float32), shape=shape)
+def array(dtype: Any, shape: tuple[int, ...]) -> DeviceArray:
+    return DeviceArray(None, shape, dtype, 256, None)  # type: ignore[arg-type]
 
 
-def i4(*shape: int) -> Any:
-    return SimpleNamespace(pointer=256, dtype=np.dtype(np.int32), shape=shape)
+def f4(*shape: int) -> DeviceArray:
+    return array(np.float32, shape)
 
 
-def u1(*shape: int) -> Any:
-    return SimpleNamespace(pointer=256, dtype=np.dtype(np.uint8), shape=shape)
+def i4(*shape: int) -> DeviceArray:
+    return array(np.int32, shape)
+
+
+def u1(*shape: int) -> DeviceArray:
+    return array(np.uint8, shape)
 
 
 def masks(logits: Any, size: tuple[int, int] = (8, 40)) -> Masks:
