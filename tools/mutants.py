@@ -7,7 +7,8 @@ the tests with one fault; the emulation of CUDA (tests/cuda_emulation) is built 
 kernels run until one fails. A mutant that none notices survives: it is printed, and the exit status is 1. A NAME picks
 the mutants that it is a part of, --every N each N-th of those. A mutant takes 3 to 20 seconds of a core.
 
-Score: SCORE
+On 2026-11-28, 92 of the 93 mutants that were tried were noticed: all of compose, masks, usable and arguments, and a
+sample of the others, 251 in all. Not noticed: tables/workspace-freed-too-soon.
 """
 
 import argparse
@@ -30,7 +31,8 @@ KERNELS = "tests/runtime/kernels"
 TESTS = ("test_launch", "test_arguments", "test_device_limits", "test_device", "test_device_edges", "test_chain")
 # The tests that see most of a file's faults run before all others.
 FIRST = {
-    "boxes": "boxes or looked_at or selected or limit_that", "classify": "test_classes or embedding_of_zeros",
+    "boxes": "boxes or looked_at or selected or limit_that or than_threads",
+    "classify": "test_classes or embedding_of_zeros",
     "compose": "labels or class or numbers or small_and or beyond", "masks": "labels or numbers or small_and or beyond",
     "mma": "class or numbers or small_and", "crops": "crops or beyond", "resize": "resize", "usable": "unusable",
     "pixel_math": "resize or boxes or selected or crops", "launch": "test_launch",

@@ -31,6 +31,7 @@ struct alignas(16) SharedTap {
 };
 
 __device__ __forceinline__ LinearTap read_tap(const SharedTap& from) {
+    static_assert(sizeof(SharedTap) == sizeof(int4) && alignof(SharedTap) >= alignof(int4));
     const int4 words = *reinterpret_cast<const int4*>(&from);
     return {words.x, words.y, __int_as_float(words.z), __int_as_float(words.w)};
 }

@@ -76,9 +76,9 @@ def test_nothing_beyond_the_edges_is_touched() -> None:
             masks = Masks(np.full((1, 3, 3), 5, np.float32), (5, width), (5, width), (5, width))
             boxes = np.array([[0, 0, width, 5], [width - 1, 4, width, 5]], np.int32)
             arguments = (random_image(width, (5, width)), masks, boxes, np.zeros(2, np.int32), cropping(9))
-            for with_bits in (False, True):
-                found = CudaModule(bench, with_bits=with_bits).crop_regions(*arguments)
-                worst("crops", found, REFERENCE.crop_regions(*arguments), 1e-4)
+            for with_bits, dtype in ((False, np.float32), (True, np.float32), (True, np.float16)):
+                found = CudaModule(bench, dtype, with_bits=with_bits).crop_regions(*arguments)
+                worst("crops", found, REFERENCE.crop_regions(*arguments), 1e-4 if dtype == np.float32 else 2e-3)
         for count, classes in ((113, 16), (130, 35), (3, 17), (20, 40)):
             case = Case(count, (3, 4), (12, 16), (11, 15), (9, 10), classes)
             probabilities = np.random.default_rng(0).dirichlet(np.ones(classes), count).astype(np.float32)
