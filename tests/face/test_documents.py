@@ -31,6 +31,8 @@ ELSEWHERE = {
     "--device cuda": "needs an NVIDIA GPU",
     "cuda:": "needs an NVIDIA GPU",
     "ovseg": "OVSeg's networks take long to export; tests/export/test_ovseg.py does it",
+    "MobileCLIP2": "needs its weights; tests/export/model/test_open_clip_models.py exports it",
+    "SigLIP2": "needs its weights; tests/export/model/test_open_clip_models.py exports it",
     "vocabseg serve": "runs until it is stopped; tests/serving starts it",
     "vocabseg.client": "needs a server; tests/serving has one",
     "--data-dir": "needs a published data set",
