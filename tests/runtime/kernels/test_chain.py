@@ -20,7 +20,7 @@ from tests.runtime.kernels.cases import (
 )
 from vocabseg.runtime.bundle.sections import EnsembleSection
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.kernels.device import fatbin, tables
+from vocabseg.runtime.kernels.device import fatbin, launch, tables
 from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.geometry import expand_boxes
 from vocabseg.runtime.masks import Masks
@@ -288,6 +288,24 @@ def test_tables_are_kept_but_not_without_end(bench: Bench, monkeypatch: pytest.M
         wanted = HOST.resize_normalize(random_image(0, (6, 6)), (size, 5), (32, 32), IMAGE_MEAN, IMAGE_STD)
         np.testing.assert_array_equal(network_input.to_host(other), wanted[0])
         assert len(k._tables._tables) <= 8
+    made = k._tables.made
+    k.resize_normalize(image, IMAGE_MEAN, IMAGE_STD, network_input, resized, bench.stream)
+    assert k._tables.made == made  # the newest are kept
+
+
+def test_tables_that_go_are_not_freed_before_what_reads_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "TABLES", 2)
+    k, pixels, results = bench.kernels, random_image(0, (6, 6)), []
+    k._tables._tables.clear()
+    image = bench.up(pixels)
+    for size in range(20, 28):
+        resized, network_input = bench.new((size, 5, 3), np.uint8), bench.new((1, 3, 32, 32), np.float32)
+        k.resize_normalize(image, IMAGE_MEAN, IMAGE_STD, network_input, resized, bench.stream)
+        capacity = launch.triangle_capacity(6, size)
+        results.append((size, network_input, bench.new((size, capacity), np.int32), bench.new((size, 2), np.int32)))
+    for size, network_input, *_ in results:
+        wanted = HOST.resize_normalize(pixels, (size, 5), (32, 32), IMAGE_MEAN, IMAGE_STD)
+        np.testing.assert_array_equal(bench.down(network_input), wanted[0])
 
 
 def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
@@ -300,8 +318,17 @@ def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
         out = bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)
         bench.kernels.compose(on_device, bench.up(probabilities), None, None, *out, bench.stream)
         results.append((probabilities, out))
+    others = [bench.new((2**18,), np.uint8) for _ in range(2)]  # of the size of the block that went
     for probabilities, (_, scores) in results:
         worst("scores", bench.down(scores), HOST.compose(masks, probabilities)[1], 1e-5)
+    del others
+
+
+def test_every_stream_has_a_workspace_of_its_own(bench: Bench) -> None:
+    streams, spaces = [bench.stream, bench.device.stream()], bench.kernels._workspaces
+    first, second = (spaces.get(16, stream).pointer for stream in streams)
+    assert first != second
+    assert [spaces.get(16, stream).pointer for stream in streams] == [first, second]
 
 
 def small(logits: Any) -> Masks:
