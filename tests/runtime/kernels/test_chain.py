@@ -20,7 +20,7 @@ from tests.runtime.kernels.cases import (
 )
 from vocabseg.runtime.bundle.sections import EnsembleSection
 from vocabseg.runtime.errors import EngineError
-from vocabseg.runtime.kernels.device import fatbin, launch, tables
+from vocabseg.runtime.kernels.device import fatbin, tables
 from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.geometry import expand_boxes
 from vocabseg.runtime.masks import Masks
@@ -299,11 +299,12 @@ def test_tables_that_go_are_not_freed_before_what_reads_them(bench: Bench, monke
     k._tables._tables.clear()
     image = bench.up(pixels)
     for size in range(20, 28):
+        before, kept = bench.stream.record(), len(k._tables._tables)
         resized, network_input = bench.new((size, 5, 3), np.uint8), bench.new((1, 3, 32, 32), np.float32)
         k.resize_normalize(image, IMAGE_MEAN, IMAGE_STD, network_input, resized, bench.stream)
-        capacity = launch.triangle_capacity(6, size)
-        results.append((size, network_input, bench.new((size, capacity), np.int32), bench.new((size, 2), np.int32)))
-    for size, network_input, *_ in results:
+        assert kept < 2 or before.query()
+        results.append((size, network_input))
+    for size, network_input in results:
         wanted = HOST.resize_normalize(pixels, (size, 5), (32, 32), IMAGE_MEAN, IMAGE_STD)
         np.testing.assert_array_equal(bench.down(network_input), wanted[0])
 
@@ -313,15 +314,14 @@ def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
     masks, results = random_masks(0, case), []
     on_device = case.masks(bench.up(masks.logits))
     bench.kernels._workspaces._blocks.clear()
-    for classes in (3, 30, 4000):
-        probabilities = np.random.default_rng(classes).dirichlet(np.ones(classes), 40).astype(np.float32)
-        out = bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)
-        bench.kernels.compose(on_device, bench.up(probabilities), None, None, *out, bench.stream)
+    given = [np.random.default_rng(k).dirichlet(np.ones(k), 40).astype(np.float32) for k in (3, 30, 4000)]
+    for probabilities, there in [(each, bench.up(each)) for each in given]:  # uploads may wait: they come before
+        out, before = (bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)), bench.stream.record()
+        bench.kernels.compose(on_device, there, None, None, *out, bench.stream)
         results.append((probabilities, out))
-    others = [bench.new((2**18,), np.uint8) for _ in range(2)]  # of the size of the block that went
+    assert before.query()
     for probabilities, (_, scores) in results:
         worst("scores", bench.down(scores), HOST.compose(masks, probabilities)[1], 1e-5)
-    del others
 
 
 def test_every_stream_has_a_workspace_of_its_own(bench: Bench) -> None:
