@@ -1,6 +1,7 @@
 """What the CUDA kernels take on an H200 at least: counted instructions and bytes against its limits, without a GPU."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from vocabseg.benchmarks.kernels import executions, sass
+from vocabseg.benchmarks.kernels import class_executions, executions, sass
 from vocabseg.benchmarks.kernels.inputs import (
     CROP_SIZE,
     ORIGINAL,
     PADDED,
+    PATCH_GRID,
     RESIZED,
     THRESHOLD,
     class_probabilities,
@@ -25,6 +27,7 @@ from vocabseg.runtime.masks import Masks
 # 132 multiprocessors with 4 schedulers that issue an instruction of a warp at 1.98 GHz; bytes per second (data sheet).
 ISSUED, MOVED = 132 * 4 * 1.98e9, 4.8e12
 MEASURED = Path(__file__).parents[1] / "results" / "2026-11-28-h200.json"
+DEPTH, NAMES = 512, 3  # numbers of an embedding, as of ViT-B/16; names of each class
 # Original image, resized, padded.
 SIZES = ((ORIGINAL, RESIZED, PADDED), ((480, 640), (640, 853), (640, 864)))
 
@@ -58,7 +61,7 @@ def measured(path: Path = MEASURED) -> dict[str, float]:
 
 
 def estimates(fatbin: bytes, classes: Sequence[int] = (171,)) -> Iterator[Estimate]:
-    """Every kernel that the benchmark measures, in float16, at the published sizes. Raises EngineError."""
+    """Every kernel but those that fill tables and boxes, in float16, at the published sizes. Raises EngineError."""
     code, times = sass.listing(fatbin), measured()
     for original, resized, padded in SIZES:
         for kernel, name, runs, size in _launches(original, resized, padded, classes):
@@ -81,18 +84,40 @@ def _launches(
     bits, crop = 4 * n * resized[0] * words, 3 * CROP_SIZE**2 * 2
     bytes_in = 3 * original[0] * original[1] + 3 * pixels + 3 * padded[0] * padded[1] * 2
     yield "resize_normalize_f16", "resize_normalize", executions.resize_normalize(original, resized, padded), bytes_in
-    yield "region_boxes_f16", "region_boxes", executions.region_boxes(masks), logits.nbytes + 20 * n + bits
+    size, full = logits.nbytes + 20 * n + bits, replace(masks, logits=np.full_like(masks.logits, 5))
+    yield "region_boxes_f16", "region_boxes", executions.region_boxes(masks), size
+    yield "region_boxes_f16", "region_boxes, all inside", executions.region_boxes(full), size
     yield "select_regions", "select_regions", executions.select_regions(areas), 40 * n
     runs, count = executions.crop_regions(inside, boxes[indices], n), len(indices)
     yield "crop_regions_bits_f16", f"crop_regions, {count} regions", runs, 3 * pixels + bits + count * crop
     whole = np.tile(np.array([0, 0, resized[1], resized[0]]), (n, 1))
     runs = executions.crop_regions([np.ones(resized, bool)] * n, whole, n)
     yield "crop_regions_bits_f16", f"crop_regions, {n} whole images", runs, 3 * pixels + bits + n * crop
+    runs = executions.patch_masks(inside, boxes[indices], PATCH_GRID, n)
+    size = bits + count * PATCH_GRID**2 * 2
+    yield "patch_masks_bits_f16", f"patch_masks, {count} regions", runs, size
+    yield "find_unusable_f16", "find_unusable, mask logits", class_executions.find_unusable(logits.size), logits.nbytes
     for count in classes:
+        yield from _class_launches(n, len(indices), count)
         size = logits.nbytes + 4 * n * count + 8 * original[0] * original[1]
         for decided in (True, False):
             runs = executions.compose(masks, class_probabilities(count, decided))
             yield "compose_f16", f"compose, {count} classes{'' if decided else ', undecided'}", runs, size
+
+
+def _class_launches(n: int, regions: int, classes: int) -> Iterator[tuple[str, str, executions.Executions, int]]:
+    """From embeddings in half precision to class probabilities and compose's table, as _launches has them."""
+    rows, texts, table = (n, regions), (classes + 1, classes), 4 * n * classes
+    logits = 4 * sum(map(math.prod, zip(rows, texts, strict=True)))
+    runs = class_executions.similarity(rows, texts, DEPTH)
+    yield "similarity", f"similarity, {classes} classes", runs, 2 * DEPTH * sum(rows) + 4 * DEPTH * sum(texts) + logits
+    runs = class_executions.best_names(n, classes, NAMES)
+    yield "best_names", f"best_names, {NAMES} x {classes}", runs, (NAMES + 1) * table
+    runs = class_executions.classify(n, regions, classes)
+    yield "classify", f"classify, {classes} classes", runs, logits + table + 4 * (n + regions)
+    plan = launch.compose(n, classes, ORIGINAL)
+    runs = class_executions.compose_classes(n, classes)
+    yield "compose_classes", f"compose_classes, {classes} classes", runs, table + plan.table_bytes
 
 
 def report(rows: Sequence[Estimate]) -> Table:

@@ -169,6 +169,37 @@ def _rows_read(box: Array, first: int) -> list[list[int]]:
     return rows
 
 
+def patch_masks(inside: Sequence[Array], boxes: Array, grid: int, capacity: int) -> Executions:
+    """With bits, of regions as crop_regions takes them, for `grid` patches along a side of the crop."""
+    blocks = launch.patch_masks(CROP_SIZE, grid, capacity, 1)
+    looks = [_patch_looks(mask, box, grid) for mask, box in zip(inside, boxes, strict=True)]
+    seen, found = (sum(counts) for counts in zip(*looks, strict=True))
+    live, warps = len(boxes) * grid, warps_of(blocks)
+    in_block = warps // math.prod(blocks.grid)
+    turns, lines = live * -(-(CROP_SIZE // grid * grid) // launch.WARP), live * -(-grid // launch.WARP)
+    return Executions(warps, {
+        r"LDG": warps + 5 * in_block * live + seen,
+        r"F2I\.TRUNC": turns + seen,
+        r"ISETP\.GE\.AND P\d, PT, R\d+, 0x1,": turns,  # whether a patch has rows
+        r"BAR": 2 * in_block * live,
+        r"STS": lines,
+        r"ATOMS": found,
+        r"STG": lines,
+    })  # fmt: skip
+
+
+def _patch_looks(mask: Array, box: Array, grid: int) -> tuple[int, int]:
+    """How often the warps of a region look for a pixel of the mask, and how many find one."""
+    x1, y1, x2, y2 = box
+    patch = CROP_SIZE // grid
+    rows, columns = (reference.nearest_indices(int(side), CROP_SIZE)[: grid * patch] for side in (y2 - y1, x2 - x1))
+    pixels = mask[y1:y2, x1:x2][rows][:, columns].reshape(grid, patch, -1)
+    hit = pixels.any(axis=1)  # (grid, columns of the crop)
+    looks = np.where(hit, pixels.argmax(axis=1) + 1, patch)
+    first = range(0, looks.shape[1], launch.WARP)
+    return int(np.maximum.reduceat(looks, first, axis=1).sum()), int(np.logical_or.reduceat(hit, first, axis=1).sum())
+
+
 def compose(masks: Masks, class_probabilities: Array) -> Executions:
     """Of up to 112 masks; sums of high halves count as exact."""
     n, classes = class_probabilities.shape

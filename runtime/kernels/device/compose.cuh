@@ -14,8 +14,9 @@
 // 100 masks 160 x 240, 171 classes, 640 x 959 -> 427 x 640, float16: 7.7 MB read and 2.2 MB written: 2.1 us at 4.8 TB/s.
 // Products: 273,280 x 112 x 176 x 2 = 10.8 GFLOP, 11 us at 990 TFLOP/s, three times that if no class is ruled out.
 // Counted for sm_90 (kernel_bench --estimate): 105 to 113 M instructions of warps, 100 to 108 us at the 1.05 T/s that an
-// H200 issues; 2 M more if classes are undecided. Measured on an H200: 327 and 336 us, when four masks were sampled at
-// a time and 123 to 139 M were counted: latency takes more than issuing does.
+// H200 issues, and 112 to 121 M, 107 to 116 us, at 480 x 640; 2 to 3 M more if classes are undecided, and 14,000 for the
+// table (compose_classes). Measured on an H200: 327 and 336 us, when four masks were sampled at a time and 123 to 139 M
+// were counted: latency takes more than issuing does.
 #pragma once
 
 #include "masks.cuh"

@@ -10,11 +10,13 @@ from tests.cuda_emulation.devices import opened
 from tests.cuda_emulation.library import emulation
 from tests.runtime.kernels.device_module import CudaModule
 from vocabseg.benchmarks import kernel_bench
-from vocabseg.benchmarks.kernels import executions, sass
+from vocabseg.benchmarks.kernels import class_executions, executions, sass
 from vocabseg.benchmarks.kernels.estimate import MEASURED, SIZES, Estimate
 from vocabseg.benchmarks.kernels.inputs import class_probabilities
+from vocabseg.runtime.bundle.sections import EnsembleSection
 from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.kernels import reference
+from vocabseg.runtime.kernels.device.arguments import Side
 from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
 from vocabseg.runtime.masks import Masks
 
@@ -90,6 +92,13 @@ def test_executions_are_those_of_a_run(ratio: int) -> None:
         between = kernels.completed()
         module.compose(masks, probabilities)
         after = kernels.completed()
+        order, count = bench.up(np.array([4, 0, 2, 1], np.int32)), bench.up(np.array([3], np.int32))
+        sides = [Side(*(bench.up(generator.random((k, 8), np.float32)) for k in shape)) for shape in ((5, 41), (4, 40))]
+        voted, ensemble = bench.new((5, 40), np.float32), EnsembleSection(enabled=True, weight=0.5, temperature=100)
+        bench.kernels.classify(*sides, None, order, count, ensemble, voted, None, bench.stream)
+        bench.down(voted)
+        end = kernels.completed()
+    assert end["shuffles"] - after["shuffles"] == class_executions.classify(5, 3, 40).landmarks[r"SHFL\.BFLY"]
     warps, runs = executions.region_boxes(masks)
     assert between["ballots"] - before["ballots"] == runs[r"VOTE\.ANY P"] + runs[r"VOTE\.ANY R"]
     assert between["shuffles"] - before["shuffles"] == runs[r"SHFL\.DOWN"] + runs[r"SHFL\.IDX"] + 25 * warps
@@ -114,6 +123,21 @@ def test_rows_and_columns_of_crops() -> None:
     assert sum(map(len, rows)) == len(wanted)
 
 
+def test_looks_of_patch_masks() -> None:
+    mask = np.random.default_rng(1).random((60, 75)) < 0.02
+    box = np.array([3, 5, 70, 59])
+    rows, columns = reference.nearest_indices(54, 224), reference.nearest_indices(67, 224)
+    looks = found = 0
+    for y in range(0, 224, 32):  # rows of 7 x 7 patches
+        for x in range(0, 224, 32):  # warps
+            own = [[mask[5 + rows[y + r], 3 + columns[x + k]] for r in range(32)] for k in range(32)]
+            looks += max(column.index(True) + 1 if any(column) else 32 for column in own)
+            found += any(map(any, own))
+    assert 0 < found < 49
+    runs = executions.patch_masks([mask], box[None], 7, 2)
+    assert (runs.landmarks["F2I\\.TRUNC"], runs.landmarks["ATOMS"]) == (looks + 49, found)
+
+
 def test_the_estimate_of_the_built_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         sass.listing(kernels_fatbin())
@@ -122,7 +146,18 @@ def test_the_estimate_of_the_built_kernels(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "estimate.json"
     kernel_bench.main(json_file=path, estimate=True)
     rows = [Estimate(**row) for row in json.loads(path.read_text())]
-    assert len(rows) == 7 * len(SIZES)
+    assert len(rows) == 14 * len(SIZES)
+    code = sass.listing(kernels_fatbin())
+    for classes, names, depth in [(1, 1, 8), (31, 2, 64), (847, 40, 1024)]:  # the descriptions fit other sizes, too
+        for kernel, runs in (
+            ("similarity", class_executions.similarity((3, 100), (classes + 1, classes), depth)),
+            ("best_names", class_executions.best_names(9, classes, names)),
+            ("classify", class_executions.classify(100, 1, classes)),
+            ("compose_classes", class_executions.compose_classes(20, classes)),
+            ("find_unusable_f16", class_executions.find_unusable(classes)),
+        ):
+            fewest, most = sass.instructions(code[kernel], *runs)
+            assert 0 < fewest <= most < 2.5 * fewest, (kernel, classes)
     measured = {row["name"]: row for row in json.loads(MEASURED.read_text())["kernels"]["kernels"]}
     assert {row.name for row in rows if row.measured is not None} == set(measured)
     for row in rows:
