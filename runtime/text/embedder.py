@@ -15,12 +15,11 @@ from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.files import cache_folder
 from vocabseg.runtime.text import contrast
 from vocabseg.runtime.text.cache import TextCache
-from vocabseg.runtime.text.encoder import Progress, PromptEncoder, TextEngine, normalise
+from vocabseg.runtime.text.encoder import BATCH, Progress, PromptEncoder, TextEngine, normalise
 from vocabseg.runtime.text.example_rows import EmbedImage, ExampleRows, Side, class_rows, row_counts
+from vocabseg.runtime.text.prompts import with_templates
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Sequences encoded at a time: enough for full speed, and about 50 MB of activations in CLIP's text encoder.
-BATCH = 64
 # Embeddings kept in memory: 200 MB of 512 float32 values.
 REMEMBERED_NAMES = 100_000
 # Vocabularies whose contrast names are kept.
@@ -146,9 +145,7 @@ class TextEmbedder:
         a learned prompt makes one sequence per name. `progress(done, total)` counts the sequences to be encoded.
         Raises VocabularyError for names that are too long, BundleError or EngineError if bundle or engine fails.
         """
-        if templates is not None:
-            custom = {"kind": "custom", "templates": list(templates), "prefix_ids": [], "suffix_ids": []}
-            prompt = msgspec.structs.replace(prompt, **custom)
+        prompt = with_templates(prompt, templates)
         names = [name.strip() for name in names]
         digest = self._digest(prompt)
         rows = self._recall(digest, names)
