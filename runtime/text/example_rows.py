@@ -50,8 +50,8 @@ class ExampleRows:
         shown = {index: images for index, images in enumerate(vocabulary.examples) if images}
         if not shown:
             return {}
-        ensemble, prompts = text.bundle.manifest.ensemble, text.bundle.manifest.prompts
-        if self._embed_image is None or not ensemble.enabled:
+        prompts = text.bundle.manifest.prompts
+        if self._embed_image is None or not text.bundle.manifest.encodes:
             raise VocabularyError(
                 f"{shorten(vocabulary.names[next(iter(shown))])!r} is shown by images, which only an opened bundle "
                 "with its ensemble enabled compares with regions: name it instead"
