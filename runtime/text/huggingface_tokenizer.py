@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vocabseg.runtime.bundle.manifest import TokenizerSpec
 from vocabseg.runtime.errors import BundleError, EngineError
-from vocabseg.runtime.text.prompts import AnyTokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer, shorten
 from vocabseg.runtime.text.tokenizer import Tokenizer, repair
 
 
@@ -25,23 +25,35 @@ class HuggingFaceTokenizer:
         try:
             self.inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises plain exceptions
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(f"{path} is not a tokenizer ({reason}): export the bundle again") from None
+            raise BundleError(f"{path} is not a tokenizer ({_reason(error)}): export the bundle again") from None
         # Class names that are too long are refused, not cut.
         self.inner.no_truncation()
         self.inner.no_padding()
         self.context_length = context_length
-        self._spec = spec
+        self._path, self._spec = path, spec
 
     def sequence(self, text: str) -> tuple[list[int], int]:
-        """Token ids of `text` with its special tokens, filled up to the context length, and the feature's place."""
+        """Token ids of `text` with its special tokens, filled up to the context length, and the feature's place.
+
+        Raises BundleError for a text that the tokenizer fails on.
+        """
         spec = self._spec
-        ids = list(self.inner.encode(clean(text, spec.clean)).ids)
+        try:
+            ids = list(self.inner.encode(clean(text, spec.clean)).ids)
+        except Exception as error:
+            raise BundleError(
+                f"the tokenizer {self._path} cannot encode {shorten(text)!r} ({_reason(error)}): use another name, or "
+                "export the bundle with a tokenizer that knows it"
+            ) from None
         ids += [spec.pad_id] * (self.context_length - len(ids))
         ids = [0 if token in spec.zeroed_ids else token for token in ids]
         # Without an end token, open_clip's argmax gives the first place.
         at_end = 0 if spec.end_id not in ids else ids.index(spec.end_id)
         return ids, len(ids) - 1 if spec.end_id is None else at_end
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def open_tokenizer(path: str | Path, spec: TokenizerSpec | None, context_length: int) -> AnyTokenizer:

@@ -74,6 +74,12 @@ def test_files_that_are_no_tokenizer_and_a_missing_package(tmp_path, monkeypatch
     broken.write_text('{"model": 3}')
     with pytest.raises(BundleError, match=r"tokenizer.json is not a tokenizer \(.*export the bundle again"):
         open_tokenizer(broken, spec, CONTEXT)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"cat": 0}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "words.json"))
+    partial = open_tokenizer(tmp_path / "words.json", spec, CONTEXT)
+    assert partial.sequence("cat")[0][0] == 0
+    with pytest.raises(BundleError, match=r"words.json cannot encode 'dog' \(.*Missing \[UNK\].*: use another name"):
+        partial.sequence("dog")
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(EngineError, match=r"needs the package tokenizers: pip install 'vocabseg\[tokenizers\]'"):
         open_tokenizer(broken, spec, CONTEXT)
