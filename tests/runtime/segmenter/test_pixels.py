@@ -197,6 +197,7 @@ def test_the_command_line(bundle, image, tmp_path, monkeypatch, capsys) -> None:
         "explain": ("a.png", *common, "--at", "1,1"),
         "bench": (bundle, "-q"),
         "build": (bundle, "--precision", "fp16", "-q"),
+        "triton": (bundle, "--gpus", "0", "-o", "models"),
     }
     for verb, arguments in refused.items():
         code, err = run(verb, *arguments)
