@@ -55,7 +55,8 @@ class TextEmbedder:
         self._limit = remembered_names
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
-        self._chosen: OrderedDict[Vocabulary, tuple[str, ...]] = OrderedDict()  # names of contrast classes
+        # Names with those of a contrast class, by all that they depend on; digests of examples, which keep no pixels.
+        self._chosen: OrderedDict[tuple[object, ...], tuple[str, ...]] = OrderedDict()
         # How many names were found in memory and on disk, and how many had to be encoded.
         self.counts = {"memory": 0, "disk": 0, "encoded": 0}
         self._encoding_lock = threading.Lock()
@@ -98,18 +99,20 @@ class TextEmbedder:
         """
         if vocabulary.contrast != ():
             return vocabulary.spoken
+        spoken = vocabulary.spoken
+        digests = tuple(tuple(one.digest for one in shown) for shown in vocabulary.examples)
+        key = (spoken, vocabulary.templates, digests)
         with self._memory_lock:
-            known = self._chosen.get(vocabulary)
+            known = self._chosen.get(key)
         if known is not None:
             return known
-        spoken = vocabulary.spoken
         listed = contrast.candidates(self.bundle.manifest.vocabulary or (), spoken)
         rows = self.embed((*spoken, *listed), self.bundle.manifest.prompts.region, vocabulary.templates, progress)
-        shown = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
-        classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in shown)])
+        images = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
+        classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in images)])
         names = (*spoken, *contrast.different(listed, rows[len(spoken) :], classes))
         with self._memory_lock:
-            self._chosen[vocabulary] = names
+            self._chosen[key] = names
             while len(self._chosen) > REMEMBERED_CHOICES:
                 self._chosen.popitem(last=False)
         return names
