@@ -13,7 +13,7 @@ import msgspec
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.files import atomic_write
-from vocabseg.runtime.result.categories import Categories
+from vocabseg.runtime.result.categories import Categories, checked_categories
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     @property
     def categories(self) -> Categories:
-        if self.vocabulary is None:
+        """What the job's vocabulary says of its classes besides their names."""
+        known = self.vocabulary
+        if known is None:
             return Categories()
-        return Vocabulary(**{name: value for name, value in self.vocabulary.items() if name != "shown"}).categories
+        other = bool(known["other"])
+        names = self.classes[:-1] if other else self.classes
+        return checked_categories(names, known["ids"], known["colours"], known["things"], other=other)
 
     def differences(self, other: "JobRecord") -> str:
         """What another record has different, in words; "" for an equal one."""
@@ -129,17 +133,12 @@ class Job:
 
 def check_names(bundle: Bundle, vocabulary: Vocabulary) -> None:
     """Raise VocabularyError for names too long for the text encoder, without running it."""
-    from vocabseg.runtime.bundle.folder import TOKENIZER
-    from vocabseg.runtime.bundle.manifest import PromptSpec
-    from vocabseg.runtime.text.prompts import check_length
-    from vocabseg.runtime.text.tokenizer import Tokenizer
+    from vocabseg.runtime.text.encoder import PromptEncoder
+    from vocabseg.runtime.text.prompts import with_templates
 
-    tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+    encoder = PromptEncoder(bundle)
     for prompt in (bundle.manifest.prompts.query, bundle.manifest.prompts.region):
-        if vocabulary.templates is not None:
-            prompt = PromptSpec(graph=prompt.graph, kind="custom", templates=list(vocabulary.templates))
-        for name in vocabulary.spoken:
-            check_length(name, prompt, tokenizer)
+        encoder.check(vocabulary.spoken, with_templates(prompt, vocabulary.templates))
 
 
 @contextmanager

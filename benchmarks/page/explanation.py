@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.evidence import Opinions
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.result.votes import BEST_NAMES
@@ -66,7 +65,7 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
         "overlay": _picture(result.draw(legend=False)),
         "classes": [result.classes[index] for index in classes],
         "of": len(result.classes),
-        "colours": [f"#{bytes(colour).hex()}" for colour in class_colours(len(result.classes))[classes]],
+        "colours": [f"#{bytes(colour).hex()}" for colour in result.categories.palette(len(result.classes))[classes]],
         "seen": None if opinions is None else opinions.seen[classes].tolist(),
         "power": None if opinions is None else _rounded(opinions.query_power[classes]),
         "masks": [_mask(known.no_object, opinions, row) for row in shown.tolist()],

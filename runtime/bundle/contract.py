@@ -60,8 +60,13 @@ def check_contract(folder: Path, manifest: Manifest) -> None:
 
 
 def input_problem(manifest: Manifest) -> str | None:
-    """What keeps the proposal network from taking images of the manifest's input section, in one line, else None."""
+    """What keeps the bundle's networks from taking images of its manifest's input section, in one line, else None."""
     record, given = manifest.graphs.get("proposal"), manifest.input
+    if manifest.per_pixel and given.size is not None and given.fit == "pad":
+        return (
+            f"input.size {list(given.size)} pads images to that size, which a per-pixel model does not take: leave it "
+            "out, or set input.fit=stretch"
+        )
     if record is None:
         return None
     sizes = record.inputs[0].shape[2:]

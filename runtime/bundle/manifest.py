@@ -156,6 +156,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Whether this is the one-stage baseline, whose graph "pixel_encoder" embeds every pixel: it has no regions."""
         return "pixel_encoder" in self.graphs and "proposal" not in self.graphs
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The extras of vocabseg, called like the packages, that its tokenizers need besides an engine's."""
+        prompts = self.prompts.query, self.prompts.region
+        others = [prompt for prompt in prompts if prompt.tokenizer and prompt.tokenizer.kind == "huggingface"]
+        return ("tokenizers",) if others else ()
+
     def settings(self) -> dict[str, Any]:
         """The sections that decide what the graphs' outputs become, as plain types: for reports."""
         sections = {"input": self.input, "region": self.region, "ensemble": self.ensemble, "prompts": self.prompts}

@@ -74,6 +74,8 @@ def checked_categories(
     """
     names = names[: len(names) - added]
     for what, values in (("ids", ids), ("colours", colours), ("things", things)):
+        if values is not None and (isinstance(values, str) or not hasattr(values, "__len__")):
+            raise VocabularyError(f"{what} are {values!r:.60} of type {type(values).__name__}: give a list")
         if values is not None and len(values) != len(names):
             raise VocabularyError(f"{len(values)} {what} for {len(names)} classes: give one for each")
     numbers = None if ids is None else tuple(map(_id, names, ids))

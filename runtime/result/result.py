@@ -305,10 +305,6 @@ def _restored(
     return Result(labels, scores, classes, image, evidence, categories)
 
 
-def _with_info(info: Mapping[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
-    return content if info is None else {"info": dict(info), **content}
-
-
 def _described(mask: np.ndarray) -> dict[str, Any]:
     return {
         "area": int(np.count_nonzero(mask)),

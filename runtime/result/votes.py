@@ -1,5 +1,6 @@
 """Why a pixel has its label: which masks voted for it, with which weight, and what each of them was taken for."""
 
+import operator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,8 +87,12 @@ def explain_pixel(
 ) -> Explanation:
     """The explanation of a pixel of `labels` (H, W); `explained` is a class's index, None the pixel's own class.
 
-    Raises ImageError for a pixel outside the image.
+    Raises ImageError for a pixel outside the image, and for numbers that are not whole.
     """
+    try:
+        x, y = operator.index(x), operator.index(y)
+    except TypeError:
+        raise ImageError(f"the pixel {x!r},{y!r} is none: give its column and row as whole numbers") from None
     check_pixel(x, y, labels.shape)
     weights = evidence.kernels.resample_masks_at(evidence.masks, [y], [x])[:, 0, 0]
     scores = weights @ evidence.class_probabilities

@@ -126,7 +126,9 @@ class MaskFiles:
                     listed = ", ".join(map(repr, loaded.files[:4])) or "none"
                     raise ImageError(f"{name} has no array {stem!r} with masks of that image, but {listed}: name it so")
                 return np.asarray(loaded[keys[0]])
-        except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+        except ImageError:
+            raise
+        except Exception as error:  # a damaged or encrypted file can fail anywhere in zipfile, zlib or NumPy
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(f"{name} cannot be read ({reason}): save it with numpy.savez") from None
 

@@ -180,7 +180,10 @@ def _from_rows(rows: list[dict[str, Any]], names: list[str], what: str) -> Class
 
 
 def _from_table(lines: list[str], separator: str, shown: str) -> ClassList:
-    head, *body = csv.reader(lines, delimiter=separator)
+    try:
+        head, *body = csv.reader(lines, delimiter=separator)
+    except csv.Error as error:
+        raise VocabularyError(f"the table of class names {shown} cannot be read ({error}): save it as CSV") from None
     column = next((place for place, cell in enumerate(head) if cell.strip().lower() in COLUMNS), None)
     if column is None and not body:
         return ClassList(head)

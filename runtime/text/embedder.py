@@ -15,12 +15,11 @@ from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.files import cache_folder
 from vocabseg.runtime.text import contrast
 from vocabseg.runtime.text.cache import TextCache
-from vocabseg.runtime.text.encoder import Progress, PromptEncoder, TextEngine, normalise
+from vocabseg.runtime.text.encoder import BATCH, Progress, PromptEncoder, TextEngine, normalise
 from vocabseg.runtime.text.example_rows import EmbedImage, ExampleRows, Side, class_rows, row_counts
+from vocabseg.runtime.text.prompts import with_templates
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
-# Sequences encoded at a time: enough for full speed, and about 50 MB of activations in CLIP's text encoder.
-BATCH = 64
 # Embeddings kept in memory: 200 MB of 512 float32 values.
 REMEMBERED_NAMES = 100_000
 # Vocabularies whose contrast names are kept.
@@ -56,7 +55,8 @@ class TextEmbedder:
         self._limit = remembered_names
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_lock = threading.Lock()
-        self._chosen: OrderedDict[Vocabulary, tuple[str, ...]] = OrderedDict()  # names of contrast classes
+        # Names with those of a contrast class, by all that they depend on; digests of examples, which keep no pixels.
+        self._chosen: OrderedDict[tuple[object, ...], tuple[str, ...]] = OrderedDict()
         # How many names were found in memory and on disk, and how many had to be encoded.
         self.counts = {"memory": 0, "disk": 0, "encoded": 0}
         self._encoding_lock = threading.Lock()
@@ -99,18 +99,20 @@ class TextEmbedder:
         """
         if vocabulary.contrast != ():
             return vocabulary.spoken
+        spoken = vocabulary.spoken
+        digests = tuple(tuple(one.digest for one in shown) for shown in vocabulary.examples)
+        key = (spoken, vocabulary.templates, digests)
         with self._memory_lock:
-            known = self._chosen.get(vocabulary)
+            known = self._chosen.get(key)
         if known is not None:
             return known
-        spoken = vocabulary.spoken
         listed = contrast.candidates(self.bundle.manifest.vocabulary or (), spoken)
         rows = self.embed((*spoken, *listed), self.bundle.manifest.prompts.region, vocabulary.templates, progress)
-        shown = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
-        classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in shown)])
+        images = [row / (row @ row) for row in self.examples.rows(vocabulary, self).values()]
+        classes = np.concatenate([rows[: len(spoken)], *(row[None] for row in images)])
         names = (*spoken, *contrast.different(listed, rows[len(spoken) :], classes))
         with self._memory_lock:
-            self._chosen[vocabulary] = names
+            self._chosen[key] = names
             while len(self._chosen) > REMEMBERED_CHOICES:
                 self._chosen.popitem(last=False)
         return names
@@ -146,9 +148,7 @@ class TextEmbedder:
         a learned prompt makes one sequence per name. `progress(done, total)` counts the sequences to be encoded.
         Raises VocabularyError for names that are too long, BundleError or EngineError if bundle or engine fails.
         """
-        if templates is not None:
-            custom = {"kind": "custom", "templates": list(templates), "prefix_ids": [], "suffix_ids": []}
-            prompt = msgspec.structs.replace(prompt, **custom)
+        prompt = with_templates(prompt, templates)
         names = [name.strip() for name in names]
         digest = self._digest(prompt)
         rows = self._recall(digest, names)

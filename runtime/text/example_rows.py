@@ -39,7 +39,7 @@ class ExampleRows:
 
     def __init__(self, embed_image: EmbedImage | None):
         self._embed_image = embed_image
-        self._known: OrderedDict[tuple[ExampleImage, ...], np.ndarray] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()  # by digests, which keep no pixels
         self._lock = threading.Lock()
 
     def rows(self, vocabulary: "Vocabulary", text: "TextEmbedder") -> dict[int, np.ndarray]:
@@ -50,8 +50,8 @@ class ExampleRows:
         shown = {index: images for index, images in enumerate(vocabulary.examples) if images}
         if not shown:
             return {}
-        ensemble, prompts = text.bundle.manifest.ensemble, text.bundle.manifest.prompts
-        if self._embed_image is None or not ensemble.enabled:
+        prompts = text.bundle.manifest.prompts
+        if self._embed_image is None or not text.bundle.manifest.encodes:
             raise VocabularyError(
                 f"{shorten(vocabulary.names[next(iter(shown))])!r} is shown by images, which only an opened bundle "
                 "with its ensemble enabled compares with regions: name it instead"
@@ -69,15 +69,16 @@ class ExampleRows:
         return {index: row * (matrix @ row).max() for index, row in rows.items()}
 
     def _mean(self, images: tuple[ExampleImage, ...]) -> np.ndarray:
+        key = tuple(one.digest for one in images)
         with self._lock:
-            if images in self._known:
-                self._known.move_to_end(images)
-                return self._known[images]
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
         assert self._embed_image is not None
         # Without the lock: a GPU's own lock is taken for it.
         row: np.ndarray = normalise(np.mean([self._embed_image(one.pixels, one.mask) for one in images], axis=0))
         with self._lock:
-            self._known[images] = row
+            self._known[key] = row
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return row

@@ -1,11 +1,13 @@
 """Tokenizers other than CLIP's own, such as SigLIP's, read by the package `tokenizers`."""
 
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vocabseg.runtime.bundle.manifest import TokenizerSpec
 from vocabseg.runtime.errors import BundleError, EngineError
-from vocabseg.runtime.text.prompts import AnyTokenizer
+from vocabseg.runtime.text.prompts import AnyTokenizer, shorten
 from vocabseg.runtime.text.tokenizer import Tokenizer, repair
 
 
@@ -22,26 +24,39 @@ class HuggingFaceTokenizer:
             raise EngineError(
                 f"the tokenizer {path} needs the package tokenizers: pip install 'vocabseg[tokenizers]'"
             ) from None
-        try:
+        with _told(f"{path} is not a tokenizer", "export the bundle again"):
             self.inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises plain exceptions
-            reason = " ".join(str(error).split())[:200]
-            raise BundleError(f"{path} is not a tokenizer ({reason}): export the bundle again") from None
         # Class names that are too long are refused, not cut.
         self.inner.no_truncation()
         self.inner.no_padding()
         self.context_length = context_length
-        self._spec = spec
+        self._path, self._spec = path, spec
 
     def sequence(self, text: str) -> tuple[list[int], int]:
-        """Token ids of `text` with its special tokens, filled up to the context length, and the feature's place."""
+        """Token ids of `text` with its special tokens, filled up to the context length, and the feature's place.
+
+        Raises BundleError for a text that the tokenizer fails on.
+        """
         spec = self._spec
-        ids = list(self.inner.encode(clean(text, spec.clean)).ids)
+        instead = "use another name, or export the bundle with a tokenizer that knows it"
+        with _told(f"the tokenizer {self._path} cannot encode {shorten(text)!r}", instead):
+            ids = list(self.inner.encode(clean(text, spec.clean)).ids)
         ids += [spec.pad_id] * (self.context_length - len(ids))
         ids = [0 if token in spec.zeroed_ids else token for token in ids]
         # Without an end token, open_clip's argmax gives the first place.
         at_end = 0 if spec.end_id not in ids else ids.index(spec.end_id)
         return ids, len(ids) - 1 if spec.end_id is None else at_end
+
+
+@contextmanager
+def _told(what: str, instead: str) -> Iterator[None]:
+    """Raise BundleError for whatever the package raises: plain exceptions, and panics, which are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{what} ({' '.join(str(error).split())[:200]}): {instead}") from None
 
 
 def open_tokenizer(path: str | Path, spec: TokenizerSpec | None, context_length: int) -> AnyTokenizer:

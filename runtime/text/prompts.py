@@ -1,6 +1,9 @@
 """Prompts: the published templates, and how a class name becomes token sequences for the text encoder."""
 
+from collections.abc import Sequence
 from typing import Protocol
+
+import msgspec
 
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import BundleError, VocabularyError
@@ -124,6 +127,14 @@ IMAGENET = (
 
 # `{}` stands for the class name.
 PROMPTS: dict[str, tuple[str, ...]] = {"single": SINGLE, "vild": VILD, "imagenet": IMAGENET}
+
+
+def with_templates(prompt: PromptSpec, templates: Sequence[str] | None) -> PromptSpec:
+    """The prompt with a vocabulary's own templates, if it has any, in place of its own or of what it has learned."""
+    if templates is None:
+        return prompt
+    custom = {"kind": "custom", "templates": list(templates), "prefix_ids": [], "suffix_ids": []}
+    return msgspec.structs.replace(prompt, **custom)
 
 
 def token_sequences(name: str, prompt: PromptSpec, tokenizer: AnyTokenizer) -> list[TokenSequence]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vocabseg.runtime.bundle.manifest import PromptSpec
 from vocabseg.runtime.errors import ImageError, VocabsegError, VocabularyError
-from vocabseg.runtime.text.contrast import NOUNS
+from vocabseg.runtime.text.contrast import candidates
 from vocabseg.runtime.text.prompts import shorten
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving.protocol import (
@@ -158,7 +158,9 @@ class RequestReader:
             raise VocabularyError(
                 f"{count} class names, with synonyms, are more than this server takes: give at most {limits.max_names}"
             )
-        count += len(NOUNS) if vocabulary.contrast == () else 0
+        if vocabulary.contrast == ():
+            own_names = self._named[""].written if "" in self._named else ()
+            count += len(candidates(own_names, vocabulary.spoken))
         if count * each > limits.max_prompts:
             raise VocabularyError(
                 f"{count} class names with {each} prompts each are more than {limits.max_prompts} prompts, "

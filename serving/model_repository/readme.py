@@ -61,7 +61,7 @@ def readme(bundle: Bundle, serving: Serving, named: Mapping[str, Vocabulary]) ->
     return TEXT.format(
         name=serving.name,
         bundle=bundle.manifest.name,
-        extra="gpu" if serving.gpus else "cpu",
+        extra=",".join(("gpu" if serving.gpus else "cpu", *bundle.manifest.packages)),
         triton=TRITON,
         named=", ".join([*(f"`{name}`" for name in named), *own]) or "none",
     )

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,26 +73,30 @@ def libpython_folder() -> Path:
     )
 
 
-def requirements(engine: str) -> list[str]:
-    """The packages to install beside the server, for the engine that will run there."""
-    same = [*SAME_PACKAGES, engine]
+def requirements(engine: str, more: Sequence[str] = ()) -> list[str]:
+    """The packages to install beside the server, for the engine that will run there, and `more` for the bundle."""
+    same = [*SAME_PACKAGES, engine, *more]
     try:
         return [*OTHER_PACKAGES, *(f"{package}=={version(package)}" for package in same)]
     except PackageNotFoundError as error:
-        raise EngineError(f"the package {error.name} is not installed here: pip install 'vocabseg[cpu]'") from error
+        extra = error.name if error.name in more else "cpu"
+        raise EngineError(f"the package {error.name} is not installed here: pip install 'vocabseg[{extra}]'") from error
 
 
-def environment_folder(engine: str) -> Path:
+def environment_folder(engine: str, more: Sequence[str] = ()) -> Path:
     """The folder of the environment for this Python and these packages, which may not exist yet."""
-    parts = [sys.version, sys.base_prefix, SERVER_PACKAGE, *requirements(engine)]
+    parts = [sys.version, sys.base_prefix, SERVER_PACKAGE, *requirements(engine, more)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return serving_folder() / f"{engine}-py{sys.version_info.major}{sys.version_info.minor}-{digest}"
 
 
-def prepare(engine: str, progress: Progress) -> Path:
-    """Make the environment if it is missing; returns its folder. Raises EngineError where that fails."""
+def prepare(engine: str, progress: Progress, more: Sequence[str] = ()) -> Path:
+    """Make the environment if it is missing; returns its folder. Raises EngineError where that fails.
+
+    `more` are packages that the bundle needs (`Manifest.packages`).
+    """
     check_platform()
-    folder = environment_folder(engine)
+    folder = environment_folder(engine, more)
     if (folder / COMPLETE).is_file():
         return folder
     try:
@@ -100,14 +105,14 @@ def prepare(engine: str, progress: Progress) -> Path:
             progress("waiting for another process that prepares the server", 0, 1)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / COMPLETE).is_file():
-                _make(folder, engine, progress)
+                _make(folder, requirements(engine, more), progress)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise EngineError(f"cannot make the server's environment {folder}: {reason}; set {ENVIRONMENT}") from error
     return folder
 
 
-def _make(folder: Path, engine: str, progress: Progress) -> None:
+def _make(folder: Path, packages: Sequence[str], progress: Progress) -> None:
     """A virtual environment cannot be moved, so it is made in place and marked when it is complete."""
     shutil.rmtree(folder, ignore_errors=True)
     python = str(folder / "bin" / "python")
@@ -116,7 +121,7 @@ def _make(folder: Path, engine: str, progress: Progress) -> None:
     steps = [
         ("making an environment for the server", [sys.executable, "-m", "venv", str(folder)]),
         (f"downloading the server ({SERVER_PACKAGE}, 55 MB)", [*install, "--no-deps", SERVER_PACKAGE]),
-        ("downloading what the model needs", [*install, *requirements(engine)]),
+        ("downloading what the model needs", [*install, *packages]),
     ]
     for number, (what, command) in enumerate(steps):
         progress(what, number, len(steps))

@@ -6,19 +6,22 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runtime.text.tokenizer_files import write_tokenizer
 from vocabseg.batch.inputs.find import find_items
 from vocabseg.batch.inputs.items import Item
-from vocabseg.batch.job import Job, read_record, settle
+from vocabseg.batch.job import Job, check_names, read_record, settle
 from vocabseg.batch.shard import ShardWriter, is_committed
 from vocabseg.batch.shard_plan import PlannedShard, extend_plan
 from vocabseg.batch.summary import frequencies
 from vocabseg.batch.worker import ShardWorker, read_attempts, write_shard
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
-from vocabseg.runtime.errors import EngineError, OutputError, VocabsegError
+from vocabseg.runtime.bundle.manifest import TokenizerSpec
+from vocabseg.runtime.errors import EngineError, OutputError, VocabsegError, VocabularyError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
@@ -250,12 +253,28 @@ def test_names_of_label_maps(tmp_path: Path) -> None:
         assert (tmp_path / place).is_file()
 
 
+def test_names_are_measured_by_the_tokenizer_of_the_bundles_prompt(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="the package tokenizers reads other tokenizers than CLIP's")
+    bundle = open_bundle(demo_folder())
+    manifest = bundle.manifest
+    place = write_tokenizer(tmp_path / "other", "pieces") / "tokenizer.json"
+    spec = TokenizerSpec(file=str(place), kind="huggingface")  # letter by letter, so that its sequences are longer
+    prompt = msgspec.structs.replace(manifest.prompts.region, tokenizer=spec)
+    prompts = msgspec.structs.replace(manifest.prompts, region=prompt)
+    other = bundle.with_manifest(msgspec.structs.replace(manifest, prompts=prompts))
+    for templates in (None, ["a photo of a {}."]):
+        names = Vocabulary(["sky|theatres and authors other"], templates=templates)
+        check_names(bundle, names)
+        with pytest.raises(VocabularyError, match="makes a prompt of"):
+            check_names(other, names)
+
+
 def test_synonyms_ids_and_colours_are_part_of_the_job(tmp_path: Path) -> None:
     plain, bundle = Job(tmp_path, Vocabulary(["cat", "sky"])), open_bundle(demo_folder())
     assert plain.record(bundle).vocabulary is None
     image = np.zeros((4, 4, 3), np.uint8)
     known = Vocabulary(
-        ["cat|kitten", "sky|clouds"], other=True, ids=[7, 3], colours=["red", None], examples={"sky": [image]}
+        ["cat|kitten", "sky|sky"], other=True, ids=[7, 3], colours=["red", None], examples={"sky": [image]}
     )
     job = Job(tmp_path, known)
     settle(tmp_path, job.record(bundle))

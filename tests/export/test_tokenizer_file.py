@@ -33,7 +33,7 @@ def test_a_table_of_another_tokenizer_is_refused(rows):
 
 @pytest.mark.parametrize("rows", [1000, 20_000, 49408])
 def test_the_references_tokenizer_is_cut_alike(tmp_path, rows):
-    from vocabseg.export.reference import _tokenizer
+    from vocabseg.export.reference_text import _tokenizer
 
     write_tokenizer(tmp_path / "tokenizer.json", vocabulary_merges(rows))
     ours, published = Tokenizer.from_file(tmp_path / "tokenizer.json"), _tokenizer(rows)

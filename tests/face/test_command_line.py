@@ -298,6 +298,10 @@ def test_export_tells_what_is_wrong(refused, tmp_path):
     refused(*common, "--config", "zsseg-r50-vitb16-vild", told="--random")
     refused(*common, "--config", "zsseg-r50-vitb16-vild", "--random", "--set", "region.foo=1", told="foo")
     refused(*common, told="--config")
+    Image.new("RGB", (8, 8)).save(tmp_path / "logo.png")
+    (tmp_path / "shown.json").write_text('[{"name": "logo", "images": ["logo.png"]}, {"name": "sky"}]')
+    shown = ("--config", "zsseg-r50-vitb16-vild", "--random", "--classes", f"@{tmp_path / 'shown.json'}")
+    refused(*common, *shown, told="has example images, which no bundle can hold: name them")
     held = tmp_path / "held"
     held.mkdir()
     (held / "manifest.json").touch()

@@ -50,6 +50,21 @@ def test_a_pixel_as_table_json_and_page(explain) -> None:
     assert (content["pixels"][0]["label"], content["pixels"][0]["explained"]["name"]) == ("orange arrow", "water")
 
 
+def test_synonyms_colours_examples_and_other_are_explained(explain) -> None:
+    Path("mine.csv").write_text("name,color\nwater|lake,#0a0b0c\ncloudy sky,\n")
+    options = ("-c", "@mine.csv", "--example", f"picture={SCENE}", "--contrast", "orange arrow, red star", "-q")
+    code, out, err = explain(SCENE, "--at", "237,140", *options, "--json", "--html", "why.html")
+    assert (code, err) == (0, "why.html\n")
+    (pixel,) = json.loads(out)["pixels"]
+    assert pixel["label"] == "other"
+    assert {one["name"] for one in pixel["votes"][0]["query"]} == {"water", "cloudy sky", "picture", "other"}
+    page = Path("why.html").read_text(encoding="utf-8")
+    colours = dict(
+        zip(*(json.loads(re.search(rf'"{key}":(\[.*?\])', page)[1]) for key in ("classes", "colours")), strict=True)
+    )
+    assert (colours["water"], colours["other"]) == ("#0a0b0c", "#808080")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

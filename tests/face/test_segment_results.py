@@ -83,6 +83,10 @@ def test_a_file_with_ids_and_colours_synonyms_examples_and_other(run, photos: Pa
         assert told in err
         assert err.count("\n") == 1
     assert not Path("y.png").exists()
+    before = Path("photos/b.png").read_bytes()
+    code, _, err = run("photos/a.png", "-o", "photos/b.png", *example, *options)
+    assert (code, "would replace the input 'photos/b.png'" in err) == (2, True)
+    assert Path("photos/b.png").read_bytes() == before
 
 
 def test_thresholds_decide_which_segments_there_are(run, photos: Path) -> None:

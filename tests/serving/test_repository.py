@@ -3,11 +3,14 @@
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
+from vocabseg.runtime.bundle.manifest import TokenizerSpec
 from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.errors import ConfigurationError, EngineError, OutputError
 from vocabseg.runtime.text.vocabulary import Vocabulary
@@ -91,6 +94,26 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, m
     with pytest.raises(OutputError, match="no space left"):
         write_repository(opened, tmp_path / "models", Serving())
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_a_bundles_tokenizer_needs_is_installed_for_the_server(tmp_path: Path) -> None:
+    opened = open_bundle(None)
+    assert opened.manifest.packages == ()
+    spec = TokenizerSpec(file="tokenizer.json", kind="huggingface")
+    region = msgspec.structs.replace(opened.manifest.prompts.region, tokenizer=spec)
+    prompts = msgspec.structs.replace(opened.manifest.prompts, region=region)
+    other = opened.with_manifest(msgspec.structs.replace(opened.manifest, prompts=prompts))
+    write_repository(other, tmp_path / "models", Serving(name="seg"))
+    assert 'pip install "/tmp/vocabseg[cpu,tokenizers]"' in (tmp_path / "models" / "README.md").read_text()
+    more = other.manifest.packages
+    assert set(environment.requirements("onnxruntime", more)) - set(environment.requirements("onnxruntime")) == {
+        f"tokenizers=={version('tokenizers')}"
+    }
+    assert environment.environment_folder("onnxruntime", more) != environment.environment_folder("onnxruntime")
+    with pytest.raises(
+        EngineError, match=r"no_such_package is not installed here: pip install 'vocabseg\[no_such_package"
+    ):
+        environment.requirements("onnxruntime", ["no_such_package"])
 
 
 def test_the_configuration_says_what_was_asked_for() -> None:

@@ -49,6 +49,16 @@ def test_synonyms_and_the_contrast_class_are_names_like_others() -> None:
             reader().read({PIXELS: PICTURE, CLASSES: names(given)}, {"other": other}, [])
 
 
+def test_the_names_that_other_is_chosen_from_count_as_prompts() -> None:
+    own = {"": NamedVocabulary(names=[f"n{index}" for index in range(500)])}
+    options = {"other": "true", "templates": str([f"{index} {{}}" for index in range(30)]).replace("'", '"')}
+    given = {PIXELS: PICTURE, CLASSES: names("a")}
+    assert reader().read(given, options, [])[0].vocabulary.contrast == ()
+    assert reader(**own).read(given, {"other": "true"}, [])
+    with pytest.raises(VocabularyError, match=r"6\d\d class names with 30 prompts each are more than 16384 prompts"):
+        reader(**own).read(given, options, [])
+
+
 def test_each_image_of_a_request_has_its_own_names() -> None:
     files = np.array([[b"one"], [b"two"]], object)
     first, second = reader().read({IMAGE: files, CLASSES: np.array([[b"a"], [b"b"]], object)}, {}, [])

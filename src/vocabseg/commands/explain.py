@@ -12,8 +12,11 @@ from vocabseg.commands.options import (
     FOREIGN,
     BundleOption,
     Classes,
+    Contrast,
     Device,
     Engine,
+    Examples,
+    Other,
     Precision,
     Quiet,
     Seen,
@@ -24,6 +27,8 @@ from vocabseg.commands.options import (
     refined,
     two_stage,
     vocabulary_of,
+    with_examples,
+    with_other,
 )
 from vocabseg.commands.segment_files import Work
 from vocabseg.commands.terminal import announcer, print_rows, printable, progress
@@ -48,6 +53,9 @@ def explain(
         list[str] | None, typer.Option("--at", help="A pixel X,Y: column and row from 0; may be repeated.")
     ] = None,
     classes: Classes = None,
+    other: Other = False,
+    contrast: Contrast = None,
+    examples: Examples = None,
     bundle: BundleOption = None,
     name: Annotated[
         str | None, typer.Option("--for", help="The class whose votes are listed. Default: each pixel's own.")
@@ -80,14 +88,14 @@ def explain(
         if html.suffix.lower() not in (".html", ".htm"):
             raise OutputError(f"cannot write a page to {str(html)!r}: name it .html")
         check_writable(html)
-        lists = [text[1:] for text in (classes, seen) if text is not None and text.startswith("@")]
+        lists = [text[1:] for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
         check_apart([html], [image, *lists, *target.opened.folder.rglob("*")])
     source = load_image(Work(image, {}).source)
     for x, y in pixels:
         check_pixel(x, y, source.shape[:2])
     segmenter = target.segmenter()
-    names = None if classes is None else vocabulary_of(classes)
-    vocabulary = refined(segmenter.vocabulary(names), seen, template)
+    names = with_examples(None if classes is None else vocabulary_of(classes), examples)
+    vocabulary = with_other(refined(segmenter.vocabulary(names), seen, template), other, contrast)
     if name is not None and name not in vocabulary.names:
         raise ConfigurationError(f"--for {name!r} is none of the {counted(len(vocabulary), 'class')}: use their names")
     if foreign_to_demo(target.opened, vocabulary):

@@ -164,8 +164,10 @@ def _vocabulary(classes: str | None, seen: str | None) -> "Vocabulary | None":
         if seen is not None:
             raise ConfigurationError("--seen goes with --classes: it says which of them were seen in training")
         return None
-    names = vocabulary_of(classes).written
-    return Vocabulary(names, None if seen is None else vocabulary_of(seen).names)
+    given = vocabulary_of(classes)
+    if any(given.examples):
+        raise ConfigurationError(f"--classes {classes!r} has example images, which no bundle can hold: name them")
+    return Vocabulary(given.written, None if seen is None else vocabulary_of(seen).names)
 
 
 def _summary(folder: Path) -> None:

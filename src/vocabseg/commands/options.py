@@ -88,16 +88,22 @@ Examples = Annotated[
 ]
 
 
-def with_examples(vocabulary: "Vocabulary | None", examples: Sequence[str] | None) -> "Vocabulary | None":
-    """The vocabulary with the classes that --example shows; raises ConfigurationError and VocabularyError."""
-    from vocabseg.runtime.text.vocabulary import Vocabulary
-
+def example_files(examples: Sequence[str] | None) -> dict[str, list[str]]:
+    """The images that --example gives, by class name; raises ConfigurationError."""
     images: dict[str, list[str]] = {}
     for entry in examples or ():
         name, _, image = entry.partition("=")
         if not name.strip() or not image.strip():
             raise ConfigurationError(f"--example {entry!r}: write NAME=IMAGE, such as logo=logo.png")
         images.setdefault(name.strip(), []).append(image.strip())
+    return images
+
+
+def with_examples(vocabulary: "Vocabulary | None", examples: Sequence[str] | None) -> "Vocabulary | None":
+    """The vocabulary with the classes that --example shows; raises ConfigurationError and VocabularyError."""
+    from vocabseg.runtime.text.vocabulary import Vocabulary
+
+    images = example_files(examples)
     if not images:
         return vocabulary
     if vocabulary is None:

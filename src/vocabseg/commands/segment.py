@@ -1,5 +1,6 @@
 """`vocabseg segment`: images and class names in; overlays, label maps and JSON out."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vocabseg.commands.options import (
     Settings,
     Target,
     Templates,
+    example_files,
     foreign_to_demo,
     refined,
     vocabulary_of,
@@ -131,7 +133,8 @@ def segment(
     say = announcer(quiet)
     lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
     own = [] if masks is None else [masks, *masks.rglob("*")]
-    work = planned(images, output, kinds, [*lists, *own], say)
+    shown = map(Path, itertools.chain(*example_files(examples).values()))
+    work = planned(images, output, kinds, [*lists, *own, *shown], say)
     given = None if masks is None else masks_for(work, masks)
     names = with_examples(None if classes is None else vocabulary_of(classes), examples)
     target = Target(bundle, device, engine, precision, settings)

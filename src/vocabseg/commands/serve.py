@@ -54,7 +54,7 @@ def serve(
     choice = choose(engine, "cpu", precision, opened.manifest.graph_bytes)
     serving = served.serving("", choice.name, choice.precision)
     with progress(quiet) as report:
-        environment = prepare(choice.name, report)
+        environment = prepare(choice.name, report, opened.manifest.packages)
     if prepare_only:
         print(environment)
         return

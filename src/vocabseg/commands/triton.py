@@ -8,6 +8,7 @@ import typer
 
 from vocabseg.commands.options import BundleArgument, Precision, Settings, Target, with_groups
 from vocabseg.commands.served import ServedModel
+from vocabseg.runtime.errors import ConfigurationError
 
 HELP = "Write a Triton model repository that serves a bundle, with the container line that starts it."
 EXAMPLE = (
@@ -33,6 +34,10 @@ def triton(
     opened = Target(bundle, settings=settings).opened
     opened.require_proposals()
     serving = served.serving(gpus, engine, precision)
+    if serving.gpus and opened.manifest.per_pixel:
+        raise ConfigurationError(
+            f"{opened.manifest.name} is a per-pixel model, which runs on a CPU only: leave out --gpus"
+        )
     check_target(output, opened)
     where = f"GPU {gpus}" if gpus else f"{serving.instances} x {serving.threads} cores"
     print(f"Writing {opened.manifest.name} as the Triton model {serving.name} for {where}", file=sys.stderr)

@@ -114,6 +114,9 @@ def test_what_cannot_be_explained(segmenter, image):
     for x, y in ((320, 0), (0, 240), (-1, 5)):
         with pytest.raises(ImageError, match=f"{x},{y} is outside the image of 320 x 240 pixels"):
             result.explain(x, y)
+    with pytest.raises(ImageError, match=r"the pixel 1\.5,2 is none: give its column and row as whole numbers"):
+        result.explain(1.5, 2)
+    assert json.dumps(result.explain(np.int64(1), np.int64(2)).to_json()) == json.dumps(result.explain(1, 2).to_json())
     with pytest.raises(VocabularyError, match="'cow'"):
         result.explain(0, 0, "cow")
     with pytest.raises(VocabsegError, match="only labels and scores"):

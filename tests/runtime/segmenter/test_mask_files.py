@@ -119,6 +119,18 @@ def test_what_does_not_fit_is_told_in_one_line(tmp_path: Path, masks: np.ndarray
     assert "cannot be read" in refused(tmp_path / "b.npz")
     (tmp_path / "c.npy").write_bytes(b"\x93NUMPY")
     assert "cannot be read" in refused(tmp_path / "c.npy")
+    np.savez_compressed(tmp_path / "z.npz", masks=masks)
+    whole = bytearray((tmp_path / "z.npz").read_bytes())
+    start = 30 + whole[26] + whole[28]  # behind the header, the name and the extra field
+    (tmp_path / "z.npz").write_bytes(whole[:start] + b"\x07" + whole[start + 1 :])
+    assert "cannot be read (Error -3 while decompressing data: invalid block type" in refused(tmp_path / "z.npz")
+    whole[6] |= 1
+    whole[whole.find(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "z.npz").write_bytes(whole)
+    assert "is encrypted" in refused(tmp_path / "z.npz")
+    monkeypatch.setattr(mask_files, "LARGEST_FILE", 1000)
+    assert refused(tmp_path / "z.npz").endswith("unpacks to more than 0 GiB: give fewer masks")
+    monkeypatch.undo()
     np.savez(tmp_path / "d.npz", one=masks, two=masks)
     assert "'one', 'two'" in refused(tmp_path / "d.npz")
     assert "0.png' is 20 x 30 pixels" in refused(write_pngs(tmp_path / "pngs", masks), (21, 30))

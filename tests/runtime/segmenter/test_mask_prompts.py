@@ -10,10 +10,9 @@ from PIL import Image
 
 import vocabseg
 from tests.attack.broken import edit, refused
-from tests.cuda_emulation import fake_pycuda
-from tests.cuda_emulation.machine import Machine
 from tests.doubles import tensorrt as tensorrt_double
 from tests.doubles.tensorrt_cases import build, run_on_host
+from tests.fake_driver.machine import Machine, installed
 from tests.golden import REPOSITORY
 from tests.prompted import prompted_bundle
 from tests.runtime.engines.test_onnxruntime_cuda import HostArray, open_on_cpu
@@ -178,7 +177,7 @@ def test_half_graphs_on_the_engines_of_a_gpu(tmp_path: Path) -> None:
     wide = {name: array.astype(np.float32) for name, array in given.items()}
     (single,) = run_on_host(opened, "image_encoder", "float32", wide).values()
     assert cosine(single, wanted).min() > 0.999
-    with fake_pycuda.installed(Machine()), tensorrt_double.installed():
+    with installed(Machine()), tensorrt_double.installed():
         device = open_device(0)
         build(opened, "image_encoder", device, "image_encoder:crops=1,4,6")
         plan = TensorRtGraph(opened, "image_encoder", "float16", device, scratch_of(device), load_package())

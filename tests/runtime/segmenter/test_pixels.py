@@ -12,9 +12,10 @@ import vocabseg
 from vocabseg.benchmarks.accuracy.sources import BundleSource
 from vocabseg.benchmarks.scenes.world import render_scene
 from vocabseg.cli import main
-from vocabseg.runtime.bundle.settings import open_adjusted
-from vocabseg.runtime.errors import BundleError, CheckpointError, EngineError, VocabsegError
+from vocabseg.runtime.bundle.settings import adjust_manifest, open_adjusted
+from vocabseg.runtime.errors import BundleError, CheckpointError, ConfigurationError, EngineError, VocabsegError
 from vocabseg.runtime.segmenter.opening import open_segmenter
+from vocabseg.runtime.segmenter.pixels import PixelSegmenter
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.serving.answering.requests import ImageRequest
 from vocabseg.serving.answering.responder import Responder
@@ -69,7 +70,8 @@ def image() -> np.ndarray:
 
 
 def test_checkpoints_are_read_strictly(checkpoint) -> None:
-    from vocabseg.export.checkpoint.load import load_model, published_shapes
+    from vocabseg.export.checkpoint.load import load_model
+    from vocabseg.export.checkpoint.published import published_shapes
     from vocabseg.export.configuration import load_configuration
 
     configuration = load_configuration(CONFIGURATION, SIZES)
@@ -144,6 +146,12 @@ def test_what_needs_masks_is_refused(bundle, image, monkeypatch) -> None:
         Segmenter(segmenter.bundle, "cpu")
     with pytest.raises(EngineError, match="fcn is a per-pixel model, which runs on a CPU only"):
         vocabseg.load(bundle, "cuda")
+    square = adjust_manifest(segmenter.bundle.manifest, ["input.size=[64,64]", "input.fit=stretch"])
+    assert PixelSegmenter(segmenter.bundle.with_manifest(square), "cpu")(image, NAMES).labels.shape == image.shape[:2]
+    with pytest.raises(
+        ConfigurationError, match=r"input\.size \[64, 64\] pads images .* per-pixel model does not take"
+    ):
+        adjust_manifest(segmenter.bundle.manifest, ["input.size=[64,64]"])
     monkeypatch.setattr(choose, "gpu_present", lambda: True)
     choose.tell_fallback.cache_clear()
     with warnings.catch_warnings(record=True) as told:
@@ -189,6 +197,7 @@ def test_the_command_line(bundle, image, tmp_path, monkeypatch, capsys) -> None:
         "explain": ("a.png", *common, "--at", "1,1"),
         "bench": (bundle, "-q"),
         "build": (bundle, "--precision", "fp16", "-q"),
+        "triton": (bundle, "--gpus", "0", "-o", "models"),
     }
     for verb, arguments in refused.items():
         code, err = run(verb, *arguments)

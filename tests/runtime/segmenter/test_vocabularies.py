@@ -1,6 +1,8 @@
 """Synonyms, the contrast class and example images, on the demo model: the rules, and that they do what they are for."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,12 @@ def test_classes_from_example_images(segmenter, regions, scene):
     np.testing.assert_allclose(row, segmenter.regions(one["image"], one["mask"][None]).embeddings[0], atol=1e-6)
     with pytest.raises(VocabularyError, match="'thing 0' is shown by images, which only an opened bundle"):
         TextEmbedder(segmenter.bundle, segmenter.engine).embed_names(Vocabulary.from_images(shown))
+    brief = Vocabulary.from_images({"brief": shown["thing 0"]}, other=True)
+    segmenter.embed_names(brief)
+    pixels = weakref.ref(brief.examples[0][0])
+    del brief
+    gc.collect()
+    assert pixels() is None, "embeddings are kept, but not the images"
 
 
 def test_examples_in_a_file_with_masks_boxes_and_alpha(tmp_path: Path, scene):

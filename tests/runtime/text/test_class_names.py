@@ -142,6 +142,11 @@ def test_a_dictionary_of_colours(tmp_path: Path) -> None:
         ("n.json", '[{"name": "sky", "id": 1}, {"name": "sea"}]', "give ids for some classes, but none for 'sea'"),
         ("n.csv", "id,name\n1,sky\n1,sea\n", "the id 1 is that of two classes"),
         ("n.csv", "id,name\nn01,sky\n", "the id 'n01' of class 'sky' is no whole number"),
+        (
+            "n.csv",
+            "id,name\n1," + "x" * 200_000,
+            "cannot be read .field larger than field limit .131072..: save it as CSV",
+        ),
         ("n.csv", "name,color\nsky,#12345\n", "the colour '#12345' of class 'sky' is none: write #rrggbb"),
         ("n.csv", "name,isthing\nsky,maybe\n", "isthing 'maybe' of class 'sky' is no yes or no"),
     ],

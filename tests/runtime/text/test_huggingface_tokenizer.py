@@ -1,5 +1,7 @@
 """Tokenizers other than CLIP's own, against the package transformers where it is installed."""
 
+import json
+
 import pytest
 
 from tests.runtime.text.tokenizer_files import write_tokenizer
@@ -74,6 +76,17 @@ def test_files_that_are_no_tokenizer_and_a_missing_package(tmp_path, monkeypatch
     broken.write_text('{"model": 3}')
     with pytest.raises(BundleError, match=r"tokenizer.json is not a tokenizer \(.*export the bundle again"):
         open_tokenizer(broken, spec, CONTEXT)
+    content = json.loads((write_tokenizer(tmp_path / "pieces", "pieces") / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}
+    broken.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"cannot encode 'a cat' \(.*: use another name"):  # it panics
+        open_tokenizer(broken, spec, CONTEXT).sequence("a cat")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"cat": 0}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "words.json"))
+    partial = open_tokenizer(tmp_path / "words.json", spec, CONTEXT)
+    assert partial.sequence("cat")[0][0] == 0
+    with pytest.raises(BundleError, match=r"words.json cannot encode 'dog' \(.*Missing \[UNK\].*: use another name"):
+        partial.sequence("dog")
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(EngineError, match=r"needs the package tokenizers: pip install 'vocabseg\[tokenizers\]'"):
         open_tokenizer(broken, spec, CONTEXT)

@@ -83,6 +83,8 @@ def test_names_of_classes_that_are_refused() -> None:
     assert "'sky' is a class name and a contrast name" in message(["cat", "sky"], other=["wall", "sky"])
     assert "'other' is that of the contrast class" in message(["other"], other=True)
     assert "1 ids for 2 classes" in message(["cat", "sky"], ids=[3])
+    assert message(["cat"], ids=7) == "ids are 7 of type int: give a list"
+    assert "colours are 'red' of type str" in message(["cat", "sky", "sea"], colours="red")
     assert "dictionary of names and images" in message(["cat"], examples=["a.png"])
 
 
