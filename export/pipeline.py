@@ -53,10 +53,9 @@ def export_checkpoint(
         provenance = {"weights": path.name, "weights_sha256": sha256_file(path)}
     model = load_model(state_dict, settings, clip_source)
     del state_dict
-    license_ = None if checkpoint is None else settings.weights.license
-    return export_bundle(
-        model, settings, output, Path(configuration).stem, provenance, weights_license=license_, **options
-    )
+    if checkpoint is not None or clip_source is not None:
+        options["weights_license"] = settings.weights.license
+    return export_bundle(model, settings, output, Path(configuration).stem, provenance, **options)
 
 
 def _export_regions(
@@ -74,4 +73,6 @@ def _export_regions(
         network.dimensions(settings.input)  # what is wrong with it is told before the long work
     model = load_region_model(settings, clip_source, network)
     provenance = {"weights": "random: they know nothing" if clip_source is None else clip_source}
+    if clip_source is not None or network is not None:
+        options = {**options, "weights_license": settings.weights.license}
     return export_bundle(model, settings, output, Path(output).resolve().name, provenance, **options)

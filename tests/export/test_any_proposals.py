@@ -22,14 +22,15 @@ from vocabseg.benchmarks.speed.roofline import stage_work
 from vocabseg.export import bundle as bundle_writer
 from vocabseg.export.bundle import check_graph
 from vocabseg.export.graph.onnx_file import ExportError
+from vocabseg.export.model.clip import MASK_PROMPTS
 from vocabseg.export.pipeline import export_checkpoint
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
 from vocabseg.export.tensorrt.profiles import default_profiles
 from vocabseg.runtime.bundle.folder import open_bundle
-from vocabseg.runtime.bundle.manifest import GraphRecord, file_record, read_manifest
+from vocabseg.runtime.bundle.manifest import MANIFEST, GraphRecord, file_record, read_manifest
 from vocabseg.runtime.bundle.sections import InputSection
 from vocabseg.runtime.bundle.settings import adjusted
-from vocabseg.runtime.errors import BundleError, ConfigurationError
+from vocabseg.runtime.errors import BundleError, CheckpointError, ConfigurationError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.segmenter.stages import input_sizes
@@ -193,11 +194,24 @@ def test_a_clip_alone_has_no_proposal_network(tmp_path: Path, clip: Path) -> Non
         )
 
     settings = [*SMALL, "clip.activation=gelu"]
+    prompted = str(tmp_path / "prompted.pt")
+    torch.save(clip_tensors({**clip_shapes(), MASK_PROMPTS: (1, 4, 64)}), prompted)
+    licensed = [*settings, "weights.license=CC BY-NC 4.0"]
+    grids = {}
     with (
         mock.patch.object(bundle_writer, "check_graph", return_value={}) as checked,
         mock.patch.object(bundle_writer, "export_graph", side_effect=empty),
     ):
+        for choice in ("false", "none"):
+            chosen = [*licensed, f"clip.mask_prompts={choice}"]
+            found = read_manifest(export_checkpoint("regions", tmp_path / choice, None, prompted, chosen) / MANIFEST)
+            assert found.weights_license == "CC BY-NC 4.0"
+            grids[choice] = found.region.patch_grid
+        with pytest.raises(CheckpointError, match=r"no mask prompts .* --set clip.mask_prompts=false"):
+            export_checkpoint("regions", tmp_path / "bad", None, str(clip), [*settings, "clip.mask_prompts=true"])
+        checked.reset_mock()
         folder = export_checkpoint("regions", tmp_path / "alone", None, str(clip), settings)
+    assert grids == {"false": 0, "none": 2}
     manifest = read_manifest(folder / "manifest.json")
     assert (list(manifest.graphs), manifest.masks) == (["image_encoder", "text_encoder"], "given")
     assert manifest.provenance["activation"]["region"] == "gelu"
