@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.evidence import Opinions
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.result.votes import BEST_NAMES
@@ -54,6 +53,7 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
         "query": None if opinions is None or opinions.query is None else opinions.query[shown],
         "clip": None if opinions is None or opinions.clip is None else opinions.clip[shown],
     }
+    both = opinions is not None and opinions.query is not None and opinions.clip is not None
     classes = _kept(result, [side for side in sides.values() if side is not None])
     place = np.full(len(result.classes) + 1, -1)  # the last one is that of the label -1
     place[classes] = np.arange(len(classes))
@@ -66,9 +66,9 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
         "overlay": _picture(result.draw(legend=False)),
         "classes": [result.classes[index] for index in classes],
         "of": len(result.classes),
-        "colours": [f"#{bytes(colour).hex()}" for colour in class_colours(len(result.classes))[classes]],
+        "colours": [f"#{bytes(colour).hex()}" for colour in result.categories.palette(len(result.classes))[classes]],
         "seen": None if opinions is None else opinions.seen[classes].tolist(),
-        "power": None if opinions is None else _rounded(opinions.query_power[classes]),
+        "power": _rounded(opinions.query_power[classes]) if both else None,
         "masks": [_mask(known.no_object, opinions, row) for row in shown.tolist()],
         **{name: None if side is None else _rounded(side[:, classes]) for name, side in sides.items()},
         "labels": _packed(place[result.labels[np.ix_(rows, columns)]].astype("<i2")),
