@@ -118,7 +118,10 @@ def load_model(
 
 
 def choose_mask_prompts(clip: ClipModel, configuration: Configuration) -> None:
-    """Leave the mask prompts of `clip` out where clip.mask_prompts is false; CheckpointError if it is true without any."""
+    """Leave the mask prompts of `clip` out where clip.mask_prompts is false.
+
+    Raises CheckpointError where it is true and there are none.
+    """
     if configuration.clip.mask_prompts is False:
         clip.mask_prompts = None
     elif configuration.clip.mask_prompts and clip.mask_prompts is None:

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -25,6 +25,7 @@ from vocabseg.export.graph.onnx_file import ExportError, save_graph
 from vocabseg.export.graph.trace import OPSET
 from vocabseg.export.graph_checks import check_graph
 from vocabseg.export.proposals.onnx_proposals import MASKS, NEEDED, SCORES
+from vocabseg.runtime.bundle.sections import Side
 from vocabseg.runtime.errors import CheckpointError, ConfigurationError, VocabsegError
 from vocabseg.runtime.files import atomic_write, check_writable, decode_json, read_regular
 
@@ -37,6 +38,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of networks that take any size, the one they are written for: multiples of it.
 STRIDE = 32
 LARGEST_JSON = 1 << 20
+# Pixels of the shorter side where nothing else is said.
+SHORTEST = 800
 
 
 class UniversalProposals(nn.Module):
@@ -158,23 +161,35 @@ def write_network(module: nn.Module, settings: Mapping[str, Any], path: str | Pa
     return path
 
 
+class Preprocessing(msgspec.Struct, frozen=True):
+    """What counts of transformers' preprocessor_config.json; None stands for its default."""
+
+    do_rescale: bool | None = None
+    rescale_factor: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    do_normalize: bool | None = None
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    size: Side | dict[str, Side | None] | None = None
+
+
 def _preprocessing(path: Path) -> dict[str, Any]:
     """Settings from transformers' preprocessor_config.json; its defaults without the file."""
-    content: dict[str, Any] = {}
+    content = Preprocessing()
     if path.is_file():
         try:
-            content = decode_json(read_regular(path, LARGEST_JSON), dict[str, Any])
+            content = decode_json(read_regular(path, LARGEST_JSON), Preprocessing)
         except ValueError as error:
             raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from None
-    scale = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255.0
-    normal = content.get("do_normalize", True)
-    mean, std = (content.get("image_mean", MEAN), content.get("image_std", STD)) if normal else ((0,) * 3, (1,) * 3)
+    scale = 255.0 if content.do_rescale is False else 255 * (content.rescale_factor or 1 / 255)
+    mean, std = content.image_mean or MEAN, content.image_std or STD
+    if content.do_normalize is False:
+        mean, std = (0, 0, 0), (1, 1, 1)
     settings: dict[str, Any] = {"mean": _scaled(mean, scale), "std": _scaled(std, scale), "fit": "pad"}
-    size = content.get("size", {})
-    if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
-        return {**settings, "fit": "stretch", "size": (size["height"], size["width"])}
-    shorter = size.get("shortest_edge", 800) if isinstance(size, Mapping) else size
-    side = -(-int(shorter) // STRIDE) * STRIDE
+    size = content.size if isinstance(content.size, dict) else {"shortest_edge": content.size}
+    height, width = size.get("height"), size.get("width")
+    if height and width:
+        return {**settings, "fit": "stretch", "size": (height, width)}
+    side = -(-(size.get("shortest_edge") or SHORTEST) // STRIDE) * STRIDE
     return {**settings, "size": (side, side)}
 
 
@@ -207,10 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("library", choices=("transformers", "rfdetr"))
     parser.add_argument("network", help="a folder of transformers, or a variant of rfdetr such as RFDETRSegNano")
     parser.add_argument("output", type=Path, help="NETWORK.onnx; NETWORK.toml is written beside it")
-    parser.add_argument("--weights", type=Path, help="rfdetr: the checkpoint; without it, random weights")
+    parser.add_argument(
+        "--weights", type=Path, help="rfdetr: the checkpoint, whose code rfdetr runs; without it, random weights"
+    )
     parser.add_argument("--size", type=_size, help="transformers: HEIGHTxWIDTH of the images; default: its own")
     options = parser.parse_args(arguments)
     try:
+        option, owner = ("--weights", "rfdetr") if options.library == "transformers" else ("--size", "transformers")
+        if getattr(options, option.removeprefix("--")) is not None:
+            raise ConfigurationError(f"{option} is for {owner}: leave it out")
         try:
             if options.library == "transformers":
                 module, settings = universal_proposals(Path(options.network), options.size)

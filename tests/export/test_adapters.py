@@ -11,6 +11,7 @@ import torch
 from vocabseg.export.configuration import load_configuration
 from vocabseg.export.proposals import adapters
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
+from vocabseg.runtime.errors import CheckpointError
 
 QUERIES, SIDE = 7, 64
 SWIN = {
@@ -129,4 +130,30 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "eomt"}))
     assert "cannot be loaded by transformers" in refused("transformers", tmp_path, tmp_path / "a.onnx")
     assert "'6x' is no size" in refused("transformers", tmp_path, tmp_path / "a.onnx", "--size", "6x")
+    assert "--weights is for rfdetr" in refused("transformers", tmp_path, tmp_path / "a.onnx", "--weights", "a.pth")
+    assert "--size is for transformers" in refused("rfdetr", "RFDETRSegNano", tmp_path / "a.onnx", "--size", "64")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "settings"),
+    [
+        ({}, {"fit": "pad", "size": (800, 800)}),
+        ({"size": 100, "do_rescale": None, "image_mean": None}, {"fit": "pad", "size": (128, 128)}),
+        ({"size": {"shortest_edge": None, "longest_edge": 9}}, {"fit": "pad", "size": (800, 800)}),
+        ({"size": {"height": 32, "width": 64}, "do_rescale": False}, {"size": (32, 64), "mean": [0.485, 0.456, 0.406]}),
+        ({"do_normalize": False}, {"mean": [0, 0, 0], "std": [255, 255, 255]}),
+        ({"size": "abc"}, None),
+        ({"size": {"height": -3, "width": 5}}, None),
+        ({"rescale_factor": 0}, None),
+        ({"image_mean": 0.5}, None),
+    ],
+)
+def test_preprocessing(tmp_path: Path, content: dict, settings: dict | None) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(content))
+    if settings is None:
+        with pytest.raises(CheckpointError, match=r"preprocessor_config.json cannot be read \(.*at `\$.*copy it again"):
+            adapters._preprocessing(path)
+    else:
+        assert adapters._preprocessing(path).items() >= settings.items()
