@@ -34,7 +34,8 @@ FIRST = {
     "boxes": "boxes or looked_at or selected or limit_that or than_threads",
     "classify": "test_classes or embedding_of_zeros",
     "compose": "labels or class or numbers or small_and or beyond", "masks": "labels or numbers or small_and or beyond",
-    "mma": "class or numbers or small_and", "crops": "crops or beyond", "resize": "resize", "usable": "unusable",
+    "mma": "class or numbers or small_and", "crops": "crops or beyond", "patches": "crops or beyond",
+    "resize": "resize", "usable": "unusable",
     "pixel_math": "resize or boxes or selected or crops", "launch": "test_launch",
     "arguments": "bad_arguments or launched", "face": "launched or are_empty or test_chain", "tables": "test_chain",
 }  # fmt: skip

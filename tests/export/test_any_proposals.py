@@ -27,7 +27,7 @@ from vocabseg.export.pipeline import export_checkpoint
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
 from vocabseg.export.tensorrt.profiles import default_profiles
 from vocabseg.runtime.bundle.folder import open_bundle
-from vocabseg.runtime.bundle.manifest import MANIFEST, GraphRecord, file_record, read_manifest
+from vocabseg.runtime.bundle.manifest import MANIFEST, GraphRecord, file_record, read_manifest, sha256_file
 from vocabseg.runtime.bundle.sections import InputSection
 from vocabseg.runtime.bundle.settings import adjusted
 from vocabseg.runtime.errors import BundleError, CheckpointError, ConfigurationError
@@ -215,7 +215,8 @@ def test_a_clip_alone_has_no_proposal_network(tmp_path: Path, clip: Path) -> Non
     manifest = read_manifest(folder / "manifest.json")
     assert (list(manifest.graphs), manifest.masks) == (["image_encoder", "text_encoder"], "given")
     assert manifest.provenance["activation"]["region"] == "gelu"
-    assert manifest.provenance["weights"] == str(clip)
+    assert manifest.provenance["weights"] == "clip.pt"  # without the folders of whoever exported it
+    assert manifest.provenance["weights_sha256"] == sha256_file(clip)
     photos = [arrays["crops"] for call in checked.mock_calls for arrays in call.args[2] if "crops" in arrays]
     assert [len(crops) for crops in photos] == [1, 3, 3]  # noise, and the photo with its halves
 
