@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import msgspec
@@ -95,8 +96,7 @@ def universal_proposals(folder: Path, size: Size | None = None) -> tuple[nn.Modu
             folder, config=config, local_files_only=True, attn_implementation="eager", dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder} cannot be loaded by transformers ({reason}): copy it again") from None
+        raise CheckpointError(f"{folder} cannot be loaded by transformers ({_reason(error)}): copy it again") from None
     settings = _preprocessing(folder / "preprocessor_config.json")
     own = (config.image_size,) * 2 if config.model_type == "eomt" else None
     if own is not None and size not in (None, own):
@@ -107,7 +107,7 @@ def universal_proposals(folder: Path, size: Size | None = None) -> tuple[nn.Modu
 def detector_proposals(variant: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """A network of rfdetr and its [input] settings; random weights where none are given.
 
-    Raises ConfigurationError for an unknown variant, CheckpointError for a missing file.
+    Raises ConfigurationError for an unknown variant, CheckpointError for weights that are missing or cannot be loaded.
     """
     import rfdetr
 
@@ -116,7 +116,12 @@ def detector_proposals(variant: str, weights: Path | None) -> tuple[nn.Module, d
         raise ConfigurationError(f"rfdetr has no {variant!r} with masks: give one of {', '.join(known)}")
     if weights is not None and not weights.is_file():
         raise CheckpointError(f"there are no weights at {weights}: give the path of their file")
-    model = getattr(rfdetr, variant)(pretrain_weights=None if weights is None else str(weights), device="cpu")
+    try:
+        model = getattr(rfdetr, variant)(pretrain_weights=None if weights is None else str(weights), device="cpu")
+    except (OSError, ValueError, RuntimeError, LookupError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{weights or variant} cannot be loaded by rfdetr ({_reason(error)}): copy it again"
+        ) from None
     side = model.model.resolution
     settings = {"mean": _scaled(model.means), "std": _scaled(model.stds), "fit": "stretch", "size": (side, side)}
     return DetectorProposals(model.model.model), settings
@@ -191,6 +196,10 @@ def _preprocessing(path: Path) -> dict[str, Any]:
         return {**settings, "fit": "stretch", "size": (height, width)}
     side = -(-(size.get("shortest_edge") or SHORTEST) // STRIDE) * STRIDE
     return {**settings, "size": (side, side)}
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _scaled(values: Sequence[float], scale: float = 1.0) -> list[float]:

@@ -80,9 +80,10 @@ class OnnxProposals(nn.Module):
         if self._scores is None:
             return torch.from_numpy(logits)
         scores = outputs[SCORES].reshape(-1)
-        if len(scores) != logits.shape[1] or not (scores.min() >= 0 and scores.max() <= 1):
-            text = f"{len(scores)} scores from {scores.min():g} to {scores.max():g} for {logits.shape[1]} masks"
-            raise self._error(f"gives {text}", "it must give one in 0..1 for each")
+        if len(scores) != logits.shape[1]:
+            raise self._error(f"gives {len(scores)} scores for {logits.shape[1]} masks", "it must give one for each")
+        if not (scores.min() >= 0 and scores.max() <= 1):
+            raise self._error(f"gives scores from {scores.min():g} to {scores.max():g}", "they must be in 0..1")
         kept = (scores > np.float32(self.min_score))[None, :, None, None]
         return torch.from_numpy(np.where(kept, logits, np.float32(NOWHERE)))
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from vocabseg.export.configuration import load_configuration
 from vocabseg.export.proposals import adapters
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
-from vocabseg.runtime.errors import CheckpointError
+from vocabseg.runtime.errors import CheckpointError, ConfigurationError
 
 QUERIES, SIDE = 7, 64
 SWIN = {
@@ -133,6 +135,20 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--weights is for rfdetr" in refused("transformers", tmp_path, tmp_path / "a.onnx", "--weights", "a.pth")
     assert "--size is for transformers" in refused("rfdetr", "RFDETRSegNano", tmp_path / "a.onnx", "--size", "64")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json"]
+
+
+def test_weights_that_rfdetr_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(pretrain_weights: str | None, device: str) -> None:
+        raise RuntimeError("size mismatch\nfor a tensor")
+
+    monkeypatch.setitem(sys.modules, "rfdetr", SimpleNamespace(RFDETRSegNano=broken))
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"a\.pth cannot be loaded by rfdetr \(size mismatch\): copy it again"):
+        adapters.detector_proposals("RFDETRSegNano", tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="no weights at"):
+        adapters.detector_proposals("RFDETRSegNano", tmp_path / "b.pth")
+    with pytest.raises(ConfigurationError, match="no 'RFDETRNano' with masks: give one of RFDETRSegNano"):
+        adapters.detector_proposals("RFDETRNano", None)
 
 
 @pytest.mark.parametrize(
