@@ -12,7 +12,14 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import vocabseg
-from tests.export.model.small_models import CROP, clip_shapes, clip_tensors, small_clip
+from tests.export.model.small_models import (
+    CROP,
+    clip_shapes,
+    clip_tensors,
+    small_clip,
+    small_configuration,
+    small_model,
+)
 from tests.runtime.segmenter.test_cuda_stages import emulated
 from vocabseg.benchmarks.scenes.world import render_scene
 from vocabseg.benchmarks.speed.engine import EngineSpec
@@ -20,7 +27,7 @@ from vocabseg.benchmarks.speed.parity import compare_image
 from vocabseg.benchmarks.speed.results import ImageInfo
 from vocabseg.benchmarks.speed.roofline import stage_work
 from vocabseg.export import bundle as bundle_writer
-from vocabseg.export.bundle import check_graph
+from vocabseg.export.bundle import check_graph, export_bundle
 from vocabseg.export.graph.onnx_file import ExportError
 from vocabseg.export.model.clip import MASK_PROMPTS
 from vocabseg.export.pipeline import export_checkpoint
@@ -304,6 +311,16 @@ def test_files_that_are_no_proposal_network(tmp_path: Path) -> None:
     )
     assert "has the outputs colour: call" in refused(changed(lambda graph: graph.output.pop()))
     assert "no output 'scores'" in refused(changed(lambda graph: graph.output.pop(0)), min_score=0.1)
+
+
+def test_a_bundle_that_could_not_be_opened_is_not_written(tmp_path: Path, clip: Path) -> None:
+    network = write_network(tmp_path / "network.onnx")
+    settings = [*SMALL, "clip.activation=gelu", "input.size=[100, 64]"]
+    with pytest.raises(ConfigurationError, match=r"input.size \[100, 64\] must be multiples of input.divisor 32"):
+        export_checkpoint("regions", tmp_path / "bundle", None, str(clip), settings, proposals=network)
+    with pytest.raises(ConfigurationError, match=r"input.size \[100, 64\] must be multiples of input.divisor 32"):
+        export_bundle(small_model(), small_configuration("input.size=[100, 64]"), tmp_path / "bundle", "small")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_manifests_that_do_not_fit(exported: Path) -> None:
