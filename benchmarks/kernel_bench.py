@@ -30,6 +30,7 @@ from rich.table import Table
 
 from vocabseg.benchmarks.kernels.host import KernelTiming, contenders, many_classes, measure
 from vocabseg.benchmarks.kernels.inputs import recorded_inputs, synthetic_inputs
+from vocabseg.runtime.errors import VocabsegError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.threads import thread_count
 
@@ -155,4 +156,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except VocabsegError as error:
+        raise SystemExit(f"kernel_bench: {error}") from None

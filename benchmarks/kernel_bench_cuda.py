@@ -27,6 +27,7 @@ from vocabseg.benchmarks.kernels.cuda import (
 )
 from vocabseg.benchmarks.kernels.inputs import CROP_SIZE, class_probabilities, synthetic_inputs
 from vocabseg.runtime.cuda.device import open_device
+from vocabseg.runtime.errors import VocabsegError
 from vocabseg.runtime.kernels.device.face import CudaKernels
 
 
@@ -76,4 +77,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except VocabsegError as error:
+        raise SystemExit(f"kernel_bench_cuda: {error}") from None

@@ -28,7 +28,7 @@ from vocabseg.export.tokenizer_file import vocabulary_merges, write_tokenizer
 from vocabseg.runtime.bundle.folder import TENSORS, TOKENIZER
 from vocabseg.runtime.bundle.manifest import FORMAT, MANIFEST, GraphRecord, Manifest, file_record, write_manifest
 from vocabseg.runtime.bundle.sections import InputSection, RegionSpec
-from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import whole_folder
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.text.huggingface_tokenizer import open_tokenizer
@@ -61,8 +61,8 @@ def export_bundle(
     complete; with `overwrite` it replaces an existing bundle. `weights_license` is the licence of the weights where it
     limits their use.
 
-    Raises OutputError if it cannot be written, ImageError for the photo, ConfigurationError for a crop size or CLIP
-    models that do not fit, and ExportError if a graph differs from its module or no engine is installed.
+    Raises OutputError if it cannot be written, ImageError for the photo, ConfigurationError for a crop size, an input
+    size or CLIP models that do not fit, and ExportError if a graph differs from its module or no engine is installed.
     """
     check_opset(opset)
     target = check_target(Path(output), overwrite)
@@ -73,6 +73,8 @@ def export_bundle(
         **msgspec.structs.asdict(configuration.region), mean=clip.mean, std=clip.std, patch_grid=clip.patch_grid
     )
     found = model.proposals if isinstance(model, RegionModel) else model.proposal
+    if isinstance(found, ProposalNetwork) or (isinstance(found, OnnxProposals) and found.dynamic):
+        _check_size(configuration.input)
     photo = Photo(pixels, configuration, region, found)
     tower = clip.make_image_tower(region.crop_size)
     with whole_folder(target, "the bundle", lambda: check_target(target, overwrite)) as folder:
@@ -214,6 +216,14 @@ class _Writer:
             else:
                 write_tokenizer(path, vocabulary_merges(graph.clip.vocab_size), context_length=context)
         return open_tokenizer(path, graph.tokenizer, context)
+
+
+def _check_size(spec: InputSection) -> None:
+    """Of a network that takes many sizes: no bundle with another one could be opened."""
+    if any(side % spec.divisor for side in spec.size or ()):
+        raise ConfigurationError(
+            f"input.size {list(spec.size or ())} must be multiples of input.divisor {spec.divisor}: set others"
+        )
 
 
 def check_target(target: Path, overwrite: bool) -> Path:

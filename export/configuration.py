@@ -146,6 +146,11 @@ def _convert(data: dict[str, Any], path: Path) -> Configuration:
     configuration = Configuration(**values)
     if configuration.proposal.backbone == "swin" and configuration.proposal.res5_dilation > 1:
         raise ConfigurationError("proposal.res5_dilation=2 is for ResNets: leave it out for the backbone swin")
+    if configuration.proposal.per_pixel and configuration.proposal.backbone in ("swin", "none"):
+        raise ConfigurationError(
+            f"proposal.head is 'pixels' and proposal.backbone {configuration.proposal.backbone!r}: the one-stage "
+            "baseline has a ResNet, r50 or r101c"
+        )
     _check_prompts(configuration)
     if configuration.proposal.backbone == "none":
         _check_regions(configuration)

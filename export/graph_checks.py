@@ -157,6 +157,8 @@ def check_graph(
     names = [offer.name for offer in ON_CPU if installed(offer.name)]
     if not names:
         raise ExportError("no engine is installed to check the exported graphs with: pip install 'vocabseg[cpu]'")
+    if needed is not None and needed not in names:
+        raise ExportError(f"{needed}, which the graph is checked with, is not installed: pip install 'vocabseg[cpu]'")
     expected = [_run_module(module, arrays) for arrays in inputs]
     report: dict[str, dict[str, dict[str, float]]] = {}
     for name in names:

@@ -53,10 +53,11 @@ def export_checkpoint(
         provenance = {"weights": path.name, "weights_sha256": sha256_file(path)}
     model = load_model(state_dict, settings, clip_source)
     del state_dict
-    license_ = None if checkpoint is None else settings.weights.license
-    return export_bundle(
-        model, settings, output, Path(configuration).stem, provenance, weights_license=license_, **options
-    )
+    if clip_source is not None:
+        provenance |= {f"clip_{key}": value for key, value in _origin(clip_source).items()}
+    if checkpoint is not None or clip_source is not None:
+        options["weights_license"] = settings.weights.license
+    return export_bundle(model, settings, output, Path(configuration).stem, provenance, **options)
 
 
 def _export_regions(
@@ -73,5 +74,15 @@ def _export_regions(
         settings = msgspec.structs.replace(settings, input=network.input_section(settings.input))
         network.dimensions(settings.input)  # what is wrong with it is told before the long work
     model = load_region_model(settings, clip_source, network)
-    provenance = {"weights": "random: they know nothing" if clip_source is None else clip_source}
+    provenance = {"weights": "random: they know nothing"} if clip_source is None else _origin(clip_source)
+    if clip_source is not None or network is not None:
+        options = {**options, "weights_license": settings.weights.license}
     return export_bundle(model, settings, output, Path(output).resolve().name, provenance, **options)
+
+
+def _origin(clip_source: str) -> dict[str, str]:
+    """A CLIP's source without the folders of its files, and the SHA-256 of its weights where they are one."""
+    parts = clip_source.split("::")
+    weights = Path(parts[1] if len(parts) > 1 else parts[0])
+    names = "::".join(Path(part).name if Path(part).exists() else part for part in parts)
+    return {"weights": names, **({"weights_sha256": sha256_file(weights)} if weights.is_file() else {})}

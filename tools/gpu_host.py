@@ -9,7 +9,7 @@ folder, wheels that the host lacks and this repository are installed in WORK/sit
 Every step has its share of the budget, to which comes what earlier ones left; a step for which too little is left, or
 whose packages are missing, is skipped with its reason, and one that fails stops no other. After each step the results
 are written anew: <date>-<gpu>.json with every figure, and <date>-<gpu>.md, a page for benchmarks/results/ with figures
-beside their targets. Exit code 1: a step failed or a target was missed.
+beside their targets. Exit code 1: a step failed, such as one that missed a target; of the kernels, the page tells.
 
 --rehearse runs the same on a machine without a GPU, over a driver that stands for one (LD_LIBRARY_PATH), in the
 shortest forms: nothing is installed but the parts, and what would take minutes on an emulated GPU is left out.

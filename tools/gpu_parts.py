@@ -32,7 +32,7 @@ ENGINES = {
 def packages(parts: Path, work: Path) -> dict[str, bool]:
     """Which engines the host has, or will have when the parts are installed; a part is named after its engine."""
     return {
-        name: lacks_no(package) or (work / "site" / file).is_file() or any(parts.glob(f"?-{part}.tar.xz*"))
+        name: installed(package) or (work / "site" / file).is_file() or any(parts.glob(f"?-{part}.tar.xz*"))
         for name, (package, file, part) in ENGINES.items()
     }
 
@@ -45,7 +45,7 @@ def cuda_tool(name: str) -> str | None:
     return shutil.which(name) or next((str(path) for path in beside if path.is_file()), None)
 
 
-def lacks_no(package: str) -> bool:
+def installed(package: str) -> bool:
     """Whether this Python has the package."""
     try:
         return bool(importlib.metadata.version(package))
@@ -110,7 +110,7 @@ def main() -> int:
     names, failed = unpack(parts, work), []
     sys.path.insert(0, str(site))
     wheels = sorted((work / "wheels").glob("*.whl"))
-    wanted = [wheel for wheel in wheels if not lacks_no(wheel.name.split("-")[0])]
+    wanted = [wheel for wheel in wheels if not installed(wheel.name.split("-")[0])]
     for wheel in wanted:
         if subprocess.run([*PIP, str(site), str(wheel)]).returncode:
             failed.append(wheel.name)

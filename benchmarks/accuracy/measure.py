@@ -17,6 +17,7 @@ from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticQuality
 from vocabseg.benchmarks.accuracy.sources import Segment, Source
 from vocabseg.benchmarks.datasets.dataset import Dataset, DatasetError, Sample
 from vocabseg.runtime.errors import ConfigurationError, EngineError, ImageError
+from vocabseg.runtime.progress import counted
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
@@ -52,7 +53,9 @@ def renamed(dataset: Dataset, vocabulary: Vocabulary) -> Vocabulary:
     if shown != dataset.classes:
         wrong = next((pair for pair in zip(shown, dataset.classes, strict=False) if pair[0] != pair[1]), None)
         fault = (
-            f"{len(shown)} classes, not {len(dataset.classes)}" if wrong is None else f"{wrong[0]!r} for {wrong[1]!r}"
+            f"{counted(len(shown), 'class')}, not {len(dataset.classes)}"
+            if wrong is None
+            else f"{wrong[0]!r} for {wrong[1]!r}"
         )
         raise ConfigurationError(
             f"the vocabulary has {fault} of {dataset.name}: write the data set's names in its order, each with more "

@@ -23,7 +23,7 @@ from PIL import Image
 from vocabseg.benchmarks.speed.variants import Timeline
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
 from vocabseg.runtime.engines.choose import choose
-from vocabseg.runtime.errors import VocabsegError
+from vocabseg.runtime.errors import ConfigurationError, VocabsegError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
@@ -124,6 +124,8 @@ def main(
     ] = False,
 ) -> None:
     """Measure; exit code 1 if a target is missed."""
+    if precision not in AGREEMENT:
+        raise ConfigurationError(f"--precision {precision!r}: give {' or '.join(AGREEMENT)}")
     opened = open_bundle(bundle or demo_folder())
     if engine == "torch":
         from vocabseg.benchmarks.gpu.torch_graph import torch_segmenter

@@ -171,7 +171,7 @@ def torch_segmenter(bundle: Bundle, precision: str, ordinal: int = 0, on_host: b
     """A segmenter whose graphs run in PyTorch; raises BundleError where the bundle lacks the precision's graphs."""
     with torch_engine(precision, ordinal, on_host):
         segmenter = Segmenter(bundle)
-        for name in ("proposal", "image_encoder", "text_encoder"):
+        for name in bundle.manifest.graphs:
             _ = segmenter.engine(name).graph  # type: ignore[attr-defined]
     return segmenter
 

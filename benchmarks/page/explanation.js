@@ -98,7 +98,8 @@ function showRule(explained) {
   if (data.power) {
     const power = data.power[explained];
     text += ` Class probability = query^${+power.toFixed(3)} × CLIP^${+(1 - power).toFixed(3)}`;
-    text += data.seen[explained] ? ", as for classes seen in training." : ", as for classes not seen in training.";
+    const differ = new Set(data.power).size > 1;
+    text += differ ? `, as for classes ${data.seen[explained] ? "" : "not "}seen in training.` : ".";
   }
   byId("rule").textContent = text;
 }

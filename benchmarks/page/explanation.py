@@ -53,6 +53,7 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
         "query": None if opinions is None or opinions.query is None else opinions.query[shown],
         "clip": None if opinions is None or opinions.clip is None else opinions.clip[shown],
     }
+    missing = any(side is None for side in sides.values())
     classes = _kept(result, [side for side in sides.values() if side is not None])
     place = np.full(len(result.classes) + 1, -1)  # the last one is that of the label -1
     place[classes] = np.arange(len(classes))
@@ -67,7 +68,7 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
         "of": len(result.classes),
         "colours": [f"#{bytes(colour).hex()}" for colour in result.categories.palette(len(result.classes))[classes]],
         "seen": None if opinions is None else opinions.seen[classes].tolist(),
-        "power": None if opinions is None else _rounded(opinions.query_power[classes]),
+        "power": None if opinions is None or missing else _rounded(opinions.query_power[classes]),
         "masks": [_mask(known.no_object, opinions, row) for row in shown.tolist()],
         **{name: None if side is None else _rounded(side[:, classes]) for name, side in sides.items()},
         "labels": _packed(place[result.labels[np.ix_(rows, columns)]].astype("<i2")),

@@ -94,7 +94,11 @@ def make_benchmark(
             raise ConfigurationError(f"--precision {precision!r}: give some of {', '.join(PRECISIONS)}")
     own = choose(engine, device, None, bundle.manifest.graph_bytes, bundle)
     if not vocabulary.plain:
-        raise ConfigurationError("bench compares with PyTorch, which knows one name per class: give no others")
+        classes = zip(vocabulary.names, vocabulary.synonyms, vocabulary.examples, strict=False)
+        odd = next((name for name, group, images in classes if len(group) > 1 or images), vocabulary.names[-1])
+        raise ConfigurationError(
+            f"class {odd!r} has more than one name: bench compares with PyTorch, which takes one text for each class"
+        )
     device = own.device
     wanted = dict.fromkeys(
         (name, precision)

@@ -72,5 +72,5 @@ def text_feed(bundle: Bundle, graph: str, vocabulary: Vocabulary, most: int = 64
     embedder = TextEmbedder(bundle, lambda name: recorder, cache_dir="")
     prompts = bundle.manifest.prompts
     prompt = prompts.query if prompts.query.graph == graph else prompts.region
-    embedder.embed(vocabulary.spoken[:most], prompt, vocabulary.templates)
+    embedder.embed((vocabulary.spoken or vocabulary.names)[:most], prompt, vocabulary.templates)
     return recorder.fed[0]

@@ -88,7 +88,8 @@ class TrialSet:
     def identity(self) -> str:
         """Names what is tried: data set, images and vocabulary."""
         parts = [self.dataset.name if self.dataset is not None else "files", *map(str, self.files)]
-        return hashlib.sha256("\n".join([*parts, *self.vocabulary.written]).encode()).hexdigest()[:16]
+        shown = [image.digest for images in self.vocabulary.examples for image in images]
+        return hashlib.sha256("\n".join([*parts, *self.vocabulary.written, *shown]).encode()).hexdigest()[:16]
 
 
 def run_trials(

@@ -112,12 +112,16 @@ def load_model(
         region_clip = _load_clip(region, REGION)
         region_prompt = _load_prompt(region, REGION, region_clip, configuration.region_prompt, "region")
         _check_adapter(region, REGION, region_clip, region_prompt)
-    _choose_mask_prompts(region_clip, configuration)
+    choose_mask_prompts(region_clip, configuration)
     non_object = query["non_object_embedding"].float()
     return Model(proposal, query_clip, region_clip, query_prompt, region_prompt, non_object)
 
 
-def _choose_mask_prompts(clip: ClipModel, configuration: Configuration) -> None:
+def choose_mask_prompts(clip: ClipModel, configuration: Configuration) -> None:
+    """Leave the mask prompts of `clip` out where clip.mask_prompts is false.
+
+    Raises CheckpointError where it is true and there are none.
+    """
     if configuration.clip.mask_prompts is False:
         clip.mask_prompts = None
     elif configuration.clip.mask_prompts and clip.mask_prompts is None:

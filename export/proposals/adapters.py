@@ -14,7 +14,8 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -25,6 +26,7 @@ from vocabseg.export.graph.onnx_file import ExportError, save_graph
 from vocabseg.export.graph.trace import OPSET
 from vocabseg.export.graph_checks import check_graph
 from vocabseg.export.proposals.onnx_proposals import MASKS, NEEDED, SCORES
+from vocabseg.runtime.bundle.sections import Side
 from vocabseg.runtime.errors import CheckpointError, ConfigurationError, VocabsegError
 from vocabseg.runtime.files import atomic_write, check_writable, decode_json, read_regular
 
@@ -37,6 +39,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of networks that take any size, the one they are written for: multiples of it.
 STRIDE = 32
 LARGEST_JSON = 1 << 20
+# Pixels of the shorter side where nothing else is said.
+SHORTEST = 800
 
 
 class UniversalProposals(nn.Module):
@@ -92,8 +96,7 @@ def universal_proposals(folder: Path, size: Size | None = None) -> tuple[nn.Modu
             folder, config=config, local_files_only=True, attn_implementation="eager", dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder} cannot be loaded by transformers ({reason}): copy it again") from None
+        raise CheckpointError(f"{folder} cannot be loaded by transformers ({_reason(error)}): copy it again") from None
     settings = _preprocessing(folder / "preprocessor_config.json")
     own = (config.image_size,) * 2 if config.model_type == "eomt" else None
     if own is not None and size not in (None, own):
@@ -104,7 +107,7 @@ def universal_proposals(folder: Path, size: Size | None = None) -> tuple[nn.Modu
 def detector_proposals(variant: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """A network of rfdetr and its [input] settings; random weights where none are given.
 
-    Raises ConfigurationError for an unknown variant, CheckpointError for a missing file.
+    Raises ConfigurationError for an unknown variant, CheckpointError for weights that are missing or cannot be loaded.
     """
     import rfdetr
 
@@ -113,7 +116,12 @@ def detector_proposals(variant: str, weights: Path | None) -> tuple[nn.Module, d
         raise ConfigurationError(f"rfdetr has no {variant!r} with masks: give one of {', '.join(known)}")
     if weights is not None and not weights.is_file():
         raise CheckpointError(f"there are no weights at {weights}: give the path of their file")
-    model = getattr(rfdetr, variant)(pretrain_weights=None if weights is None else str(weights), device="cpu")
+    try:
+        model = getattr(rfdetr, variant)(pretrain_weights=None if weights is None else str(weights), device="cpu")
+    except (OSError, ValueError, RuntimeError, LookupError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{weights or variant} cannot be loaded by rfdetr ({_reason(error)}): copy it again"
+        ) from None
     side = model.model.resolution
     settings = {"mean": _scaled(model.means), "std": _scaled(model.stds), "fit": "stretch", "size": (side, side)}
     return DetectorProposals(model.model.model), settings
@@ -158,24 +166,40 @@ def write_network(module: nn.Module, settings: Mapping[str, Any], path: str | Pa
     return path
 
 
+class Preprocessing(msgspec.Struct, frozen=True):
+    """What counts of transformers' preprocessor_config.json; None stands for its default."""
+
+    do_rescale: bool | None = None
+    rescale_factor: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    do_normalize: bool | None = None
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    size: Side | dict[str, Side | None] | None = None
+
+
 def _preprocessing(path: Path) -> dict[str, Any]:
     """Settings from transformers' preprocessor_config.json; its defaults without the file."""
-    content: dict[str, Any] = {}
+    content = Preprocessing()
     if path.is_file():
         try:
-            content = decode_json(read_regular(path, LARGEST_JSON), dict[str, Any])
+            content = decode_json(read_regular(path, LARGEST_JSON), Preprocessing)
         except ValueError as error:
             raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from None
-    scale = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255.0
-    normal = content.get("do_normalize", True)
-    mean, std = (content.get("image_mean", MEAN), content.get("image_std", STD)) if normal else ((0,) * 3, (1,) * 3)
+    scale = 255.0 if content.do_rescale is False else 255 * (content.rescale_factor or 1 / 255)
+    mean, std = content.image_mean or MEAN, content.image_std or STD
+    if content.do_normalize is False:
+        mean, std = (0, 0, 0), (1, 1, 1)
     settings: dict[str, Any] = {"mean": _scaled(mean, scale), "std": _scaled(std, scale), "fit": "pad"}
-    size = content.get("size", {})
-    if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
-        return {**settings, "fit": "stretch", "size": (size["height"], size["width"])}
-    shorter = size.get("shortest_edge", 800) if isinstance(size, Mapping) else size
-    side = -(-int(shorter) // STRIDE) * STRIDE
+    size = content.size if isinstance(content.size, dict) else {"shortest_edge": content.size}
+    height, width = size.get("height"), size.get("width")
+    if height and width:
+        return {**settings, "fit": "stretch", "size": (height, width)}
+    side = -(-(size.get("shortest_edge") or SHORTEST) // STRIDE) * STRIDE
     return {**settings, "size": (side, side)}
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _scaled(values: Sequence[float], scale: float = 1.0) -> list[float]:
@@ -207,10 +231,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("library", choices=("transformers", "rfdetr"))
     parser.add_argument("network", help="a folder of transformers, or a variant of rfdetr such as RFDETRSegNano")
     parser.add_argument("output", type=Path, help="NETWORK.onnx; NETWORK.toml is written beside it")
-    parser.add_argument("--weights", type=Path, help="rfdetr: the checkpoint; without it, random weights")
+    parser.add_argument(
+        "--weights", type=Path, help="rfdetr: the checkpoint, whose code rfdetr runs; without it, random weights"
+    )
     parser.add_argument("--size", type=_size, help="transformers: HEIGHTxWIDTH of the images; default: its own")
     options = parser.parse_args(arguments)
     try:
+        option, owner = ("--weights", "rfdetr") if options.library == "transformers" else ("--size", "transformers")
+        if getattr(options, option.removeprefix("--")) is not None:
+            raise ConfigurationError(f"{option} is for {owner}: leave it out")
         try:
             if options.library == "transformers":
                 module, settings = universal_proposals(Path(options.network), options.size)

@@ -80,9 +80,10 @@ class OnnxProposals(nn.Module):
         if self._scores is None:
             return torch.from_numpy(logits)
         scores = outputs[SCORES].reshape(-1)
-        if len(scores) != logits.shape[1] or not (scores.min() >= 0 and scores.max() <= 1):
-            text = f"{len(scores)} scores from {scores.min():g} to {scores.max():g} for {logits.shape[1]} masks"
-            raise self._error(f"gives {text}", "it must give one in 0..1 for each")
+        if len(scores) != logits.shape[1]:
+            raise self._error(f"gives {len(scores)} scores for {logits.shape[1]} masks", "it must give one for each")
+        if not (scores.min() >= 0 and scores.max() <= 1):
+            raise self._error(f"gives scores from {scores.min():g} to {scores.max():g}", "they must be in 0..1")
         kept = (scores > np.float32(self.min_score))[None, :, None, None]
         return torch.from_numpy(np.where(kept, logits, np.float32(NOWHERE)))
 
@@ -92,11 +93,11 @@ class OnnxProposals(nn.Module):
         Dynamic heights and widths of masks must be a fraction of the image's, such as "height/4".
         """
         shapes = [(3, *spec.size)] * 2 if spec.size else [(3, *(spec.divisor * n for n in probe)) for probe in PROBES]
-        noise, asked = torch.Generator().manual_seed(0), shapes if self._dynamic else shapes[:1]
+        noise, asked = torch.Generator().manual_seed(0), shapes if self.dynamic else shapes[:1]
         runs = [self(torch.randn(1, *shape, generator=noise)).shape for shape in asked]
         if len({run[1] for run in runs}) > 1:
             raise self._error(f"gives {' and '.join(str(run[1]) for run in runs)} masks", "pad them to a fixed number")
-        image: list[int | str] = [1, 3, *(("height", "width") if self._dynamic else shapes[0][1:])]
+        image: list[int | str] = [1, 3, *(("height", "width") if self.dynamic else shapes[0][1:])]
         masks: list[int | str] = [1, int(runs[0][1])]
         for axis, name in ((2, "height"), (3, "width")):
             sizes = [(int(shape[axis - 1]), int(run[axis])) for shape, run in zip(shapes, runs, strict=False)]
@@ -153,7 +154,8 @@ class OnnxProposals(nn.Module):
         return {"made_from": self.path.name, "sha256": sha256_file(self.path), **scores}
 
     @property
-    def _dynamic(self) -> bool:
+    def dynamic(self) -> bool:
+        """Whether the height and width of its images may be chosen."""
         return not any(isinstance(size, int) for size in tuple(self._image.shape)[2:])
 
     def _find_image(self) -> Any:

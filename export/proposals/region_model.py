@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from vocabseg.export.checkpoint.load import QUERY, load_clip_source
+from vocabseg.export.checkpoint.load import QUERY, choose_mask_prompts, load_clip_source
 from vocabseg.export.checkpoint.published import random_state_dict
 from vocabseg.export.configuration import Configuration, ProposalSection
 from vocabseg.export.model.clip import ClipModel, build_clip
@@ -41,7 +41,9 @@ def load_region_model(
     Raises CheckpointError or ConfigurationError for a CLIP that cannot be used.
     """
     if clip_source is not None:
-        return RegionModel(load_clip_source(clip_source, configuration.clip.activation), proposals)
+        clip = load_clip_source(clip_source, configuration.clip.activation)
+        choose_mask_prompts(clip, configuration)
+        return RegionModel(clip, proposals)
     published = msgspec.structs.replace(configuration, proposal=ProposalSection(backbone="r50"))
     prefix = f"{QUERY}clip_model."
     drawn = random_state_dict(published)

@@ -8,6 +8,9 @@ import pytest
 
 from vocabseg.calibration.failures import CalibrationError
 from vocabseg.calibration.samples.calibration_images import FEWEST, HELD, choose_images, identity, trial_scenes
+from vocabseg.calibration.samples.feeds import text_feed
+from vocabseg.runtime.bundle.folder import open_bundle
+from vocabseg.runtime.text.vocabulary import Vocabulary
 
 
 def fill(folder: Path, count: int, start: int = 0) -> Path:
@@ -76,3 +79,10 @@ def test_scenes_are_never_of_the_test_split(tmp_path: Path) -> None:
     tried = [path.stem for path in trial_scenes(tmp_path, 3, print).rglob("images/**/*.png")]
     assert len(tried) == 3
     assert all(name.startswith("val-") and not name.startswith("val-0-") for name in tried)
+
+
+def test_a_vocabulary_of_images_alone_feeds_text_encoders_its_labels() -> None:
+    bundle, image = open_bundle(None), np.full((32, 48, 3), 90, np.uint8)
+    fed = text_feed(bundle, "text_encoder", Vocabulary.from_images({"red logo": [image]}))
+    named = text_feed(bundle, "text_encoder", Vocabulary(["red logo"]))
+    np.testing.assert_array_equal(fed["token_ids"], named["token_ids"])

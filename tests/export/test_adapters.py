@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from vocabseg.export.configuration import load_configuration
 from vocabseg.export.proposals import adapters
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
+from vocabseg.runtime.errors import CheckpointError, ConfigurationError
 
 QUERIES, SIDE = 7, 64
 SWIN = {
@@ -129,4 +132,44 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "eomt"}))
     assert "cannot be loaded by transformers" in refused("transformers", tmp_path, tmp_path / "a.onnx")
     assert "'6x' is no size" in refused("transformers", tmp_path, tmp_path / "a.onnx", "--size", "6x")
+    assert "--weights is for rfdetr" in refused("transformers", tmp_path, tmp_path / "a.onnx", "--weights", "a.pth")
+    assert "--size is for transformers" in refused("rfdetr", "RFDETRSegNano", tmp_path / "a.onnx", "--size", "64")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json"]
+
+
+def test_weights_that_rfdetr_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(pretrain_weights: str | None, device: str) -> None:
+        raise RuntimeError("size mismatch\nfor a tensor")
+
+    monkeypatch.setitem(sys.modules, "rfdetr", SimpleNamespace(RFDETRSegNano=broken))
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"a\.pth cannot be loaded by rfdetr \(size mismatch\): copy it again"):
+        adapters.detector_proposals("RFDETRSegNano", tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="no weights at"):
+        adapters.detector_proposals("RFDETRSegNano", tmp_path / "b.pth")
+    with pytest.raises(ConfigurationError, match="no 'RFDETRNano' with masks: give one of RFDETRSegNano"):
+        adapters.detector_proposals("RFDETRNano", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings"),
+    [
+        ({}, {"fit": "pad", "size": (800, 800)}),
+        ({"size": 100, "do_rescale": None, "image_mean": None}, {"fit": "pad", "size": (128, 128)}),
+        ({"size": {"shortest_edge": None, "longest_edge": 9}}, {"fit": "pad", "size": (800, 800)}),
+        ({"size": {"height": 32, "width": 64}, "do_rescale": False}, {"size": (32, 64), "mean": [0.485, 0.456, 0.406]}),
+        ({"do_normalize": False}, {"mean": [0, 0, 0], "std": [255, 255, 255]}),
+        ({"size": "abc"}, None),
+        ({"size": {"height": -3, "width": 5}}, None),
+        ({"rescale_factor": 0}, None),
+        ({"image_mean": 0.5}, None),
+    ],
+)
+def test_preprocessing(tmp_path: Path, content: dict, settings: dict | None) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(content))
+    if settings is None:
+        with pytest.raises(CheckpointError, match=r"preprocessor_config.json cannot be read \(.*at `\$.*copy it again"):
+            adapters._preprocessing(path)
+    else:
+        assert adapters._preprocessing(path).items() >= settings.items()

@@ -12,7 +12,14 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import vocabseg
-from tests.export.model.small_models import CROP, clip_shapes, clip_tensors, small_clip
+from tests.export.model.small_models import (
+    CROP,
+    clip_shapes,
+    clip_tensors,
+    small_clip,
+    small_configuration,
+    small_model,
+)
 from tests.runtime.segmenter.test_cuda_stages import emulated
 from vocabseg.benchmarks.scenes.world import render_scene
 from vocabseg.benchmarks.speed.engine import EngineSpec
@@ -20,16 +27,17 @@ from vocabseg.benchmarks.speed.parity import compare_image
 from vocabseg.benchmarks.speed.results import ImageInfo
 from vocabseg.benchmarks.speed.roofline import stage_work
 from vocabseg.export import bundle as bundle_writer
-from vocabseg.export.bundle import check_graph
+from vocabseg.export.bundle import check_graph, export_bundle
 from vocabseg.export.graph.onnx_file import ExportError
+from vocabseg.export.model.clip import MASK_PROMPTS
 from vocabseg.export.pipeline import export_checkpoint
 from vocabseg.export.proposals.onnx_proposals import NOWHERE, OnnxProposals
 from vocabseg.export.tensorrt.profiles import default_profiles
 from vocabseg.runtime.bundle.folder import open_bundle
-from vocabseg.runtime.bundle.manifest import GraphRecord, file_record, read_manifest
+from vocabseg.runtime.bundle.manifest import MANIFEST, GraphRecord, file_record, read_manifest, sha256_file
 from vocabseg.runtime.bundle.sections import InputSection
 from vocabseg.runtime.bundle.settings import adjusted
-from vocabseg.runtime.errors import BundleError, ConfigurationError
+from vocabseg.runtime.errors import BundleError, CheckpointError, ConfigurationError
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.segmenter.stages import input_sizes
@@ -193,15 +201,29 @@ def test_a_clip_alone_has_no_proposal_network(tmp_path: Path, clip: Path) -> Non
         )
 
     settings = [*SMALL, "clip.activation=gelu"]
+    prompted = str(tmp_path / "prompted.pt")
+    torch.save(clip_tensors({**clip_shapes(), MASK_PROMPTS: (1, 4, 64)}), prompted)
+    licensed = [*settings, "weights.license=CC BY-NC 4.0"]
+    grids = {}
     with (
         mock.patch.object(bundle_writer, "check_graph", return_value={}) as checked,
         mock.patch.object(bundle_writer, "export_graph", side_effect=empty),
     ):
+        for choice in ("false", "none"):
+            chosen = [*licensed, f"clip.mask_prompts={choice}"]
+            found = read_manifest(export_checkpoint("regions", tmp_path / choice, None, prompted, chosen) / MANIFEST)
+            assert found.weights_license == "CC BY-NC 4.0"
+            grids[choice] = found.region.patch_grid
+        with pytest.raises(CheckpointError, match=r"no mask prompts .* --set clip.mask_prompts=false"):
+            export_checkpoint("regions", tmp_path / "bad", None, str(clip), [*settings, "clip.mask_prompts=true"])
+        checked.reset_mock()
         folder = export_checkpoint("regions", tmp_path / "alone", None, str(clip), settings)
+    assert grids == {"false": 0, "none": 2}
     manifest = read_manifest(folder / "manifest.json")
     assert (list(manifest.graphs), manifest.masks) == (["image_encoder", "text_encoder"], "given")
     assert manifest.provenance["activation"]["region"] == "gelu"
-    assert manifest.provenance["weights"] == str(clip)
+    assert manifest.provenance["weights"] == "clip.pt"  # without the folders of whoever exported it
+    assert manifest.provenance["weights_sha256"] == sha256_file(clip)
     photos = [arrays["crops"] for call in checked.mock_calls for arrays in call.args[2] if "crops" in arrays]
     assert [len(crops) for crops in photos] == [1, 3, 3]  # noise, and the photo with its halves
 
@@ -289,6 +311,16 @@ def test_files_that_are_no_proposal_network(tmp_path: Path) -> None:
     )
     assert "has the outputs colour: call" in refused(changed(lambda graph: graph.output.pop()))
     assert "no output 'scores'" in refused(changed(lambda graph: graph.output.pop(0)), min_score=0.1)
+
+
+def test_a_bundle_that_could_not_be_opened_is_not_written(tmp_path: Path, clip: Path) -> None:
+    network = write_network(tmp_path / "network.onnx")
+    settings = [*SMALL, "clip.activation=gelu", "input.size=[100, 64]"]
+    with pytest.raises(ConfigurationError, match=r"input.size \[100, 64\] must be multiples of input.divisor 32"):
+        export_checkpoint("regions", tmp_path / "bundle", None, str(clip), settings, proposals=network)
+    with pytest.raises(ConfigurationError, match=r"input.size \[100, 64\] must be multiples of input.divisor 32"):
+        export_bundle(small_model(), small_configuration("input.size=[100, 64]"), tmp_path / "bundle", "small")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_manifests_that_do_not_fit(exported: Path) -> None:

@@ -96,6 +96,12 @@ def test_a_swin_is_not_dilated() -> None:
         load_configuration("ovseg-swinb-vitl14", ["proposal.res5_dilation=2"])
 
 
+@pytest.mark.parametrize("name", ["ovseg-swinb-vitl14", "regions"])
+def test_only_resnets_embed_pixels(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"'pixels'.*has a ResNet"):
+        load_configuration(name, ["proposal.head=pixels"])
+
+
 def test_none_removes_an_optional_key() -> None:
     configuration = load_configuration("zsseg-r50-vitb16-learned-voc15", ["prompt.region=none"])
     assert not configuration.separate_region

@@ -47,8 +47,8 @@ def cuda_headers() -> Path:
         if all((place / header).is_file() for header in ("cuda.h", "cudaProfiler.h", "cuda_runtime_api.h")):
             return place
     raise MissingError(
-        "cuda.h and cudaProfiler.h were not found: install a CUDA toolkit in /usr/local/cuda or set CUDA_HOME, or "
-        "pip install nvidia-cuda-runtime nvidia-cuda-profiler-api"
+        "cuda.h, cudaProfiler.h and cuda_runtime_api.h were not found together: install a CUDA toolkit in "
+        "/usr/local/cuda or set CUDA_HOME, or pip install nvidia-cuda-runtime nvidia-cuda-profiler-api"
     )
 
 
@@ -193,7 +193,7 @@ def _symbols(which: str, library: Path) -> set[str]:
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise RuntimeError(f"PyCUDA cannot be built: {' '.join(command)}\n{(run.stdout + run.stderr)[-4000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{(run.stdout + run.stderr)[-4000:]}")
 
 
 def _compile(arguments: list[str]) -> None:

@@ -53,7 +53,8 @@ def votes_of(dom: str) -> dict[int, float]:
 
 
 def test_a_browser_shows_what_the_result_says(segmenter, image, tmp_path) -> None:
-    result = segmenter(image, vocabseg.Vocabulary(NAMES, seen=["water"]))
+    colours = [None] * 4 + ["#12ab34", None]
+    result = segmenter(image, vocabseg.Vocabulary(NAMES, seen=["water"], other=True, colours=colours))
     found = result.explain(237, 140)
     page = to_explanation_page(result, f"{HOSTILE}.png", "demo", [(237, 140)])
     assert len(page) < 400_000
@@ -62,6 +63,8 @@ def test_a_browser_shows_what_the_result_says(segmenter, image, tmp_path) -> Non
     assert "https://" not in page
     dom = shown(page, tmp_path)
     assert '<h2 id="title">orange arrow</h2>' in dom
+    assert '<span class="swatch" style="background: rgb(18, 171, 52);"></span><span>orange arrow</span>' in dom
+    assert "query^0.3 × CLIP^0.7, as for classes not seen in training.</p>" in dom
     scores = re.findall(r'<span class="number">([\d.]+)</span></button>', dom)
     assert [float(score) for score in scores] == pytest.approx([r.value for r in found.scores], abs=1e-4)
     expected = {vote.mask: vote.votes for vote in found.votes[:6]}
@@ -90,6 +93,7 @@ def test_pages_of_every_kind_of_result(segmenter, image, tmp_path) -> None:
         page = to_explanation_page(result, "a.png", "demo")
         assert page.count('"mask":') == voters
         assert '"query":null' in page
+        assert '"power":null' in page  # CLIP alone decides
     assert nothing.explain(0, 0).votes == ()
     with pytest.raises(vocabseg.VocabsegError, match="only labels and scores"):
         to_explanation_page(Result(own.labels, own.scores, NAMES), "a.png", "demo")

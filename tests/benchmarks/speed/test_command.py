@@ -173,7 +173,7 @@ def test_two_reports_side_by_side(run: Command, tmp_path: Path) -> None:
     ("options", "told"),
     [
         (["--against", "tensorflow"], "--against 'tensorflow': give some of torch-eager"),
-        (["--classes", "cat|kitten, sky"], "bench compares with PyTorch, which knows one name per class"),
+        (["--classes", "cat|kitten, sky"], "class 'cat' has more than one name: bench compares with PyTorch"),
         (["--precision", "int3"], "--precision 'int3'"),
         (["--batches", "1,none"], "--batches '1,none': give whole numbers"),
         (["--config", "zsseg-r50-vitb16-vild"], "go with --checkpoint"),
