@@ -220,7 +220,7 @@ def compose(masks: Masks, class_probabilities: Array) -> Executions:
         r"VOTE\.ANY": groups,
         r"SHFL\.BFLY": 8 * close + 16 * warps,
         MAYBE + r"HMMA": 4 * launch.STEPS * groups + 8 * plan.steps * close,
-        r"LDS R\d+, \[": 8 * plan.steps * (warps + close) + 8 * blocks,
+        MAYBE + r"LDS R\d+, \[": 8 * launch.STEPS * groups + 16 * plan.steps * close + 8 * blocks,
     })  # fmt: skip
 
 

@@ -1,22 +1,23 @@
 // compose: mask probabilities at the output's pixels (masks.cuh), weighted by class probabilities; the best class wins.
 //
 // The weighted sum is a matrix product on tensor cores: (64 pixels of a tile x N masks) by (N masks x C classes). Half
-// precision alone would change labels, so both factors are split into a high and a low half. A warp holds the high
-// halves of 32 pixels in registers and multiplies them by the high halves of 16 classes at a time. The result is within
+// precision alone would change labels, so both factors are split into a high and a low half. A warp multiplies the high
+// halves of 32 pixels, in shared memory, by the high halves of 16 classes at a time. The result is within
 // 2^-10 of the sum; only if it comes that close to a pixel's best sum so far are the two products with low halves
 // added, for float32 precision. The neglected term is low x low, 2^-22 of a sum. Sums, best scores and labels stay in
 // registers; memory does not depend on the number of classes, except for the split table of class probabilities, 4 N C
 // bytes. On ties the first class wins: classes with equal probabilities have equal sums, bit for bit.
 //
-// More masks than fit in registers (112) are processed in chunks, with all three products, and their probabilities are
+// More masks than 112 are processed in chunks of as many, with all three products, and their probabilities are
 // recomputed for every 32 classes.
 //
 // 100 masks 160 x 240, 171 classes, 640 x 959 -> 427 x 640, float16: 7.7 MB read and 2.2 MB written: 2.1 us at 4.8 TB/s.
 // Products: 273,280 x 112 x 176 x 2 = 10.8 GFLOP, 11 us at 990 TFLOP/s, three times that if no class is ruled out.
-// Counted for sm_90 (kernel_bench --estimate): 105 to 113 M instructions of warps, 100 to 108 us at the 1.05 T/s that an
-// H200 issues, and 112 to 121 M, 107 to 116 us, at 480 x 640; 2 to 3 M more if classes are undecided, and 14,000 for the
-// table (compose_classes). Measured on an H200: 327 and 336 us, when four masks were sampled at a time and 123 to 139 M
-// were counted: latency takes more than issuing does.
+// Counted for sm_90 (kernel_bench --estimate): 111 to 119 M instructions of warps, 106 to 114 us at the 1.05 T/s that an
+// H200 issues; 2 M more if classes are undecided. Measured on an H200: 327 and 336 us, when four masks were sampled at
+// a time, 123 to 139 M were counted, and latency took more than issuing: 128 registers, half of them for pixels, let 16
+// warps share a multiprocessor. Pixels are read again for every group of classes, for 6 % more instructions; 80
+// registers, and 32 KB of shared memory in a block, let 24.
 #pragma once
 
 #include "masks.cuh"
@@ -24,7 +25,7 @@
 namespace vocabseg {
 
 constexpr int kComposeThreads = 128;
-constexpr int kSteps = 7, kStepMasks = 16, kChunkMasks = kSteps * kStepMasks;  // masks in registers
+constexpr int kSteps = 7, kStepMasks = 16, kChunkMasks = kSteps * kStepMasks;  // masks at a time
 constexpr int kGroupTiles = 2, kGroupClasses = 8 * kGroupTiles;                // classes that a warp takes at a time
 constexpr int kSides = 2;                                                      // warps that share pixels, not classes
 
@@ -171,8 +172,8 @@ __device__ __forceinline__ void compose(const Logit* mask_logits, const ClassTab
                                         const ComposeShape& shape, int* labels, float* scores, ComposeMemory& memory) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, part = warp % 2, side = warp / 2;
     const int masks = count == nullptr ? shape.masks : min(__ldg(count), shape.masks);
-    const int steps = min((masks + kStepMasks - 1) / kStepMasks, table.steps), held = kMany ? kSteps : steps;
-    const int stride = held * kStepMasks + 8;  // 4 words more than a multiple of 8: lanes read different banks
+    const int steps = min((masks + kStepMasks - 1) / kStepMasks, table.steps);
+    constexpr int stride = kChunkMasks + 8;  // 4 words more than a multiple of 8: lanes read different banks
     auto* high = reinterpret_cast<unsigned short*>(dynamic_shared());
     unsigned short* low = high + kTilePixels * stride;
     const auto* high_words = reinterpret_cast<const uint32_t*>(high) + part * 32 * (stride / 2);
@@ -184,18 +185,10 @@ __device__ __forceinline__ void compose(const Logit* mask_logits, const ClassTab
     prepare_rows(rows, memory.rows);
     __syncthreads();
 
-    uint32_t pixels[kSteps][2][4];
     const auto sample = [&](int first_step) {
-        const int chunk = min(held, steps - first_step) * kStepMasks;
+        const int chunk = min(kSteps, steps - first_step) * kStepMasks;
         sample_masks(mask_logits, order, masks, rows, columns, memory.rows, first_step * kStepMasks, chunk, stride, high, low);
         __syncthreads();
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-            if constexpr (kMany) {  // else registers would keep the last chunk's while the masks are sampled
-                for (int k = 0; k < 8; ++k) pixels[s][k / 4][k % 4] = 0;
-            }
-            if (s < held && first_step + s < steps) load_pixels(high_words, stride, s, pixels[s]);
-        }
     };
     Contest contest;
     contest.begin();
@@ -203,18 +196,22 @@ __device__ __forceinline__ void compose(const Logit* mask_logits, const ClassTab
         const uint4* classes = table.fragments + table.at(group, first_step) + lane;
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-            if (s < held && first_step + s < steps) contest.add(pixels[s], classes + table.at(0, s));
+            if (first_step + s >= steps) continue;
+            uint32_t pixels[2][4];
+            load_pixels(high_words, stride, s, pixels);
+            contest.add(pixels, classes + table.at(0, s));
         }
     };
     const auto add_low = [&](int group, int first_step) {
         const uint4* classes = table.fragments + table.at(group, first_step) + lane;
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-            if (s >= held || first_step + s >= steps) continue;
-            uint32_t rest[2][4];
-            load_pixels(low_words, stride, s, rest);
-            contest.add(rest, classes + table.at(0, s));
-            contest.add(pixels[s], classes + table.at(0, s) + table.low_part());
+            if (first_step + s >= steps) continue;
+            uint32_t pixels[2][4];
+            load_pixels(low_words, stride, s, pixels);
+            contest.add(pixels, classes + table.at(0, s));
+            load_pixels(high_words, stride, s, pixels);
+            contest.add(pixels, classes + table.at(0, s) + table.low_part());
         }
     };
 
@@ -265,7 +262,7 @@ extern "C" __global__ void compose_classes(const float* probabilities, const int
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // a product takes more instructions, and registers
 #define VOCABSEG_COMPOSE_BLOCKS 3
 #else
-#define VOCABSEG_COMPOSE_BLOCKS 4
+#define VOCABSEG_COMPOSE_BLOCKS 6
 #endif
 #define VOCABSEG_COMPOSE_KERNEL(name, Logit, many, blocks)                                                                   \
     extern "C" __global__ void __launch_bounds__(vocabseg::kComposeThreads, blocks)                                         \

@@ -9,18 +9,20 @@
 // differ.
 //
 // 91 regions of a 640 x 959 image to 224 x 224, float16: 27.4 MB written, 1.8 MB of image and up to 7.7 MB of bits read:
-// 7.7 us at 4.8 TB/s. Counted for sm_90 (kernel_bench --estimate): 26 to 28 M instructions of warps, 25 to 26 us at the
-// 1.05 T/s that an H200 issues; for 100 boxes of the whole image 55 to 57 M, 52 to 54 us. Measured on an H200: 75.0 us,
-// when rows were addressed anew for every column and 29 to 31 M were counted: latency takes more than issuing does.
+// 7.7 us at 4.8 TB/s. Counted for sm_90 (kernel_bench --estimate): 27 to 29 M instructions of warps, 26 to 28 us at the
+// 1.05 T/s that an H200 issues; for 100 boxes of the whole image 57 to 59 M, 55 to 57 us. Measured on an H200: 75.0 us
+// with 29 to 31 M, when latency took more than issuing: 74 registers let 21 warps share a multiprocessor. Held to 56
+// registers, for 6 % more instructions, it is 35.
 #pragma once
 
 #include "boxes.cuh"
 
 namespace vocabseg {
 
-constexpr int kCropImages = 16;  // in one launch
-constexpr int kCropRows = 16;    // of a crop, computed by one thread
-constexpr int kCropRuns = 8;     // most runs of that many rows in a block
+constexpr int kCropImages = 16;    // in one launch
+constexpr int kCropRows = 16;      // of a crop, computed by one thread
+constexpr int kCropRuns = 8;       // most runs of that many rows in a block
+constexpr int kCropThreads = 224;  // most threads of a block: for crops of 224 x 224, two runs of 112 pairs of columns
 
 struct CropSource {
     const uint8_t* image;  // (h, w, 3), of less than 2^32 bytes
@@ -263,14 +265,20 @@ __device__ __forceinline__ void crop_regions(const CropSource& source, const Cro
 
 }  // namespace vocabseg
 
-#define VOCABSEG_CROP_KERNEL(name, Out, has_bits)                                                                \
-    extern "C" __global__ void __launch_bounds__(256)                                                            \
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // 1,024 threads to a multiprocessor
+#define VOCABSEG_CROP_BLOCKS 4
+#else
+#define VOCABSEG_CROP_BLOCKS 5
+#endif
+#define VOCABSEG_CROP_KERNEL(name, Out, has_bits, blocks)                                                        \
+    extern "C" __global__ void __launch_bounds__(vocabseg::kCropThreads, blocks)                                 \
         name(vocabseg::CropSources sources, vocabseg::CropSettings settings, int across, Out* crops) {           \
         __shared__ vocabseg::CubicWeights taps[vocabseg::kCropRuns][vocabseg::kCropRows];                        \
         vocabseg::crop_regions<Out, has_bits>(sources.of[blockIdx.z], settings, across, crops, taps);            \
     }
-VOCABSEG_CROP_KERNEL(crop_regions_bits_f32, float, true)
-VOCABSEG_CROP_KERNEL(crop_regions_bits_f16, __half, true)
-VOCABSEG_CROP_KERNEL(crop_regions_logits_f32, float, false)
-VOCABSEG_CROP_KERNEL(crop_regions_logits_f16, __half, false)
+VOCABSEG_CROP_KERNEL(crop_regions_bits_f32, float, true, VOCABSEG_CROP_BLOCKS)
+VOCABSEG_CROP_KERNEL(crop_regions_bits_f16, __half, true, VOCABSEG_CROP_BLOCKS)
+VOCABSEG_CROP_KERNEL(crop_regions_logits_f32, float, false, 1)
+VOCABSEG_CROP_KERNEL(crop_regions_logits_f16, __half, false, 1)
 #undef VOCABSEG_CROP_KERNEL
+#undef VOCABSEG_CROP_BLOCKS

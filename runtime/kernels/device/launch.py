@@ -16,7 +16,7 @@ Size = tuple[int, int]
 WARP = 32
 RESIZE_BLOCK = (32, 8)  # columns and rows of the network input
 BAND_ROWS, GROUP_WORDS, BOX_WARPS = 32, 64, 8
-CROP_ROWS, CROP_RUNS, CROP_THREADS, CROP_IMAGES = 16, 8, 256, 16
+CROP_ROWS, CROP_RUNS, CROP_THREADS, CROP_IMAGES = 16, 8, 224, 16
 SIDE_ROWS, SIDE_TEXTS, SIDE_THREADS, ROW_THREADS = 8, 64, 128, 256
 USABLE_THREADS = 256
 TILE, COMPOSE_THREADS, STEP_MASKS, STEPS, GROUP_CLASSES = 8, 128, 16, 7, 16
@@ -168,8 +168,7 @@ class ComposePlan(NamedTuple):
 def compose(masks: int, classes: int, output: Size) -> ComposePlan:
     """A block for each tile of 8 x 8 pixels."""
     steps, groups = _ceil(masks, STEP_MASKS), _ceil(classes, GROUP_CLASSES)
-    held = min(steps, STEPS)
-    shared = TILE * TILE * (held * STEP_MASKS + 8) * 2 * 2
+    shared = TILE * TILE * (STEPS * STEP_MASKS + 8) * 2 * 2
     grid = (_ceil(output[1], TILE), _ceil(output[0], TILE), 1)
     prepare = threads(groups * steps * (GROUP_CLASSES // 16) * WARP)
     return ComposePlan(Launch(grid, (COMPOSE_THREADS, 1, 1), shared), prepare, groups, steps, steps > STEPS)
