@@ -14,10 +14,10 @@
 // 100 masks 160 x 240, 171 classes, 640 x 959 -> 427 x 640, float16: 7.7 MB read and 2.2 MB written: 2.1 us at 4.8 TB/s.
 // Products: 273,280 x 112 x 176 x 2 = 10.8 GFLOP, 11 us at 990 TFLOP/s, three times that if no class is ruled out.
 // Counted for sm_90 (kernel_bench --estimate): 111 to 119 M instructions of warps, 106 to 114 us at the 1.05 T/s that an
-// H200 issues; 2 M more if classes are undecided. Measured on an H200: 327 and 336 us, when four masks were sampled at
-// a time, 123 to 139 M were counted, and latency took more than issuing: 128 registers, half of them for pixels, let 16
-// warps share a multiprocessor. Pixels are read again for every group of classes, for 6 % more instructions; 80
-// registers, and 32 KB of shared memory in a block, let 24.
+// H200 issues, and 119 to 128 M, 114 to 122 us, at 480 x 640; 2 to 3 M more if classes are undecided. Measured on an
+// H200: 327 and 336 us, when four masks were sampled at a time, 123 to 139 M were counted, and latency took more than
+// issuing: 128 registers, half of them for pixels, let 16 warps share a multiprocessor. Pixels are read again for every
+// group of classes, for 6 % more instructions; 80 registers, and 32 KB of shared memory in a block, let 24.
 #pragma once
 
 #include "masks.cuh"
