@@ -77,7 +77,7 @@ def print_blocks(result: "Result", console: "Console") -> None:
     from vocabseg.runtime.result.picture import by_area
 
     picture = Image.fromarray(result.draw(legend=False, labels=False))
-    picture.thumbnail((console.width, 2 * max(4, console.height - 4)))
+    picture.thumbnail((console.width, 2 * max(4, console.height - 4)), Image.Resampling.BOX)
     pixels = np.asarray(picture)
     if len(pixels) % 2:
         pixels = np.concatenate([pixels, pixels[-1:]])

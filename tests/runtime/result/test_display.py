@@ -36,6 +36,7 @@ def test_a_notebook_gets_the_picture_and_of_a_large_one_a_smaller(result):
 def test_terminals_with_pictures_get_the_picture(result, variable, program, monkeypatch, capsys):
     monkeypatch.delenv("TMUX", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv(variable, program)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     result.show()
@@ -61,10 +62,13 @@ def test_other_terminals_get_half_blocks_and_the_legend(result):
     *rows, cat, grass = console.file.getvalue().splitlines()
     assert len(rows) == 15  # 40 x 30 pixels
     assert all(row.count("▀") == 40 for row in rows)
-    for place, colour, line in zip((0, -2), class_colours(2).tolist(), (cat, grass), strict=True):
-        shown = re.findall(r"\x1b\[38;2;(\d+;\d+;\d+);48;2;(\d+;\d+;\d+)m", rows[7])[place]
-        assert shown == (";".join(map(str, colour)),) * 2
-        assert f"38;2;{shown[0]}m" in line
+    first, last = (";".join(map(str, colour)) for colour in class_colours(2).tolist())
+    runs = re.findall(r"\x1b\[38;2;(\d+;\d+;\d+);48;2;(\d+;\d+;\d+)m(▀+)", rows[7])
+    cells = [(above, below) for above, below, run in runs for _ in run]
+    assert cells[:29] == [(first, first)] * 29
+    assert cells[31:] == [(last, last)] * 9
+    assert f"38;2;{first}m■" in cat
+    assert f"38;2;{last}m■" in grass
     assert re.sub(r"\x1b\[[\d;]*m", "", cat + grass) == "■ cat 75%■ grass 25%"
 
 
