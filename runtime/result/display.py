@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vocabseg.runtime.errors import OutputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,7 +35,10 @@ def png(result: "Result") -> bytes:
 
 
 def show(result: "Result") -> None:
-    """Show the picture in the running notebook, in the terminal if standard output is one, or in the image viewer."""
+    """Show the picture in the running notebook, in the terminal if standard output is one, or in the image viewer.
+
+    Raises OutputError where there is none of them.
+    """
     if _in_notebook():
         from IPython.display import display
 
@@ -41,9 +46,10 @@ def show(result: "Result") -> None:
     elif sys.stdout.isatty():
         in_terminal(result)
     else:
-        from PIL import Image
+        from PIL import Image, ImageShow
 
-        Image.fromarray(result.draw()).show()
+        if not ImageShow.show(Image.fromarray(result.draw())):
+            raise OutputError("no image viewer was found to show the picture with; use result.save('picture.png')")
 
 
 def in_terminal(result: "Result") -> None:

@@ -151,6 +151,7 @@ class Result:
         """Show the picture that `draw` returns: in a notebook, in the terminal, or else in the image viewer.
 
         Kitty, Ghostty, iTerm2 and WezTerm show the picture itself, other terminals half blocks and the legend's text.
+        Raises OutputError where there is no viewer either.
         """
         from vocabseg.runtime.result.display import show
 

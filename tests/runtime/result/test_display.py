@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageShow
 from rich.console import Console
 
+from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.result import display
 from vocabseg.runtime.result.colours import class_colours
 from vocabseg.runtime.result.result import Result
@@ -74,7 +75,12 @@ def test_other_terminals_get_half_blocks_and_the_legend(result):
 
 def test_elsewhere_the_image_viewer_opens(result, monkeypatch, capsys):
     shown = []
-    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(np.asarray(image)))
+    viewer = ImageShow.Viewer()
+    monkeypatch.setattr(ImageShow.Viewer, "show_image", lambda viewer, image: shown.append(np.asarray(image)) or 1)
+    monkeypatch.setattr(ImageShow, "_viewers", [viewer])
     result.show()  # the captured standard output is no terminal
     np.testing.assert_array_equal(shown[0], result.draw())
     assert capsys.readouterr().out == ""
+    monkeypatch.setattr(ImageShow, "_viewers", [])
+    with pytest.raises(OutputError, match="no image viewer was found"):
+        result.show()
