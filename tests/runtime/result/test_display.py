@@ -74,13 +74,10 @@ def test_other_terminals_get_half_blocks_and_the_legend(result):
 
 
 def test_elsewhere_the_image_viewer_opens(result, monkeypatch, capsys):
-    shown = []
-    viewer = ImageShow.Viewer()
-    monkeypatch.setattr(ImageShow.Viewer, "show_image", lambda viewer, image: shown.append(np.asarray(image)) or 1)
-    monkeypatch.setattr(ImageShow, "_viewers", [viewer])
+    shown, viewer = [], iter((True, False))
+    monkeypatch.setattr(ImageShow, "show", lambda picture: shown.append(np.asarray(picture)) or next(viewer))
     result.show()  # the captured standard output is no terminal
     np.testing.assert_array_equal(shown[0], result.draw())
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(ImageShow, "_viewers", [])
     with pytest.raises(OutputError, match="no image viewer was found"):
         result.show()
