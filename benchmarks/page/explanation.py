@@ -63,7 +63,7 @@ def _content(result: Result, pixels: Sequence[tuple[int, int]]) -> dict[str, Any
         "height": height,
         "step": step,
         "photo": _picture(photo),
-        "overlay": _picture(result.draw(legend=False)),
+        "overlay": _picture(result.draw(legend=False, labels=False)),
         "classes": [result.classes[index] for index in classes],
         "of": len(result.classes),
         "colours": [f"#{bytes(colour).hex()}" for colour in result.categories.palette(len(result.classes))[classes]],

@@ -128,15 +128,40 @@ class Result:
         probabilities = self.known_evidence().class_probabilities
         return most_probable_instances(probabilities, self._masks(), countable, top_k, overlap_threshold)
 
-    def draw(self, legend: bool = True, opacity: float = 0.6, theme: str = "light") -> np.ndarray:
+    def draw(
+        self,
+        legend: bool = True,
+        opacity: float = 0.6,
+        theme: str = "light",
+        style: str = "overlay",
+        labels: bool = True,
+    ) -> np.ndarray:
         """The picture with every class in its colour, uint8 RGB; with the legend, larger than the image.
 
-        The `opacity` of the colours is 0..1, the legend's `theme` "light" or "dark". Raises OutputError for others.
+        The `opacity` of the colours is 0..1, the legend's `theme` "light" or "dark", and the `style` "overlay" (colours
+        over the photo's brightness), "flat" (colours alone) or "outline" (borders over the photo). With `labels`, names
+        are written on the regions that have room for them. Raises OutputError for other values.
         """
         from vocabseg.runtime.result.picture import draw_overlay
 
         colours = self.categories.palette(len(self.classes))
-        return draw_overlay(self.labels, self.classes, self.image, legend, opacity, theme, colours)
+        return draw_overlay(self.labels, self.classes, self.image, legend, opacity, theme, colours, style, labels)
+
+    def show(self) -> None:
+        """Show the picture that `draw` returns: in a notebook, in the terminal, or else in the image viewer.
+
+        Kitty, Ghostty, iTerm2 and WezTerm show the picture itself, other terminals half blocks and the legend's text.
+        Raises OutputError where there is no viewer either.
+        """
+        from vocabseg.runtime.result.display import show
+
+        show(self)
+
+    def _repr_png_(self) -> bytes:
+        """The picture, which notebooks show of a result."""
+        from vocabseg.runtime.result.display import png
+
+        return png(self)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain types: {"image_size": [H, W], "classes": [name], "segments": [one per class present]}.
@@ -176,13 +201,13 @@ class Result:
             data={"class_name": np.array([self.classes[index] for index, _, _ in present])},
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], style: str = "overlay", labels: bool = True) -> None:
         """Write the picture that `draw` returns: .png, .jpg, .jpeg or .webp; an existing file is replaced.
 
-        Raises OutputError for another suffix, and if the file cannot be written.
+        Raises OutputError for another suffix or style, and if the file cannot be written.
         """
         form, options = picture_format(path)
-        write_picture(path, self.draw(), form, options)
+        write_picture(path, self.draw(style=style, labels=labels), form, options)
 
     def save_labels(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a PNG whose pixel values are class indices.

@@ -36,7 +36,7 @@ CERTAIN = 40.0
 class Segmenter:
     """A bundle ready to run on this machine; created by `vocabseg.load`. Thread-safe.
 
-    With a GPU, images may already be there: anything with __cuda_array_interface__ or __dlpack__ of (H, W, 3) uint8
+    With a GPU, images may already be there: anything with `__cuda_array_interface__` or `__dlpack__` of (H, W, 3) uint8
     RGB, C-contiguous. They must not be modified until the result is available.
     """
 

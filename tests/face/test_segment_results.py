@@ -138,3 +138,13 @@ def test_the_demo_model_says_that_it_does_not_know_the_names(run, photos: Path) 
     assert not told("person, sky")
     assert not told("Cloudy Sky, dog")
     assert run("photos/a.png", "-o", "x.png", "-q")[2] == ""
+
+
+def test_the_picture_has_the_style_that_is_asked_for(run, photos: Path) -> None:
+    assert run("photos/a.png", "-o", "x.png", "--style", "outline", "--no-labels", *QUIET)[0] == 0
+    result = load(engine="onnxruntime", device="cpu")("photos/a.png", ["sky", "water", "grass"])
+    with Image.open("x.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), result.draw(style="outline", labels=False))
+    code, _, err = run("photos/a.png", "-w", "json", "--style", "flat", *QUIET)
+    assert (code, err) == (2, "vocabseg: --style and --no-labels go with --write overlay\n")
+    assert "'filled'" in run("photos/a.png", "--style", "filled", *QUIET)[2]

@@ -36,6 +36,7 @@ from vocabseg.commands.segment_files import Kind, Work, masks_for, planned
 from vocabseg.commands.terminal import FAILED, announcer, counting, progress
 from vocabseg.runtime.errors import ConfigurationError, VocabsegError
 from vocabseg.runtime.progress import Progress, counted
+from vocabseg.runtime.result.style import Style
 
 if TYPE_CHECKING:
     from vocabseg.runtime.result.result import Result
@@ -90,6 +91,21 @@ class Panoptic:
             result.save_coco_panoptic(path, image, *how)
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the picture is drawn, as the options say."""
+
+    style: Annotated[
+        Style, typer.Option(help="overlay: colours over the photo; flat: without it; outline: borders over the photo.")
+    ] = Style.overlay
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Write names on the regions.")] = True
+
+    def check(self, kinds: list[Kind]) -> None:
+        """Raise ConfigurationError where no picture is written."""
+        if self != Look() and Kind.overlay not in kinds:
+            raise ConfigurationError("--style and --no-labels go with --write overlay")
+
+
 @with_groups
 def segment(
     images: Annotated[
@@ -126,10 +142,12 @@ def segment(
     quiet: Quiet = False,
     *,
     panoptic: Panoptic,
+    look: Look,
 ) -> None:
     from vocabseg.runtime.files import check_apart
 
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
+    look.check(kinds)
     say = announcer(quiet)
     lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
     own = [] if masks is None else [masks, *masks.rglob("*")]
@@ -158,10 +176,10 @@ def segment(
             with progress(quiet) as report:
                 result = _segment_one(segmenter, work[0], vocabulary, given, report)
                 report("writing", 0, 1)
-                written += _save(result.confident(min_score), work[0], panoptic, info)
+                written += _save(result.confident(min_score), work[0], panoptic, look, info)
         elif failed := _segment_all(
             segmenter, work, vocabulary, given, quiet,
-            lambda result, one: written.extend(_save(result.confident(min_score), one, panoptic, info)),
+            lambda result, one: written.extend(_save(result.confident(min_score), one, panoptic, look, info)),
         ):  # fmt: skip
             print(f"vocabseg: {failed} of {counted(len(work), 'image')} could not be segmented", file=sys.stderr)
             raise typer.Exit(FAILED)
@@ -219,14 +237,14 @@ def _segment_all(
     return failed
 
 
-def _save(result: "Result", work: Work, panoptic: Panoptic, info: dict[str, Any]) -> list[Path]:
+def _save(result: "Result", work: Work, panoptic: Panoptic, look: Look, info: dict[str, Any]) -> list[Path]:
     from vocabseg.runtime.files import make_folder
 
     info = {"file": work.image, **info}
     for kind, path in work.files.items():
         make_folder(path.parent)
         if kind is Kind.overlay:
-            result.save(path)
+            result.save(path, look.style, look.labels)
         elif kind is Kind.labels:
             result.save_labels(path)
         elif kind is Kind.json:

@@ -1,5 +1,6 @@
 """Pictures of results: the right colours in the right places, and a legend for every size, number and script."""
 
+import colorsys
 import itertools
 
 import numpy as np
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.runtime.result import fonts
 from vocabseg.runtime.result.colours import DEUTERANOPIA, PROTANOPIA, TO_CONES, TO_LAB, class_colours
-from vocabseg.runtime.result.legend import MAX_ENTRIES, THEMES, LegendEntry, _fitting, _shorten, legend_panel
+from vocabseg.runtime.result.lettering import fonts
+from vocabseg.runtime.result.lettering.fonts import font_for
+from vocabseg.runtime.result.lettering.legend import MAX_ENTRIES, THEMES, LegendEntry, _fitting, _shorten, legend_panel
+from vocabseg.runtime.result.lettering.names import places
 from vocabseg.runtime.result.picture import BAND, draw_overlay
 from vocabseg.runtime.result.result import Result
 
@@ -70,10 +73,80 @@ def test_photo_shines_through_and_stays_untouched_without_a_label():
     np.testing.assert_array_equal(drawn[:, 20:], photo[:, 20:])
     tinted = drawn[:, :19].reshape(-1, 3).astype(float)
     assert np.abs(tinted.mean(0) - class_colours(1)[0]).max() < 75
-    brightness = photo[:, :19].reshape(-1, 3).mean(1)
-    assert np.corrcoef(tinted.mean(1), brightness)[0, 1] > 0.9
+    brightness = photo[:, :19].reshape(-1, 3) @ (0.299, 0.587, 0.114)
+    assert np.corrcoef(tinted.mean(1), brightness)[0, 1] > 0.99
     flat = draw_overlay(labels, ["a"], photo, legend=False, opacity=1)
     assert (flat[:, :19] == class_colours(1)[0]).all()
+
+
+def degrees(colours):
+    """Hues of (n, 3) colours in degrees, as HSV has them."""
+    return np.array([360 * colorsys.rgb_to_hsv(*colour)[0] for colour in colours / 255])
+
+
+@pytest.mark.parametrize(("count", "most"), [(24, 3), (150, 9)])  # the tint of the palest of many has few levels
+def test_the_hue_in_the_picture_is_that_of_the_legend(count, most):
+    colours = class_colours(count)
+    labels = np.arange(count, dtype=np.int32).repeat(8)[None].repeat(80, 0)
+    photos = {
+        "black": (0, 0, 0), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255),
+        "yellow": (255, 255, 0), "noise": np.random.default_rng(0).integers(0, 256, (*labels.shape, 3)),
+    }  # fmt: skip
+    for name, photo in photos.items():
+        image = np.broadcast_to(np.array(photo, np.uint8), (*labels.shape, 3))
+        drawn = draw_overlay(labels, list(map(str, range(count))), image, legend=False)
+        for index, colour in enumerate(colours):
+            inner = np.unique(drawn[:, 8 * index + 3 : 8 * index + 5].reshape(-1, 3), axis=0)
+            away = np.abs(degrees(inner) - degrees(colour[None]))
+            assert np.minimum(away, 360 - away).max() < most, (name, colour, inner)
+
+
+def test_styles():
+    labels = np.zeros((60, 60), np.int32)
+    labels[:, 30:] = 1
+    photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    colours = class_colours(2)
+    flat = draw_overlay(labels, ["a", "b"], photo, legend=False, style="flat")
+    np.testing.assert_array_equal(flat, draw_overlay(labels, ["a", "b"], legend=False))
+    outline = draw_overlay(labels, ["a", "b"], photo, legend=False, style="outline")
+    assert (outline[:, 28:30] == colours[0]).all()
+    assert (outline[:, 30:32] == colours[1]).all()
+    np.testing.assert_array_equal(outline[:, :28], photo[:, :28])
+    np.testing.assert_array_equal(outline[:, 32:], photo[:, 32:])
+
+
+def test_names_stand_in_their_own_regions_and_only_where_there_is_room():
+    rows, columns = np.mgrid[:400, :600]
+    labels = np.where(np.hypot(rows - 200, columns - 150) < 120, 1, 0).astype(np.int32)
+    labels[372:, 540:] = 2  # room for a short name in small letters
+    labels[:6] = 3
+    labels[100:300, 590:] = -1
+    found = {place.name: place for place in places(labels, ["meadow", "cat, feline", "disc", "sky"])}
+    assert found.keys() == {"meadow", "cat, feline", "disc"}
+    assert np.hypot(found["cat, feline"].x - 150, found["cat, feline"].y - 200) < 8
+    for place in found.values():
+        half = round(font_for(place.name, place.size).getlength(place.name) / 2)
+        box = labels[place.y - place.size // 2 : place.y + place.size // 2, place.x - half : place.x + half]
+        assert (box == labels[place.y, place.x]).all(), place
+    assert found["meadow"].size > found["disc"].size
+    labels[labels == 1] = 0
+    labels[190:220, 140:190] = 1
+    assert [place.name for place in places(labels, ["", "cat, feline", "\n", "sky"])] == ["cat"]
+    narrow = np.repeat(np.arange(40, dtype=np.int32), 6)[None].repeat(240, 0)
+    assert list(places(narrow, [f"class {index}" for index in range(40)])) == []
+
+
+def test_names_are_readable_on_any_colour():
+    for colour, photo in (((255, 255, 200), 255), ((0, 0, 80), 0), ((128, 128, 128), 128)):
+        labels, image = np.zeros((200, 300), np.int32), np.full((200, 300, 3), photo, np.uint8)
+        options = {"legend": False, "colours": np.array([colour], np.uint8)}
+        plain = draw_overlay(labels, ["cat"], image, **options)
+        named = draw_overlay(labels, ["cat"], image, named=True, **options)
+        changed = (plain != named).any(2)
+        assert 0.002 < changed.mean() < 0.03
+        written = named[changed].mean(1)
+        assert written.max() - written.min() > 200  # letters and halo
+        np.testing.assert_array_equal(named[:60], plain[:60])
 
 
 def test_bands_leave_no_seam(monkeypatch):
@@ -146,6 +219,8 @@ def test_wrong_options():
         draw_overlay(np.zeros((2, 2), np.int32), ["a"], theme="pink")
     with pytest.raises(OutputError, match=r"opacity 60 is outside 0\.\.1"):
         draw_overlay(np.zeros((2, 2), np.int32), ["a"], opacity=60)
+    with pytest.raises(OutputError, match="style 'filled'; choose one of overlay, flat, outline"):
+        draw_overlay(np.zeros((2, 2), np.int32), ["a"], style="filled")
 
 
 @settings(max_examples=80, deadline=None)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vocabseg.runtime.result.colours import Colour
-from vocabseg.runtime.result.fonts import font_for
+from vocabseg.runtime.result.lettering.fonts import font_for
 
 MAX_ENTRIES = 20
 SMALLEST_TEXT = 12  # pixels
@@ -47,12 +47,17 @@ def legend_panel(height: int, width: int, entries: list[LegendEntry], theme: The
     entries are shown in the given order, fewer if they do not fit; the last line counts the rest.
     """
     below = width > 2.2 * height
-    text = max(SMALLEST_TEXT, round(TEXT_SHARE * (height * width) ** 0.5))
+    text = text_height(height, width)
     if below:
         return _below(width, entries, theme, text), True
     fitting = int(height / (1.65 * min(len(entries), MAX_ENTRIES) + 1.3))
     text = max(SMALLEST_TEXT, min(text, fitting))
     return _beside(height, width, entries, theme, text), False
+
+
+def text_height(height: int, width: int) -> int:
+    """The height of text in a picture, in pixels."""
+    return max(SMALLEST_TEXT, round(TEXT_SHARE * (height * width) ** 0.5))
 
 
 def _beside(height: int, width: int, entries: list[LegendEntry], theme: Theme, text: int) -> np.ndarray:
@@ -106,7 +111,7 @@ def _write(
     box = (left, round(middle - swatch / 2), left + swatch - 1, round(middle - swatch / 2) + swatch - 1)
     outline = theme.outline if entry.colour is None else None
     draw.rounded_rectangle(box, swatch // 5, entry.colour, outline, max(1, text // 14))
-    share = _percentage(entry.share)
+    share = percentage(entry.share)
     figures = font_for(share, text)
     figures_width = figures.getlength(share)
     draw.text((left + width - figures_width, middle), share, theme.faint, figures, anchor="lm")
@@ -117,7 +122,7 @@ def _write(
 
 
 def _entry_width(entry: LegendEntry, text: int) -> int:
-    name, share = _printable(entry.name), _percentage(entry.share)
+    name, share = printable(entry.name), percentage(entry.share)
     share_width = font_for(share, text).getlength(share) + text if share else 0
     return _swatch_width(text) + round(0.6 * text) + round(font_for(name, text).getlength(name) + share_width) + 2
 
@@ -128,7 +133,7 @@ def _swatch_width(text: int) -> int:
 
 def _fitting(name: str, room: float, text: int) -> tuple[str, Any]:
     """The name, or as much of its beginning as fits with an ellipsis, and its font."""
-    name = _printable(name)
+    name = printable(name)
     font = font_for(name, text)
     if font.getlength(name) <= room:
         return name, font
@@ -143,12 +148,14 @@ def _fitting(name: str, room: float, text: int) -> tuple[str, Any]:
     return name[:fits].rstrip() + "…", font
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """The name on one line, without what cannot be printed, and no longer than LONGEST_NAME."""
     kept = "".join(character if character.isprintable() else " " for character in name)
     return " ".join(kept.split())[:LONGEST_NAME]
 
 
-def _percentage(share: float | None) -> str:
+def percentage(share: float | None) -> str:
+    """The share in percent, with a decimal where it is small; "" for None."""
     if share is None:
         return ""
     percent = 100 * share
