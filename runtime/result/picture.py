@@ -10,6 +10,7 @@ from vocabseg.runtime.result.legend import THEMES, LegendEntry, legend_panel
 
 # Pictures smaller than this are enlarged by an integer factor, so that a legend of readable size fits beside them.
 SMALLEST_WITH_LEGEND = 320
+DISAGREEMENT = (204, 0, 0)
 BAND = 256  # rows painted at a time, so that huge pictures need little extra memory
 
 
@@ -56,6 +57,13 @@ def draw_overlay(
             canvas = np.empty((height, width + panel.shape[1], 3), np.uint8)
             canvas[:, width:] = panel
     _paint(canvas[:height, :width], labels, colours, image, opacity)
+    return canvas
+
+
+def draw_disagreement(image: np.ndarray, differing: np.ndarray) -> np.ndarray:
+    """The photo (H, W, 3) uint8 RGB, pale, with the pixels `differing` (H, W) bool in red."""
+    canvas = image // 3 + 150
+    canvas[differing] = DISAGREEMENT
     return canvas
 
 
