@@ -40,7 +40,10 @@ FIRST = {
     "arguments": "bad_arguments or launched", "face": "launched or are_empty or test_chain", "tables": "test_chain",
 }  # fmt: skip
 # What mutants differ in, and what is only linked to.
-COPIED, LINKED = ("runtime", "tests"), ("src", "benchmarks", "export", "calibration", "serving", "batch", "examples")
+COPIED, LINKED = (
+    ("runtime", "tests"),
+    ("src", "benchmarks", "export", "calibration", "serving", "batch", "web", "examples"),
+)
 # Of one mutant's tests; a kernel that never ends is noticed by it.
 SECONDS = 300
 

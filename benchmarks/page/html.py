@@ -13,7 +13,7 @@ from vocabseg.benchmarks.speed.results import BenchmarkReport
 from vocabseg.benchmarks.speed.run import BenchmarkOutcome, WorstImage
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.result.colours import class_colours
-from vocabseg.runtime.result.picture import draw_overlay
+from vocabseg.runtime.result.picture import draw_disagreement, draw_overlay
 
 # Longer side of a picture in pixels.
 LONGEST = 480
@@ -109,13 +109,15 @@ def _worst(worst: WorstImage, outcome: BenchmarkOutcome) -> str:
         np.ascontiguousarray(array[::step, ::step]) for array in (image, worst.expected, worst.found)
     )
     names = list(outcome.classes)
-    differing = small // 3 + 150
-    differing[expected != found] = (204, 0, 0)
+    share = 100 * (1 - worst.agreement)
     pictures = [
         (small, "the image"),
         (draw_overlay(expected, names, small, legend=False), outcome.report.oracle),
         (draw_overlay(found, names, small, legend=False), worst.variant),
-        (differing, f"red: they differ ({100 * (1 - worst.agreement):.3f} % of the pixels)"),
+        (
+            draw_disagreement(small, expected != found),
+            f"red: they differ ({share:.3f} % of the pixels)",
+        ),
     ]
     figures = "".join(_picture(pixels, caption) for pixels, caption in pictures)
     title = f"Worst image of {worst.variant}: {worst.image.name}, {100 * worst.agreement:.3f} % of its labels agree"

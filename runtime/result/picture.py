@@ -12,6 +12,7 @@ from vocabseg.runtime.result.style import Style
 
 # Pictures smaller than this are enlarged by an integer factor, so that a legend of readable size fits beside them.
 SMALLEST_WITH_LEGEND = 320
+DISAGREEMENT = (204, 0, 0)
 BAND = 256  # rows painted at a time, so that huge pictures need little extra memory
 
 
@@ -67,6 +68,13 @@ def draw_overlay(
     _paint(drawn, labels, colours, None if style == Style.flat else image, opacity, style)
     if named:
         write_names(drawn, labels, classes)
+    return canvas
+
+
+def draw_disagreement(image: np.ndarray, differing: np.ndarray) -> np.ndarray:
+    """The photo (H, W, 3) uint8 RGB, pale, with the pixels `differing` (H, W) bool in red."""
+    canvas = image // 3 + 150
+    canvas[differing] = DISAGREEMENT
     return canvas
 
 

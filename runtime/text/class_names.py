@@ -73,6 +73,11 @@ def classes_in_text(text: str) -> ClassList:
         raise VocabularyError(
             f"the class name {shorten(text)!r} is that of a file: write @{shorten(text)} for those in it"
         )
+    return ClassList(names_in_text(text))
+
+
+def names_in_text(text: str) -> list[str]:
+    """The names in "cat|kitten, grass" or in lines; no file is read. Raises VocabularyError for another separator."""
     if "\n" in text or "\r" in text:
         names = _from_lines(re.split(r"[\r\n]+", text))
         if any("," in name for name in names):
@@ -87,7 +92,7 @@ def classes_in_text(text: str) -> ClassList:
                 f"the class name {shorten(name)!r} is quoted, or several names: write them as they are, with commas "
                 f"between classes, and {SEPARATOR} without spaces between the names of one class"
             )
-    return ClassList(names)
+    return names
 
 
 def classes_in_file(path: Path) -> ClassList:

@@ -11,6 +11,7 @@ from vocabseg.commands import (
     bench,
     build,
     calibrate,
+    demo,
     doctor,
     evaluate,
     explain,
@@ -39,7 +40,7 @@ FILE_TROUBLE = (
     errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EMFILE,
 )  # fmt: skip
 
-for module in (segment, explain, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
+for module in (segment, explain, demo, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
     verb = module.__name__.rpartition(".")[2]
     app.command(verb, help=module.HELP, epilog=module.EXAMPLE)(getattr(module, verb))
 

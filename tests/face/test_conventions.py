@@ -21,6 +21,7 @@ from vocabseg.runtime.progress import counted
 VERBS = (
     "segment",
     "explain",
+    "demo",
     "export",
     "build",
     "evaluate",

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "ovseg": "OVSeg's networks take long to export; tests/export/test_ovseg.py does it",
     "MobileCLIP2": "needs its weights; tests/export/model/test_open_clip_models.py exports it",
     "SigLIP2": "needs its weights; tests/export/model/test_open_clip_models.py exports it",
+    "vocabseg demo": "runs until it is stopped; tests/web starts it",
     "vocabseg serve": "runs until it is stopped; tests/serving starts it",
     "vocabseg.client": "needs a server; tests/serving has one",
     "--data-dir": "needs a published data set",
