@@ -10,12 +10,12 @@ from vocabseg.runtime.segmenter.host_stages import HostProposals
 
 # Least overlap of the masks (intersection over union), and greatest change of the pixels under them (root mean square,
 # of 255), measured by `python -m vocabseg.benchmarks.video_bench`.
-MIN_IOU, MAX_CHANGE = 0.9, 4.0
+MIN_IOU, MAX_CHANGE = 0.9, 8.0
 
 
 @dataclass(eq=False)
 class Seen:
-    """Regions of the last frame: their embeddings, and the masks and pixels that these were computed from.
+    """Regions of the last frame, and the masks and pixels that their embeddings were computed from.
 
     `pixels` are of the frame in which a region was encoded, not of the last one: slow changes add up and are noticed.
     """
@@ -28,9 +28,9 @@ class Seen:
 class EmbeddingReuse:
     """Says which regions of a frame are encoded already: `known` of `Segmenter.segment_sequence`, for one video.
 
-    A region takes the embedding of the region of the frame before whose mask it overlaps most, by `min_iou` or more,
-    if the pixels under both masks have changed by `max_change` of 255 at most (root mean square). Masks and pixels are
-    compared at the resolution of the mask logits, so that a sensor's noise is averaged.
+    A region takes the embedding of the region of the frame before whose mask it overlaps most, by `min_iou` or more, if
+    the pixels that both masks cover have changed by `max_change` of 255 at most (root mean square). Masks and pixels
+    are compared at the resolution of the mask logits, so that a sensor's noise is averaged.
 
     Attributes:
         regions, reused: how many there were, and how many of them were not encoded.
@@ -60,8 +60,8 @@ class EmbeddingReuse:
             for region, other in enumerate(overlap.argmax(axis=1) if len(masks) else ()):
                 if overlap[region, other] < self.min_iou:
                     continue
-                either = masks[region] | seen.masks[other]
-                change = pixels[either] - seen.pixels[other][either]
+                both = masks[region] & seen.masks[other]
+                change = pixels[both] - seen.pixels[other][both]
                 if np.sqrt(np.mean(change * change)) <= self.max_change:
                     known[region], kept[region] = before[other], seen.pixels[other]
                     masks[region] = seen.masks[other]

@@ -83,23 +83,26 @@ class Stream(Source):
 
     def __init__(self, path: str):
         super().__init__()
-        self.live = is_address(path)
+        remote = is_address(path)
+        self.live = remote and not path.startswith(("http://", "https://"))
         self.name = repr(re.sub(r"(?<=://)[^/@]*@", "", path))
         self._path, self._av = path, video_library()
         # What a file names in turn, as playlists do, is neither fetched nor read from a device.
-        options = {"rtsp_transport": "tcp"} if self.live else {"protocol_whitelist": "file"}
+        options = {"protocol_whitelist": "file"}
+        if remote:
+            options = {"rtsp_transport": "tcp"} if path.startswith("rtsp") else {}
         try:
-            if not self.live:
+            if not remote:
                 open_regular(path).close()
             self._container = self._av.open(
-                path if self.live else os.path.abspath(path), options=options, timeout=TIMEOUT if self.live else None
+                path if remote else os.path.abspath(path), options=options, timeout=TIMEOUT if remote else None
             )
         except FileNotFoundError:
             raise VideoError(f"no such video file: {self.name}; check the path") from None
         except IsADirectoryError:
             raise VideoError(f"{self.name} is a folder; give a video, or name a video as --output") from None
-        except (OSError, ValueError) as error:  # PyAV's errors are one or the other
-            what = "reach" if self.live else "read"
+        except (OSError, ValueError, self._av.error.FFmpegError) as error:
+            what = "reach" if remote else "read"
             raise VideoError(f"cannot {what} the video {self.name}: {_reason(error)}; check it with a player") from None
         if not self._container.streams.video:
             self._container.close()
@@ -115,7 +118,7 @@ class Stream(Source):
             if not seconds and self._container.duration:
                 seconds = self._container.duration / self._av.time_base
             self.total = stream.frames or round(seconds * self.rate)
-            if self._container.streams.audio:
+            if self._container.streams.audio and not remote:
                 self.sound = Path(path)
 
     def _contents(self) -> str:
@@ -148,7 +151,7 @@ class Stream(Source):
         while True:
             try:
                 packet = next(packets, None)
-            except (OSError, ValueError) as error:
+            except self._av.error.FFmpegError as error:
                 raise VideoError(f"the video {self.name} breaks off: {_reason(error)}") from None
             if packet is None:
                 return
@@ -169,6 +172,7 @@ class Camera(Source):
         super().__init__()
         self.name = f"camera {number}"
         log = cv2.utils.logging
+        log: Any = cv2.utils.logging
         level = log.getLogLevel()
         log.setLogLevel(log.LOG_LEVEL_SILENT)  # it prints a warning of its own for every way that it tries
         try:

@@ -54,8 +54,8 @@ class VideoWriter:
         if picture.shape != self._size:
             (high, wide), (height, width) = self._size[:2], picture.shape[:2]
             raise OutputError(
-                f"the frame at {seconds:.3f} s has {width} x {height} pixels, those before {wide} x {high}: a video has "
-                "one size, cut it where it changes"
+                f"the frame at {seconds:.3f} s has {width} x {height} pixels, not {wide} x {high} as before: a video "
+                "has one size, cut it where it changes"
             )
         height, width = picture.shape[:2]
         even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), "edge")

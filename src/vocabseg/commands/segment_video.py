@@ -158,6 +158,7 @@ def run_video(
         make_folder(path.parent)
     with stopping(source) as stopped, counting(quiet, "opening the model", noun="frame") as report:
         overlay, lines = (work.files.get(kind) for kind in (Kind.overlay, Kind.json))
+        overlay, lines = (work.files.get(kind) for kind in (Kind.overlay, Kind.json))
         done = record(results, source, overlay, lines, 1 if options.hold else options.every, report)
     say(f"{counted(done.frames, 'frame')} in {done.seconds:.1f} s, {done.frames / done.seconds:.1f} frames/s")
     if reuse is not None and reuse.regions:
