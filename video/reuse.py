@@ -21,6 +21,7 @@ class Seen:
     """
 
     proposals: HostProposals
+    queries: np.ndarray
     masks: np.ndarray
     pixels: list[np.ndarray]
 
@@ -48,7 +49,8 @@ class EmbeddingReuse:
 
     def __call__(self, proposals: HostProposals) -> np.ndarray | None:
         """(V, D) float32 of a described frame's V regions: the embedding, or NaN for a region to be encoded."""
-        logits = proposals.masks.logits[proposals.areas > 0]
+        queries = np.flatnonzero(proposals.areas > 0)
+        logits = proposals.masks.logits[queries]
         masks = (logits > self._least).reshape(len(logits), -1)
         pixels = _small(proposals)
         seen, known = self._seen, None
@@ -57,7 +59,9 @@ class EmbeddingReuse:
         if seen is not None and before is not None and len(before) and _size(seen.proposals) == _size(proposals):
             known = np.full((len(masks), before.shape[1]), np.nan, np.float32)
             overlap = _overlaps(masks, seen.masks)
-            for region, other in enumerate(overlap.argmax(axis=1) if len(masks) else ()):
+            # Of masks that are alike at this resolution, the one of the same query.
+            likeness = overlap + 1e-3 * (queries[:, None] == seen.queries[None])
+            for region, other in enumerate(likeness.argmax(axis=1)):
                 if overlap[region, other] < self.min_iou:
                     continue
                 both = masks[region] & seen.masks[other]
@@ -67,7 +71,7 @@ class EmbeddingReuse:
                     masks[region] = seen.masks[other]
                     self.reused += 1
         self.regions += len(masks)
-        self._seen = Seen(proposals, masks, kept)
+        self._seen = Seen(proposals, queries, masks, kept)
         return known
 
 
