@@ -171,7 +171,6 @@ class Camera(Source):
 
         super().__init__()
         self.name = f"camera {number}"
-        log = cv2.utils.logging
         log: Any = cv2.utils.logging
         level = log.getLogLevel()
         log.setLogLevel(log.LOG_LEVEL_SILENT)  # it prints a warning of its own for every way that it tries
