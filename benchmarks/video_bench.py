@@ -92,6 +92,7 @@ def memory_series(segmenter: Segmenter, frames: int, folder: Path) -> list[tuple
     def note(what: str, done: int, total: int) -> None:
         if done % max(1, frames // SERIES) == 0:
             series.append((done, process_memory("VmRSS") or 0))
+            print(f"{done:>8,} frames {series[-1][1] / 2**20:8.1f} MiB", flush=True)
 
     source = Stream(str(clip))
     names = ["red circle", "blue square", "grass", "sand", "sky"]
@@ -151,8 +152,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             series = memory_series(small, options.memory, Path(folder))
         report["memory"] = series
-        for done, size in series:
-            print(f"{done:>8,} frames {size / 2**20:8.1f} MiB")
     (options.output / "video.json").write_text(json.dumps(report, indent=1) + "\n")
     print(options.output / "video.json")
 

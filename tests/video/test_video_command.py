@@ -96,7 +96,7 @@ def test_what_is_done_plays_after_a_stop(tmp_path: Path, number: int) -> None:
 def test_a_change_of_size_keeps_what_was_done(run) -> None:
     for index, picture in enumerate([*moving_frames(3), *moving_frames(2, (96, 100))]):
         Image.fromarray(picture).save(f"{index}.png")
-    code, out, err = run(*(f"{index}.png" for index in range(5)), "-o", "out.mp4")
+    code, out, err = run(*(f"{index}.png" for index in range(5)), "-o", "out.mp4", "-q")
     assert (code, out) == (3, "out.mp4\n")
     assert "the frame at 0.120 s has 100 x 96 pixels, not 128 x 96 as before" in err
     assert len(played(Path("out.mp4"))[0]) == 3

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from vocabseg.commands.segment_files import Kind, found_images
-from vocabseg.commands.terminal import FAILED, counting
+from vocabseg.commands.terminal import FAILED, counting, printable
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import check_apart, check_folder, check_writable, make_folder
 from vocabseg.runtime.progress import counted
@@ -158,7 +159,6 @@ def run_video(
         make_folder(path.parent)
     with stopping(source) as stopped, counting(quiet, "opening the model", noun="frame") as report:
         overlay, lines = (work.files.get(kind) for kind in (Kind.overlay, Kind.json))
-        overlay, lines = (work.files.get(kind) for kind in (Kind.overlay, Kind.json))
         done = record(results, source, overlay, lines, 1 if options.hold else options.every, report)
     say(f"{counted(done.frames, 'frame')} in {done.seconds:.1f} s, {done.frames / done.seconds:.1f} frames/s")
     if reuse is not None and reuse.regions:
@@ -174,7 +174,7 @@ def run_video(
     if stopped:
         raise KeyboardInterrupt
     if done.failure is not None:
-        say(f"vocabseg: {done.failure}; the frames before are in the output")
+        print(f"vocabseg: {printable(str(done.failure))}; the frames before are in the output", file=sys.stderr)
         raise typer.Exit(FAILED)
 
 
