@@ -16,6 +16,10 @@ class ImageError(VocabsegError):
     """An image that cannot be read, or an array that is not an image."""
 
 
+class VideoError(ImageError):
+    """A video or camera that cannot be read, or not to its end."""
+
+
 class VocabularyError(VocabsegError):
     """Class names, prompt templates or seen flags that cannot be used."""
 

@@ -78,10 +78,10 @@ def render_scene(
     if min(h, w) < 96:
         raise ValueError(f"a scene of {h} x {w} pixels is too small: use 96 or more")
     unit = min(h, w) / 192
-    canvas, segmentation, segments = _backgrounds(generator, (h, w), unit)
+    canvas, segmentation, segments = backgrounds(generator, (h, w), unit)
     areas: dict[int, int] = {}
     count = int(generator.integers(2, 7)) if objects is None else objects
-    for class_index in _choose(generator, split, count):
+    for class_index in choose_classes(generator, split, count):
         _place(generator, canvas, segmentation, segments, areas, class_index, unit)
     labels = np.zeros((h, w), np.uint8)
     visible = []
@@ -90,7 +90,7 @@ def render_scene(
         if where.any():
             labels[where] = segment.class_index
             visible.append(segment)
-    return Scene(_photograph(generator, canvas, unit), labels, segmentation, tuple(visible))
+    return Scene(photograph(generator, canvas, unit), labels, segmentation, tuple(visible))
 
 
 def _random_size(generator: Generator) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def _random_size(generator: Generator) -> tuple[int, int]:
     return (short, long) if generator.random() < 0.7 else (long, short)
 
 
-def _choose(generator: Generator, split: str, count: int) -> list[int]:
+def choose_classes(generator: Generator, split: str, count: int) -> list[int]:
     flags = np.array(SEEN[: len(OBJECTS)])
     seen, unseen = np.flatnonzero(flags), np.flatnonzero(~flags)
     chosen: list[int] = []
@@ -111,7 +111,7 @@ def _choose(generator: Generator, split: str, count: int) -> list[int]:
     return chosen
 
 
-def _backgrounds(generator: Generator, size: tuple[int, int], unit: float) -> tuple[Array, Array, list[Segment]]:
+def backgrounds(generator: Generator, size: tuple[int, int], unit: float) -> tuple[Array, Array, list[Segment]]:
     names = list(BACKGROUNDS)
     h, w = size
     lower = [name for name in names if name not in UPPER]
@@ -172,20 +172,20 @@ def _place(
     areas[id_] = area
     segmentation[rows, columns][inside] = id_
     view = canvas[rows, columns]
-    _shadow(generator, view, window[inner], unit)
-    colour = _paint(generator, list(COLOURS)[class_index % 10], surface, window.shape, centre, angle, radius)[inner]
+    shadow(generator, view, window[inner], unit)
+    colour = paint(generator, list(COLOURS)[class_index % 10], surface, window.shape, centre, angle, radius)[inner]
     share = window[inner][..., None]
     view[:] = view * (1 - share) + colour * share
 
 
-def _shadow(generator: Generator, canvas: Array, cover: Array, unit: float) -> None:
+def shadow(generator: Generator, canvas: Array, cover: Array, unit: float) -> None:
     reach = max(1, round(unit * float(generator.uniform(1.5, 5))))
     moved = np.zeros_like(cover)
     moved[reach:, reach:] = cover[:-reach, :-reach]
     canvas *= 1 - np.float32(generator.uniform(0.2, 0.45)) * cv2.GaussianBlur(moved, (0, 0), 2.2 * unit)[..., None]
 
 
-def _paint(
+def paint(
     generator: Generator,
     name: str,
     surface: str,
@@ -206,7 +206,7 @@ def _paint(
     return (tones * (1 + generator.uniform(0.02, 0.12) * np.clip(slope, -1.2, 1.2))[..., None]).astype(np.float32)
 
 
-def _photograph(generator: Generator, canvas: Array, unit: float) -> Array:
+def photograph(generator: Generator, canvas: Array, unit: float) -> Array:
     """Light that changes across the scene, a lens that blurs a little, a sensor with noise."""
     h, w = canvas.shape[:2]
     rows, columns = np.mgrid[:h, :w].astype(np.float32)

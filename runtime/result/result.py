@@ -249,13 +249,19 @@ class Result:
     ) -> None:
         """Write what `panoptic` returns as JSON, in the form of `save_json` plus each segment's "id" and "isthing"."""
         segmentation, segments = self.panoptic(things, object_mask_threshold, overlap_threshold)
+        write_json(path, self._json(self.described_segments(segmentation, segments)), info)
+
+    def described_segments(
+        self, segmentation: np.ndarray, segments: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """What `panoptic` returned, each segment in the form of `to_json` with all that is in its dictionary."""
         described = []
         for segment in segments:
             shape = _described(segmentation == segment["id"])
             index = segment["category_id"]
             name = {"category_id": self.categories.id_of(index), "name": self.classes[index]}
             described.append({**segment, **name, **shape})
-        write_json(path, self._json(described), info)
+        return described
 
     def save_coco_panoptic(
         self,

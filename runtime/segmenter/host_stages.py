@@ -41,7 +41,10 @@ class HostImage:
 
 @dataclass(eq=False)
 class HostProposals:
-    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are set by their stages."""
+    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are set by their stages.
+
+    known: (V, D) float32, embeddings that `encode` need not compute; rows of NaN are those that it has to.
+    """
 
     image: np.ndarray
     resized: np.ndarray
@@ -50,6 +53,7 @@ class HostProposals:
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     embeddings: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     @property
     def has_queries(self) -> bool:
@@ -108,10 +112,12 @@ class HostStages(Observed):
         proposals.boxes, proposals.areas = boxes[areas > 0], areas
 
     def encode(self, proposals: HostProposals, progress: Progress = silent) -> None:
-        """Embed all regions, in chunks to bound memory."""
-        count = len(proposals.boxes)
+        """Embed all regions but those whose embeddings are known, in chunks to bound memory."""
+        known = proposals.known
+        wanted = None if known is None else np.flatnonzero(np.isnan(known[:, 0]))
+        count = len(proposals.boxes if wanted is None else wanted)
         chunks: list[np.ndarray] = []
-        for inputs, part in self.encoder_inputs(proposals):
+        for inputs, part in self.encoder_inputs(proposals, wanted):
             progress("encoding regions", part.start, count)
             with self.stage("image_encoder"):
                 chunks.append(self._run("image_encoder", inputs)["image_features"])
@@ -125,6 +131,8 @@ class HostStages(Observed):
             proposals.embeddings = features / lengths
         else:
             proposals.embeddings = np.zeros((0, self._width), np.float32)
+        if known is not None:
+            known[wanted], proposals.embeddings = proposals.embeddings, known
 
     def encoder_inputs(
         self, proposals: HostProposals, regions: Sequence[int] | np.ndarray | None = None

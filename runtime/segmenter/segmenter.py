@@ -1,6 +1,6 @@
 """Segmenter: the one pipeline from an image to its labels, written once for every device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
@@ -10,13 +10,21 @@ from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.engines.choose import SMALL_MODEL_BYTES, choose
 from vocabseg.runtime.engines.host_engines import HostEngines
 from vocabseg.runtime.engines.interface import KeyedRunnable
-from vocabseg.runtime.errors import BundleError, ImageError, OnError, VocabsegError, VocabularyError, sifted
+from vocabseg.runtime.errors import (
+    BundleError,
+    EngineError,
+    ImageError,
+    OnError,
+    VocabsegError,
+    VocabularyError,
+    sifted,
+)
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
 from vocabseg.runtime.masks import Masks, Size
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.result.result import Result
-from vocabseg.runtime.segmenter.host_stages import HostStages
+from vocabseg.runtime.segmenter.host_stages import HostProposals, HostStages
 from vocabseg.runtime.segmenter.many import Line, Outcome, one_ahead, side_by_side
 from vocabseg.runtime.segmenter.regions import Regions
 from vocabseg.runtime.segmenter.stages import Proposals, Stages
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
     from vocabseg.runtime.cuda.device import Device
 
 Names = Vocabulary | Sequence[str] | str
+# The embeddings (V, D) of an image's regions that are known already, NaN for the others; None if none is.
+Known = Callable[[HostProposals], np.ndarray | None]
 
 # Logit that stands for certainty in user-supplied masks: sigmoid(40) rounds to 1 in float32.
 CERTAIN = 40.0
@@ -134,10 +144,14 @@ class Segmenter:
         with stages.turn():
             return stages.propose(stages.prepare(pixels))
 
-    def _describe(self, stages: Stages, proposals: Proposals, progress: Progress = silent) -> Regions:
-        """Threshold the masks, cut and encode the regions' crops."""
+    def _describe(
+        self, stages: Stages, proposals: Proposals, progress: Progress = silent, known: Known | None = None
+    ) -> Regions:
+        """Threshold the masks, cut and encode the regions' crops, but for those whose embeddings are `known`."""
         with stages.turn():
             stages.describe(proposals)
+            if known is not None and isinstance(proposals, HostProposals):
+                proposals.known = known(proposals)
             if self.bundle.manifest.ensemble.enabled or not proposals.has_queries:
                 stages.encode(proposals, progress)
             return self._regions(stages, proposals)
@@ -219,6 +233,24 @@ class Segmenter:
         """
         self.bundle.require_proposals()
         for outcome in self._outcomes(pairs):
+            if isinstance(outcome, VocabsegError):
+                raise outcome
+            yield outcome
+
+    def segment_sequence(self, images: Iterable[Any], vocabulary: Names | None, known: Known) -> Iterator[Result]:
+        """`segment_many` for the frames of a video, on a CPU: regions whose embeddings are `known` are not encoded.
+
+        `known` is called with each image's described proposals, in the order of the images, when all those before are
+        encoded. Raises EngineError on a GPU, and for a per-pixel model, which has no regions.
+        """
+        if self.choice.on_gpu or self.per_pixel:
+            where = "on a GPU" if self.choice.on_gpu else "by a per-pixel model"
+            raise EngineError(f"embeddings of regions are not reused {where}: segment without reuse")
+        self.bundle.require_proposals()
+        vocabulary = self.vocabulary(vocabulary)
+        self.embed_names(vocabulary)
+        finish = lambda found, names: self._describe(self.stages, found, known=known).classify(names)  # noqa: E731
+        for outcome in one_ahead(self._find_proposals, finish, ((image, vocabulary) for image in images)):
             if isinstance(outcome, VocabsegError):
                 raise outcome
             yield outcome

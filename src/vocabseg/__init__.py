@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.regions import Regions
     from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
+    from vocabseg.video.segmentation import segment_video
 
 # Read when ONNX Runtime is imported; without it, 1.32 keeps a device id and a log of runs in the user's cache.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__: str
-__all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load"]
+__all__ = ["Regions", "Result", "Segmenter", "VocabsegError", "Vocabulary", "load", "segment_video"]
 
 # Where each public name lives: imported when first used, so that `vocabseg --help` and the exporter load nothing else.
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "Vocabulary": "vocabseg.runtime.text.vocabulary",
     "VocabsegError": "vocabseg.runtime.errors",
     "load": "vocabseg.runtime.segmenter.opening",
+    "segment_video": "vocabseg.video.segmentation",
 }
 
 

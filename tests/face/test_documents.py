@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -18,6 +19,7 @@ from tests.reference_cases import shapes
 from vocabseg import cli
 from vocabseg.benchmarks.scenes.files import write_scenes
 from vocabseg.runtime.bundle.folder import demo_folder
+from vocabseg.video.writer import VideoWriter
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +36,8 @@ ELSEWHERE = {
     "MobileCLIP2": "needs its weights; tests/export/model/test_open_clip_models.py exports it",
     "SigLIP2": "needs its weights; tests/export/model/test_open_clip_models.py exports it",
     "vocabseg demo": "runs until it is stopped; tests/web starts it",
+    "rtsp://": "needs a camera",
+    "segment 0 ": "needs a camera",
     "vocabseg serve": "runs until it is stopped; tests/serving starts it",
     "vocabseg.client": "needs a server; tests/serving has one",
     "--data-dir": "needs a published data set",
@@ -105,6 +109,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     left = {"size": [height, width], "counts": [0, height * (width // 2), height * (width - width // 2)]}
     for name in ("sam.json", "masks/a.json"):
         (tmp_path / name).write_text(json.dumps([{"segmentation": left}]))
+    with (tmp_path / "clip.mp4").open("wb") as file:
+        writer = VideoWriter(file, tmp_path / "clip.mp4", 25)
+        for number in range(3):
+            writer.write(np.asarray(Image.open(scenes[0]).convert("RGB").resize((96, 96))), number / 25)
+        writer.close()
     (tmp_path / "names.txt").write_text("red disc\nblue square\n")
     (tmp_path / "list.csv").write_text("path\nraw/deep/b.jpg\n")
     (tmp_path / "shards").mkdir()

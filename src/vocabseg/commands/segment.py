@@ -33,6 +33,7 @@ from vocabseg.commands.options import (
     with_other,
 )
 from vocabseg.commands.segment_files import Kind, Work, masks_for, planned
+from vocabseg.commands.segment_video import VideoOptions, run_video, video_work
 from vocabseg.commands.terminal import FAILED, announcer, counting, progress
 from vocabseg.runtime.errors import ConfigurationError, VocabsegError
 from vocabseg.runtime.progress import Progress, counted
@@ -51,7 +52,9 @@ EXAMPLE = (
     "With the built-in demo model: vocabseg segment examples/scene.png\n\n"
     "Several images: vocabseg segment photos/ more/*.jpg --bundle my-bundle --classes @names.txt --output results/\n\n"
     "With masks of your own: vocabseg segment photo.jpg --masks sam.json --bundle my-bundle --classes 'cat, grass'\n\n"
-    "Exit code 3: some of several images could not be segmented; each of them is named, and the others are done."
+    "A video: vocabseg segment clip.mp4 --bundle my-bundle --classes 'person, car, road' --track --output out.mp4\n\n"
+    "Exit code 3: some of several images could not be segmented; each of them is named, and the others are done. A "
+    "video that breaks off is written up to there."
 )
 
 
@@ -70,21 +73,28 @@ class Panoptic:
         float, typer.Option(min=0, max=1, help="Panoptic: a segment keeps at least this share of its mask.")
     ] = 0.8
 
-    def check(self, kinds: list[Kind], classes: "Vocabulary", say: Callable[[str], None]) -> None:
+    def check(self, kinds: list[Kind], classes: "Vocabulary", say: Callable[[str], None], track: bool = False) -> None:
         """Raise ConfigurationError where there are no panoptic results, or a thing is none of the classes."""
-        wanted = any(kind in (Kind.panoptic, Kind.coco_panoptic) for kind in kinds)
+        wanted = track or any(kind in (Kind.panoptic, Kind.coco_panoptic) for kind in kinds)
         if self != Panoptic() and not wanted:
-            raise ConfigurationError("--things and its thresholds go with --write panoptic or coco-panoptic")
+            raise ConfigurationError(
+                "--things and its thresholds go with --write panoptic or coco-panoptic, or --track"
+            )
         if self.things is None and wanted and classes.categories.things is None:
             say("Without --things every class is countable: each object becomes a segment of its own")
         for name in () if self.things is None else vocabulary_of(self.things):
             if name not in classes.names:
                 raise ConfigurationError(f"--things {name!r} is none of the {len(classes)} classes: use their names")
 
+    @property
+    def selection(self) -> tuple[tuple[str, ...] | None, float, float]:
+        """Things and thresholds, as `Result.panoptic` takes them."""
+        names = None if self.things is None else vocabulary_of(self.things).names
+        return names, self.object_threshold, self.overlap_threshold
+
     def save(self, result: "Result", kind: Kind, image: str, path: Path, info: dict[str, Any]) -> None:
         """Write one of the two panoptic kinds."""
-        names = None if self.things is None else vocabulary_of(self.things).names
-        how = (names, self.object_threshold, self.overlap_threshold, info)
+        how = (*self.selection, info)
         if kind is Kind.panoptic:
             result.save_panoptic(path, *how)
         else:
@@ -111,7 +121,9 @@ def segment(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, globs in quotation marks, URLs, or - for standard input.", show_default=False
+            help="Image files, folders, globs in quotation marks, URLs, or - for standard input; or one video file, "
+            "stream (rtsp://...) or camera (0).",
+            show_default=False,
         ),
     ],
     classes: Classes = None,
@@ -143,6 +155,7 @@ def segment(
     *,
     panoptic: Panoptic,
     look: Look,
+    video: VideoOptions,
 ) -> None:
     from vocabseg.runtime.files import check_apart
 
@@ -152,24 +165,31 @@ def segment(
     lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
     own = [] if masks is None else [masks, *masks.rglob("*")]
     shown = map(Path, itertools.chain(*example_files(examples).values()))
-    work = planned(images, output, kinds, [*lists, *own, *shown], say)
+    inputs = [*lists, *own, *shown]
+    film = video_work(images, output, kinds, inputs, video, say)
+    if film is not None and masks is not None:
+        raise ConfigurationError("--masks are those of images, not of a video: leave them out")
+    work = planned(images, output, kinds, inputs, say) if film is None else []
     given = None if masks is None else masks_for(work, masks)
     names = with_examples(None if classes is None else vocabulary_of(classes), examples)
     target = Target(bundle, device, engine, precision, settings)
-    check_apart((path for each in work for path in each.paths), target.opened.folder.rglob("*"))
+    outputs = [path for each in work for path in each.paths] if film is None else film.paths
+    check_apart(outputs, target.opened.folder.rglob("*"))
     if given is None:
         target.opened.require_proposals()
     segmenter = target.segmenter()
     vocabulary = with_other(refined(segmenter.vocabulary(names), seen, template), other, contrast)
-    panoptic.check(kinds, vocabulary, say)
+    panoptic.check(kinds, vocabulary, say, video.track)
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
+    if segmenter.bundle.manifest.weights_license is not None:
+        say(f"The weights of {segmenter.bundle.manifest.name} are under {segmenter.bundle.manifest.weights_license}")
+    if film is not None:
+        return run_video(film, segmenter, vocabulary, panoptic.selection, min_score, quiet, say)
     info = _info(segmenter, vocabulary) | {"min_score": min_score}
     what = work[0].name if len(work) == 1 else counted(len(work), "image")
     manifest = segmenter.bundle.manifest
     say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} with {manifest.name} ({segmenter.choice.key})")
-    if manifest.weights_license is not None:
-        say(f"The weights of {manifest.name} are under {manifest.weights_license}")
     written: list[Path] = []
     try:
         if len(work) == 1:

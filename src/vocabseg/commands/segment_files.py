@@ -96,7 +96,7 @@ def planned(
     `images` are files, folders, globs, URLs and "-" for standard input; `output` is a file, or a folder that may be
     missing: where it is one, ends in a slash, or there are several images. Raises InputError, OutputError.
     """
-    found = list(_found(images, output, say))
+    found = list(found_images(images, output, say))
     folder = None if output is None else Path(output)
     if folder is not None and not (folder.is_dir() or len(found) > 1 or str(output).endswith(("/", os.sep))):
         work, folder = [Work(found[0][0], _named(folder, kinds))], None
@@ -118,7 +118,7 @@ def masks_for(work: list[Work], masks: Path) -> "MaskFiles":
     return MaskFiles(masks, alone=len(work) == 1)
 
 
-def _found(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+def found_images(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Each image, with its path below the folder or glob it was found in, without the suffix."""
     from vocabseg.batch.inputs.find import find_files
     from vocabseg.batch.inputs.items import InputError, is_image

@@ -58,10 +58,11 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
 
 @contextmanager
-def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Progress]:
+def counting(quiet: bool, first: str, remaining: bool = True, noun: str = "image") -> Iterator[Progress]:
     """A function report(what, done, total) for one long count of images; `what` is shown beside it and may change.
 
     `first` is shown until the first report; with `remaining` the bar shows the time left, else that is up to `what`.
+    `noun` is what is counted; a total of 0 means that it is not known.
     """
     if quiet:
         yield silent
@@ -71,13 +72,14 @@ def counting(quiet: bool, first: str, remaining: bool = True) -> Iterator[Progre
         columns = [rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn()]
         with _bar(*columns, rich.TimeElapsedColumn(), *([rich.TimeRemainingColumn()] if remaining else [])) as bar:
             task = bar.add_task(first, total=None)
-            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
     else:
         with _alive(first) as seen:
-            show = _tenths()
+            show = _tenths(noun)
 
             def report(what: str, done: int, total: int) -> None:
-                seen(f"{done} of {counted(total, 'image')}, {what}" if done else what, show(what, done, total))
+                so_far = f"{done} of {counted(total, noun)}" if total else counted(done, noun)
+                seen(f"{so_far}, {what}" if done else what, bool(total) and show(what, done, total))
 
             yield report
 
@@ -99,8 +101,8 @@ def _stage_lines() -> Progress:
     return report
 
 
-def _tenths() -> Callable[[str, int, int], bool]:
-    """One line for each tenth of the images; whether there was one is returned."""
+def _tenths(noun: str) -> Callable[[str, int, int], bool]:
+    """One line for each tenth of the images, or whatever is counted; whether there was one is returned."""
     shown = 0
 
     def report(what: str, done: int, total: int) -> bool:
@@ -108,7 +110,7 @@ def _tenths() -> Callable[[str, int, int], bool]:
         due = done * 10 // total > shown or (done == total and shown < 10)
         if due:
             shown = done * 10 // total
-            print(f"  {done} of {counted(total, 'image')}, {what}", file=sys.stderr, flush=True)
+            print(f"  {done} of {counted(total, noun)}, {what}", file=sys.stderr, flush=True)
         return due
 
     return report

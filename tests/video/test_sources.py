@@ -1,0 +1,157 @@
+"""The frames of videos, cameras and pictures, their times, and what is said of those that cannot be read."""
+
+import functools
+import http.server
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.video.clips import moving_frames, played, write_clip
+from vocabseg.runtime.errors import ConfigurationError, ImageError, VideoError
+from vocabseg.video.read_ahead import read_ahead
+from vocabseg.video.source import Camera, Pictures, Source, Stream, open_source
+
+
+def test_frames_and_their_times_are_those_of_the_file(tmp_path: Path) -> None:
+    frames, times = moving_frames(6), [0.0, 0.04, 0.2, 0.21, 0.5, 1.5]
+    source = open_source(write_clip(tmp_path / "clip.mp4", frames, times))
+    assert source.total == 6
+    found = list(read_ahead(source))
+    assert [frame.index for frame in found] == list(range(6))
+    assert [frame.seconds for frame in found] == pytest.approx(times, abs=1e-6)
+    for frame in found:  # with the codec's loss it is still most like the one that was given
+        assert np.argmin([np.abs(frame.image.astype(int) - given).mean() for given in frames]) == frame.index
+
+
+def test_times_start_at_the_first_frame(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "late.mkv", moving_frames(3), [5.0, 5.5, 6.0])
+    source = Stream(str(path))
+    assert [frame.seconds for frame in source] == pytest.approx([0, 0.5, 1])
+    assert source.start == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+def test_the_rotation_in_the_header_is_applied(tmp_path: Path, matrix: tuple[int, ...], turns: int) -> None:
+    path = write_clip(tmp_path / "clip.mp4", moving_frames(2))
+    plain = next(iter(Stream(str(path)))).image
+    content = path.read_bytes()
+    place = content.index(b"tkhd") + 4 + 40  # the matrix of a version 0 header: ISO/IEC 14496-12, 8.3.2
+    a, b, c, d = (value << 16 for value in matrix)
+    turned = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:place] + turned + content[place + 36 :])
+    assert np.array_equal(next(iter(Stream(str(path)))).image, np.rot90(plain, turns))
+
+
+def test_pictures_have_a_rate(tmp_path: Path) -> None:
+    found = list(Pictures(moving_frames(3), 10))
+    assert [frame.seconds for frame in found] == pytest.approx([0, 0.1, 0.2])
+    with pytest.raises(VideoError, match="0 frames per second"):
+        Pictures([], 0)
+    with pytest.raises(ImageError, match="no such image file"):
+        list(read_ahead(Pictures([tmp_path / "no.png"])))
+
+
+def test_a_camera_is_read_and_told_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
+    with pytest.raises(VideoError, match="camera 97 cannot be opened"):
+        open_source("97")
+    path, capture = write_clip(tmp_path / "clip.mp4", moving_frames(4)), cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: capture(str(path)))
+    expected = played(path)[1]
+    camera = Camera(0)
+    assert (camera.live, camera.rate) == (True, 25)
+    frames = iter(camera)
+    found = [next(frames) for _ in range(len(expected))]
+    with pytest.raises(VideoError, match="camera 0 gives no more pictures"):
+        next(frames)
+    assert np.abs(found[0].image.astype(int) - expected[0]).mean() < 3  # not with red and blue exchanged
+
+
+def test_a_live_source_does_not_wait_and_a_file_does() -> None:
+    frames = moving_frames(1) * 30
+    for live in (False, True):
+        source = Pictures(frames)
+        source.live = live
+        found, reader = [], read_ahead(source)
+        found.append(next(reader))
+        while live and source.dropped < 10:  # nothing is taken, and the source goes on
+            threading.Event().wait(0.01)
+        found.extend(reader)
+        assert len(found) + source.dropped == 30
+        assert source.dropped >= 10 if live else source.dropped == 0
+
+
+def test_an_abandoned_reader_ends() -> None:
+    before = threading.active_count()
+    reader = read_ahead(Pictures(moving_frames(1) * 100))
+    next(reader)
+    reader.close()
+    assert threading.active_count() == before
+
+
+def test_a_stream_over_the_network_equals_the_file(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", moving_frames(5))
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://user:secret@127.0.0.1:{server.server_port}"
+        found = [frame.image for frame in read_ahead(open_source(f"{address}/clip.mp4"))]
+        with pytest.raises(VideoError, match="cannot reach the video 'http:") as told:
+            open_source(f"{address}/no.mp4")
+        server.shutdown()
+    assert "secret" not in str(told.value)
+    assert np.array_equal(found, [frame.image for frame in Stream(str(path))])
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
+    for name, told in (
+        ("no.mp4", "no such video file"),
+        ("text.mp4", "cannot read the video .*invalid data"),
+        ("list.m3u8", "cannot read the video"),
+        (".", "is a folder"),
+    ):
+        with pytest.raises(VideoError, match=told):
+            open_source(tmp_path / name)
+    with pytest.raises(VideoError, match="cannot reach the video 'rtsp://127"):
+        open_source("rtsp://user:secret@127.0.0.1:9/x")
+    path = write_clip(tmp_path / "clip.mp4", moving_frames(2))
+    monkeypatch.setenv("VOCABSEG_MAX_PIXELS", "1000")
+    with pytest.raises(VideoError, match="128 x 96 pixels, more than the limit of 0"):
+        open_source(path)
+
+
+def test_damaged_pieces_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv", moving_frames(12), codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    middle = slice(len(content) // 3, len(content) // 3 + 40)
+    content[middle] = bytes(40)
+    path.write_bytes(content)
+    source = Stream(str(path))
+    found = list(source)
+    assert 1 <= len(found) <= 12
+    assert all(frame.image.shape == (96, 128, 3) for frame in found)
+
+
+def test_av_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(VideoError, match="videos need the package av"):
+        open_source(tmp_path / "clip.mp4")
+
+
+def test_settings_that_do_not_go_together() -> None:
+    from vocabseg.video.segmentation import segment_video
+
+    for settings in ({"every": 0}, {"every": 61, "hold": True}):
+        with pytest.raises(ConfigurationError, match="every"):
+            next(segment_video(None, Source(), None, **settings))  # type: ignore[arg-type]
