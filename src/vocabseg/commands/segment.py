@@ -146,7 +146,9 @@ def segment(
     panoptic.check(kinds, vocabulary, say)
     if foreign_to_demo(target.opened, vocabulary):
         print(f"vocabseg: {FOREIGN}", file=sys.stderr)
-    info = _info(segmenter, vocabulary) | {"min_score": min_score}
+    info: dict[str, Any] = {}
+    if not {Kind.overlay, Kind.labels}.issuperset(kinds):
+        info = _info(segmenter, vocabulary) | {"min_score": min_score}
     what = work[0].name if len(work) == 1 else counted(len(work), "image")
     manifest = segmenter.bundle.manifest
     say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} with {manifest.name} ({segmenter.choice.key})")
