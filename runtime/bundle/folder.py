@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from vocabseg.runtime.bundle.contract import check_contract, check_graph
-from vocabseg.runtime.bundle.hash_memory import HashMemory, Stamp, now
+from vocabseg.runtime.bundle.hash_memory import HashMemory, Stamp
 from vocabseg.runtime.bundle.manifest import (
     MANIFEST,
     FileRecord,
@@ -238,7 +239,7 @@ def _is_intact(path: Path, record: FileRecord, stamp: Stamp, memory: HashMemory)
     """Whether the file with that stamp is the record's: hashed now, or since when nothing has touched it."""
     if memory.knows(path, stamp, record.sha256):
         return True
-    begun = now()
+    begun = time.time_ns()
     if sha256_file(path) != record.sha256:
         return False
     memory.add(path, stamp, record.sha256, begun)

@@ -21,7 +21,6 @@ other bytes than were written; without a cache folder (VOCABSEG_CACHE_DIR="") al
 import contextlib
 import os
 import stat
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -133,8 +132,3 @@ def _file_system(device: int) -> str | None:
             if line.split()[2] == number:
                 return line.rpartition(" - ")[2].split()[0]
     return None
-
-
-def now() -> int:
-    """The time that stamps are compared with, in ns since 1970."""
-    return time.time_ns()

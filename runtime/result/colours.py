@@ -62,7 +62,7 @@ DEUTERANOPIA = np.array(
 
 def class_colours(count: int) -> np.ndarray:
     """Colours (count, 3) uint8 RGB of the classes, all different; a class's colour depends on its index alone."""
-    written = len(PALETTE) // 7 + 1
+    written = len(PALETTE.split())
     first = _far_apart(written if count <= written else CHOSEN)
     if count <= len(first):
         return first[:count].copy()
