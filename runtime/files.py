@@ -158,16 +158,16 @@ def check_apart(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str 
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` only if the block succeeds; until then an existing file is untouched.
 
     The bytes go to a temporary file in the same folder, which is flushed to disk and renamed, or removed if the block
-    raises. Raises OutputError for any file system error.
+    raises. `mode` are its rights, less the user's umask. Raises OutputError for any file system error.
     """
     target = check_writable(path)
     temporary = target.parent / f".vocabseg-{secrets.token_hex(8)}.part"
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

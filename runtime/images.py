@@ -16,10 +16,11 @@ from vocabseg.runtime.files import open_regular
 from vocabseg.runtime.image_limits import CountedReads, check_scans, check_text
 
 MAX_PIXELS = 200_000_000
-# In the order they are tried. No others: some of Pillow's readers run external programs (EPS) or are rarely fuzzed.
+# In the order they are tried, PNG first since its reader is imported for writing anyway. No others: some of Pillow's
+# readers run external programs (EPS) or are rarely fuzzed.
 FORMATS = {
-    "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
+    "JPEG": "JpegImagePlugin",
     "WEBP": "WebPImagePlugin",
     "TIFF": "TiffImagePlugin",
     "BMP": "BmpImagePlugin",

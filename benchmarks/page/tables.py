@@ -101,7 +101,9 @@ def start_and_text(variants: Sequence[VariantResult]) -> Table:
             "-" if peak is None else amount(peak, "B") for peak in (variant.peak_host_bytes, variant.peak_device_bytes)
         ]
         rows.append([variant.name, *memory, cold, text])
-    note = "Cold start: from the start of a fresh process, names not yet encoded, to the first labels. "
+    note = (
+        "Cold start: from the start of a fresh process, names not yet encoded and no hash known, to the first labels. "
+    )
     steps = [variant.cold_start.steps for variant in variants if variant.cold_start is not None]
     if steps:
         note += f"Of {variants[0].name}: " + ", ".join(f"{name} {seconds(value)}" for name, value in steps[0].items())

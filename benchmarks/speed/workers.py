@@ -163,8 +163,9 @@ print(json.dumps(times))
 def cold_start(spec: EngineSpec, image: Path, repeat: int) -> ColdStart:
     """How long a user waits who starts from nothing: a fresh process, up to the labels of its first image.
 
-    `repeat` processes run one after the other. Class names are encoded anew; the bundle's files may lie in the system's
-    file cache. Raises EngineError where a process fails.
+    `repeat` processes run one after the other, without a cache folder: class names are encoded and all files hashed
+    anew, as on a first run. The bundle's files may lie in the system's file cache. Raises EngineError where a process
+    fails.
     """
     request = json.dumps(
         [str(spec.folder), spec.settings, spec.device, spec.engine, spec.precision, spec.vocabulary.names, str(image)]

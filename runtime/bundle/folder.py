@@ -3,13 +3,17 @@
 import contextlib
 import errno
 import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 
 from vocabseg.runtime.bundle.contract import check_contract, check_graph
+from vocabseg.runtime.bundle.hash_memory import HashMemory, Stamp
 from vocabseg.runtime.bundle.manifest import (
     MANIFEST,
     FileRecord,
@@ -20,11 +24,16 @@ from vocabseg.runtime.bundle.manifest import (
 )
 from vocabseg.runtime.errors import BundleError
 from vocabseg.runtime.files import read_regular
+from vocabseg.runtime.threads import thread_count
 
 TOKENIZER = "tokenizer.json"
 TENSORS = "tensors.safetensors"
 # Bytes that the small tensors may have.
 LARGEST_TENSORS = 256 << 20
+# How often a graph is loaded again whose files are touched meanwhile, as by a hard link that is made to them.
+LOADINGS = 3
+
+Loaded = TypeVar("Loaded")
 
 
 def demo_folder() -> Path:
@@ -47,19 +56,6 @@ def check_changeable(folder: str | Path) -> None:
             f"{folder} is the built-in demo model, which belongs to the installed package and is never changed: "
             "`vocabseg calibrate --output report` works on a copy of it, vocabseg-demo; or copy the folder yourself"
         )
-
-
-class Stamp(NamedTuple):
-    """What tells that a file was replaced or written to: its size in bytes, time of change in ns, and inode."""
-
-    size: int
-    changed: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> "Stamp":
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 class Bundle:
@@ -87,20 +83,40 @@ class Bundle:
 
         To be called before a file is read that was checked some time ago, or never; hashes only what was touched since.
         """
-        touched = False
+        memory, touched = HashMemory(), False
         for file in _files(record):
             path = self.folder / file.file
             try:
                 stamp = Stamp.of(path)
                 if self._stamps.get(file.file) != stamp:
-                    if stamp.size != file.bytes or sha256_file(path) != file.sha256:
+                    if stamp.size != file.bytes or not _is_intact(path, file, stamp, memory):
                         raise BundleError(f"{path} was changed after the bundle was opened: open it again")
                     self._stamps[file.file], touched = stamp, True
             except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                raise BundleError(f"{path} can no longer be read ({reason}): copy the bundle again") from error
+                raise _gone(path, error) from error
+        memory.save()
         if touched and isinstance(record, GraphRecord):
             check_graph(self.folder, record)
+
+    def read(self, name: str, read: Callable[[Path], Loaded]) -> Loaded:
+        """What `read` makes of the path of a listed file that is no graph, such as the tokenizer's; as `load` does."""
+        record = next(record for record in self.manifest.files.values() if record.file == name)
+        return self.load(record, lambda: read(self.folder / name))
+
+    def load(self, record: FileRecord | GraphRecord, read: Callable[[], Loaded]) -> Loaded:
+        """What `read` makes of the record's files, which are the ones that were checked: none is touched meanwhile.
+
+        Raises BundleError as `check_unchanged` does, and for files that keep changing.
+        """
+        for _ in range(LOADINGS):
+            self.check_unchanged(record)
+            loaded = read()
+            try:
+                if all(Stamp.of(self.folder / file.file) == self._stamps[file.file] for file in _files(record)):
+                    return loaded
+            except OSError as error:
+                raise _gone(self.folder / record.file, error) from error
+        raise BundleError(f"{self.folder / record.file} keeps changing while it is read: leave it alone, and try again")
 
     def __repr__(self) -> str:
         precisions = ", ".join(["float32", *self.manifest.variants])
@@ -188,7 +204,11 @@ def _open(folder: Path, verify: bool) -> Bundle:
         raise BundleError(f"no bundle at {folder}: it contains no {MANIFEST} (make one with `vocabseg export`)")
     manifest = read_manifest(path)
     check_contract(folder, manifest)
-    stamps = {file.file: _check_file(folder, file, verify) for file in listed_files(manifest)}
+    listed, memory = listed_files(manifest), HashMemory()
+    with ThreadPoolExecutor(thread_count() if verify else 1) as pool:  # hashing lets other threads run
+        checked = pool.map(lambda file: _check_file(folder, file, memory if verify else None), listed)
+        stamps = {file.file: stamp for file, stamp in zip(listed, checked, strict=True)}
+    memory.save()
     for graphs in (manifest.graphs, *manifest.variants.values()) if verify else ():
         for graph in graphs.values():
             check_graph(folder, graph)
@@ -196,7 +216,9 @@ def _open(folder: Path, verify: bool) -> Bundle:
     for needed in (TOKENIZER, TENSORS, *own):
         if needed not in {record.file for record in manifest.files.values()}:
             raise BundleError(f"bundle {folder} does not list {needed} in its manifest: export it again")
-    return Bundle(folder, manifest, _read_tensors(folder / TENSORS), stamps if verify else {})
+    bundle = Bundle(folder, manifest, {}, stamps if verify else {})
+    bundle.tensors = bundle.read(TENSORS, _read_tensors)
+    return bundle
 
 
 def listed_files(manifest: Manifest) -> list[FileRecord]:
@@ -213,7 +235,24 @@ def _files(record: FileRecord | GraphRecord) -> list[FileRecord]:
     return [own, *record.external] if isinstance(record, GraphRecord) else [own]
 
 
-def _check_file(folder: Path, record: FileRecord, verify: bool) -> Stamp:
+def _is_intact(path: Path, record: FileRecord, stamp: Stamp, memory: HashMemory) -> bool:
+    """Whether the file with that stamp is the record's: hashed now, or since when nothing has touched it."""
+    if memory.knows(path, stamp, record.sha256):
+        return True
+    begun = time.time_ns()
+    if sha256_file(path) != record.sha256:
+        return False
+    memory.add(path, stamp, record.sha256, begun)
+    return True
+
+
+def _gone(path: Path, error: OSError) -> BundleError:
+    reason = (error.strerror or str(error)).lower()
+    return BundleError(f"{path} can no longer be read ({reason}): copy the bundle again")
+
+
+def _check_file(folder: Path, record: FileRecord, memory: HashMemory | None) -> Stamp:
+    """The stamp of a file that is there, inside the folder, of the right size and, with `memory`, of the right hash."""
     name = PurePosixPath(record.file)
     path = folder / record.file
     try:
@@ -235,7 +274,7 @@ def _check_file(folder: Path, record: FileRecord, verify: bool) -> Stamp:
             raise BundleError(
                 f"{path} has {stamp.size} bytes, but the manifest says {record.bytes}: copy the bundle again"
             )
-        if verify and sha256_file(path) != record.sha256:
+        if memory is not None and not _is_intact(path, record, stamp, memory):
             raise BundleError(
                 f"{path} does not match its SHA-256 in the manifest: it was changed or damaged; copy it again"
             )

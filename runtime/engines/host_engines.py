@@ -6,7 +6,8 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,12 +75,7 @@ class Engine:
         Raises BundleError if the graph's files were changed, or an output has another shape than on record.
         """
         threads = thread_count()
-        with self._opening:
-            if threads not in self._opened:
-                if self._source is not None:
-                    self._source.bundle.check_unchanged(self._source.record)
-                self._opened[threads] = _open(self.path, self.choice, threads, self.batched)
-            runnable = self._opened[threads]
+        runnable = self.open(threads)
         with nullcontext() if threads == 1 and self.choice.name == "onnxruntime" else self._running:
             begin = time.perf_counter()
             try:
@@ -91,6 +87,20 @@ class Engine:
         if self._source is not None:
             self._source.check_shapes(inputs, outputs)
         return outputs
+
+    def open(self, threads: int) -> Runnable:
+        """The graph, ready to run on that many threads; raises EngineError, or BundleError for files that changed."""
+        with self._opening:
+            if threads not in self._opened:
+                read = partial(_open, self.path, self.choice, threads, self.batched)
+                source = self._source
+                self._opened[threads] = read() if source is None else source.bundle.load(source.record, read)
+            return self._opened[threads]
+
+    def open_early(self, threads: int) -> None:
+        """As `open`, for a thread that has nobody to tell of errors: the next run raises them."""
+        with suppress(Exception):
+            self.open(threads)
 
     def close(self) -> None:
         """Free the graph's memory; the next run reopens it."""

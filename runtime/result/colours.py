@@ -10,10 +10,26 @@ Colour = tuple[int, int, int]  # RGB, 0..255
 # farthest from those before it in OKLab, for normal, protanopic and deuteranopic vision (Machado et al. 2009).
 PALETTE = (
     "0072b2 e69f00 009e73 cc79a7 d55e00 56b4e9 f0e442 961e4b 00ffe1 0000ff 8778ff 00d287 "
-    "964b00 c31e96 691ec3 5ae1ff a5f096 e10fd2 f05a69 960087 a54b5a ff78d2 f0c34b 3c5aff"
+    "964b00 c31e96 691ec3 5ae1ff a5f096 e10fd2 f05a69 960087 a54b5a ff78d2 f0c34b 3c5aff "
+    "224422 443366 ddbbdd 2211aa 99aa88 ffddbb 556633 662200 8877aa aa00dd 888833 cc99ff 77dd00 cc0000 005577 ff0088 "
+    "ff8866 660088 5599aa cc66dd 007777 aaffff 99ccbb 3344aa 88bb33 775588 9955bb 33bbaa ddbb99 1188ee 664455 44ff11 "
+    "11aa33 6666cc 661155 aa7755 aa99cc ff33ff 4400dd dd99aa aabbff 008833 6699ff ff3300 773377 cc8844 cc2266 bb5599 "
+    "8844ee 00ddcc 11ee88 991100 554400 ff44bb 558877 aacc66 ccddaa 99ff66 554488 ccffbb 771133 8833bb ddff33 ff7799 "
+    "aa88ee 6622ff ffbbff 442299 aa7788 3388bb ffee99 bb44dd ffaabb 66aa77 cc4444 006622 5544cc 99eecc 00ccee cc6677 "
+    "ffaa55 ee5599 5555aa 225544 ee7700 bbaa55 aa66ee 44bb66 0000cc 88bb77 553344 227744 dd3399 773333 8800ee 884455 "
+    "aa0066 6688dd ff99ff aadddd bb0044 0055dd cccc00 ccdd77 ff2255 ff6644 668800 772299 8866dd bbccee 55cc11 aa77cc "
+    "dd44ee 447799 775544 ccbb44 ee66ff 4400bb 887755 996688 bbbb88 aa33bb 005522 993399 66eeaa ee99dd 88bbdd 555577 "
+    "889911 8899bb 77dd77 336677 aa9955 bb00ff 00aa99 3399dd bb8888 aa6666 cc33bb 00bb00 552277 00dd66 aa3333 aa88aa "
+    "6666aa eecc99 ccaacc aa7700 dd7777 4477cc 445511 996633 8877cc eeccee 2266cc bbff88 118866 772255 8899dd 33eeee "
+    "33aacc 448899 cc9988 99eeff 88ddaa 993377 889966 226655 2233cc 33ee55 ff88bb cc55bb ff9999 0033aa dd77dd 665522 "
+    "77ffaa 99ccdd 0055aa 667744 aa4477 998866 00eecc 77cc77 004499 bbdd00 ee9955 77ffee 55ff77 bbee66 446600 776688 "
+    "22ccbb 99aacc 9988cc 99ffcc bb5533 ddaaee 770066 bbeedd 77bb99 77ccaa aa4499 771111 cccc77 3344ee eeaa88 7755aa "
+    "0099bb 77aa99 9966aa dd5555 44aa55 9955ee 003388 6677ff dd3366 77ee66 66bbbb ccee00 eedd99 66aa22 aaddbb ddeeaa "
+    "bbffdd 334488 ee33bb 00bb88 dd2233 ee88ff 774466 99aaee"
 )
-# Classes beyond the palette get colours that are far apart up to the last of these counts; all further ones differ.
-CHOSEN = (256, 1024)
+# Those after the first 24 are written down because finding them takes longer than a small model takes for an image.
+# Classes beyond the palette get colours that are far apart up to this count; all further ones differ.
+CHOSEN = 1024
 # Of the colours that are left by then, as much difference as there is goes to normal vision.
 COLOUR_BLIND_WEIGHT = 3.0
 # Lightness and least chroma in OKLab: neither black nor white nor grey, which a tinted photo has anyway.
@@ -46,7 +62,8 @@ DEUTERANOPIA = np.array(
 
 def class_colours(count: int) -> np.ndarray:
     """Colours (count, 3) uint8 RGB of the classes, all different; a class's colour depends on its index alone."""
-    first = _far_apart(next((size for size in (len(PALETTE.split()), *CHOSEN) if count <= size), CHOSEN[-1]))
+    written = len(PALETTE.split())
+    first = _far_apart(written if count <= written else CHOSEN)
     if count <= len(first):
         return first[:count].copy()
     # An odd factor makes a permutation of the 2^24 colours, of which those that are taken are left out.

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
-from vocabseg.runtime.segmenter.pixels import PixelSegmenter
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
 
@@ -31,5 +30,9 @@ def open_segmenter(
     bundle: Bundle, device: str = "auto", engine: str | None = None, precision: str | None = None
 ) -> Segmenter:
     """As `load`, for an open bundle, of a two-stage model or of the one-stage baseline."""
-    kind = PixelSegmenter if bundle.manifest.per_pixel else Segmenter
+    kind = Segmenter
+    if bundle.manifest.per_pixel:
+        from vocabseg.runtime.segmenter.pixels import PixelSegmenter
+
+        kind = PixelSegmenter
     return kind(bundle, device, engine, precision)

@@ -1,5 +1,6 @@
 """Segmenter: the one pipeline from an image to its labels, written once for every device."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -90,6 +91,7 @@ class Segmenter:
         else:
             self._engines = HostEngines(bundle, self.choice)
         self.text = TextEmbedder(bundle, self.engine, embed_image=self._embed_example)
+        self._encoder_opening: threading.Thread | None = None
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle.manifest.name!r}, {self.choice.key})"
@@ -140,9 +142,18 @@ class Segmenter:
         stages = self.stages
         progress("reading the image", 0, 1)
         pixels = stages.load(image)
+        self._open_encoder()
         progress("finding proposals", 0, 1)
         with stages.turn():
             return stages.propose(stages.prepare(pixels))
+
+    def _open_encoder(self) -> None:
+        """Begin once to open the image encoder on the host, in a thread, while the proposal network opens and runs."""
+        threads = thread_count()
+        if self._encoder_opening is None and threads > 1 and not self.choice.on_gpu and self.bundle.manifest.encodes:
+            engine = self._engines("image_encoder")
+            self._encoder_opening = threading.Thread(target=engine.open_early, args=(threads,), name="open encoder")
+            self._encoder_opening.start()
 
     def _describe(
         self, stages: Stages, proposals: Proposals, progress: Progress = silent, known: Known | None = None

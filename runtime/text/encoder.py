@@ -42,10 +42,10 @@ class PromptEncoder:
     def _tokenizer(self, prompt: PromptSpec) -> AnyTokenizer:
         spec = prompt.tokenizer
         if spec not in self._tokenizers:
-            path = self.bundle.path(TOKENIZER if spec is None else spec.file)
             inputs = self.bundle.graph(prompt.graph).inputs
             context = next((each.shape[1] for each in inputs if each.name == "token_ids"), 0)
-            self._tokenizers[spec] = open_tokenizer(path, spec, int(context))
+            file = TOKENIZER if spec is None else spec.file
+            self._tokenizers[spec] = self.bundle.read(file, lambda path: open_tokenizer(path, spec, int(context)))
         return self._tokenizers[spec]
 
     def width(self, prompt: PromptSpec) -> int:

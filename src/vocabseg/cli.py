@@ -1,48 +1,30 @@
 """The command line: one verb each for exporting, building, using, serving and measuring a model."""
 
 import errno
+import os
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from vocabseg.commands import (
-    batch,
-    bench,
-    build,
-    calibrate,
-    demo,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    segment,
-    serve,
-    triton,
-)
 from vocabseg.commands.terminal import printable
 from vocabseg.runtime.errors import VocabsegError
 
+VERBS = (
+    "segment", "explain", "demo", "export", "build", "evaluate", "batch", "bench", "calibrate", "serve", "triton",
+    "doctor",
+)  # fmt: skip
 # Verbs that go on where they were stopped, and the exit code of being stopped by Ctrl-C.
 RESUMED = ("batch", "evaluate", "calibrate")
 STOPPED = 130
 
-app = typer.Typer(
-    name="vocabseg",
-    help="Open-vocabulary segmentation: from a PyTorch checkpoint to fast engines, with proven parity.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 # What the file system refuses is a matter of the user's files.
 FILE_TROUBLE = (
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC,
     errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EMFILE,
 )  # fmt: skip
-
-for module in (segment, explain, demo, export, build, evaluate, batch, bench, calibrate, serve, triton, doctor):
-    verb = module.__name__.rpartition(".")[2]
-    app.command(verb, help=module.HELP, epilog=module.EXAMPLE)(getattr(module, verb))
 
 
 def _version(wanted: bool) -> None:
@@ -53,7 +35,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
     version: Annotated[
@@ -61,6 +42,22 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The command line with those verbs, whose modules are imported."""
+    app = typer.Typer(
+        name="vocabseg",
+        help="Open-vocabulary segmentation: from a PyTorch checkpoint to fast engines, with proven parity.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_options)
+    for verb in verbs:
+        module = import_module(f"vocabseg.commands.{verb}")
+        app.command(verb, help=module.HELP, epilog=module.EXAMPLE)(getattr(module, verb))
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     if len(arguments) == debug:
         arguments = ["--help"]
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="vocabseg", standalone_mode=False)
+        code = typer.main.get_command(application(_needed(arguments))).main(
+            arguments, prog_name="vocabseg", standalone_mode=False
+        )
         if code == STOPPED:  # how typer tells of Ctrl-C, since 0.16
             raise KeyboardInterrupt
     except VocabsegError as error:
@@ -95,6 +94,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _fail_unexpected(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _needed(arguments: list[str]) -> Iterable[str]:
+    """The verb that runs, so that no other's modules are imported; all of them for help and a shell's completion."""
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return (first,) if first in VERBS and "_VOCABSEG_COMPLETE" not in os.environ else VERBS
 
 
 def _file_trouble(error: OSError) -> str:

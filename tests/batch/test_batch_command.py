@@ -239,9 +239,9 @@ def median_megabytes(process: subprocess.Popen[str], output: Path, first: int, l
 
 def refused(*arguments: object) -> str:
     """The error of a command that must be refused before any work."""
-    from vocabseg.cli import app
+    from vocabseg.cli import application
 
-    result = CliRunner().invoke(app, ["batch", *map(str, arguments)])
+    result = CliRunner().invoke(application(), ["batch", *map(str, arguments)])
     assert isinstance(result.exception, VocabsegError), result.output
     assert "\n" not in str(result.exception)
     return str(result.exception)
@@ -291,8 +291,8 @@ def test_without_ray_the_command_says_what_to_install(
     from vocabseg.commands import packages
 
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    from vocabseg.cli import app
+    from vocabseg.cli import application
 
-    result = CliRunner().invoke(app, ["batch", str(photos), "-o", str(tmp_path / "out")])
+    result = CliRunner().invoke(application(), ["batch", str(photos), "-o", str(tmp_path / "out")])
     assert isinstance(result.exception, EngineError)
     assert str(result.exception) == "vocabseg batch needs the package ray: pip install 'vocabseg[batch]'"

@@ -8,6 +8,12 @@ import pytest
 from tests.bundles import bundle_for_case
 from tests.golden import load_golden
 
+# What `vocabseg segment` can do without when the embeddings of the names are on disk.
+UNNEEDED = (
+    "torch", "onnx", "openvino", "rich", "http", "ssl", "regex", "ftfy", "tokenizers", "pycocotools", "multiprocessing",
+    "vocabseg.batch", "vocabseg.export", "vocabseg.serving", "vocabseg.calibration", "vocabseg.benchmarks",
+    "vocabseg.commands.export", "vocabseg.runtime.segmenter.pixels", "vocabseg.runtime.segmenter.cuda_stages",
+)  # fmt: skip
 BLOCK = "import sys\nfor name in ('torch', 'onnx', 'onnxscript', 'open_clip'): sys.modules[name] = None\n"
 
 
@@ -57,3 +63,32 @@ def test_other_names_are_not():
 
     with pytest.raises(AttributeError, match="frobnicate"):
         vocabseg.frobnicate  # noqa: B018
+
+
+def test_segmenting_with_known_names_loads_and_opens_no_more_than_it_needs(tmp_path, monkeypatch):
+    """The demo model on a scene: two sessions, since the names' embeddings are on disk, and nothing for other verbs."""
+    from PIL import Image
+
+    from vocabseg.benchmarks.scenes.world import render_scene
+
+    monkeypatch.setenv("VOCABSEG_CACHE_DIR", str(tmp_path / "cache"))
+    Image.fromarray(render_scene(3, "test", 0, size=(96, 120), objects=2).image).save(tmp_path / "scene.png")
+    code = (
+        "import sys, onnxruntime\n"
+        "from vocabseg.cli import main\n"
+        "opened, Session = [], onnxruntime.InferenceSession\n"
+        "def opening(path, *rest, **more):\n"
+        "    opened.append(path.rpartition('/')[2])\n"
+        "    return Session(path, *rest, **more)\n"
+        "onnxruntime.InferenceSession = opening\n"
+        "try: main(['segment', sys.argv[1], '--output', sys.argv[2], '--engine', 'onnxruntime'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print(sorted(opened))\n"
+        "print([name for name in sys.argv[3:] if name in sys.modules])\n"
+    )
+    scene = (tmp_path / "scene.png", tmp_path / "out.png")
+    first, second = (python(code, *scene, *UNNEEDED) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    graphs = "['image_encoder.onnx', 'proposal.onnx'"
+    assert first.stdout.splitlines()[1] == f"{graphs}, 'text_encoder.onnx']"
+    assert second.stdout.splitlines()[1:] == [f"{graphs}]", "[]"]

@@ -186,7 +186,9 @@ def segment(
         say(f"The weights of {segmenter.bundle.manifest.name} are under {segmenter.bundle.manifest.weights_license}")
     if film is not None:
         return run_video(film, segmenter, vocabulary, panoptic.selection, min_score, quiet, say)
-    info = _info(segmenter, vocabulary) | {"min_score": min_score}
+    info: dict[str, Any] = {}
+    if not {Kind.overlay, Kind.labels}.issuperset(kinds):
+        info = _info(segmenter, vocabulary) | {"min_score": min_score}
     what = work[0].name if len(work) == 1 else counted(len(work), "image")
     manifest = segmenter.bundle.manifest
     say(f"Segmenting {what} into {counted(len(vocabulary), 'class')} with {manifest.name} ({segmenter.choice.key})")

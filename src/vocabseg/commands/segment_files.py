@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -51,6 +50,7 @@ class RemoteImage:
 
     def read(self) -> bytes:
         """The file; raises ImageError where it cannot be had within TIMEOUT seconds, or is larger than LARGEST."""
+        from http.client import HTTPException
         from urllib.request import urlopen
 
         try:
@@ -120,9 +120,6 @@ def masks_for(work: list[Work], masks: Path) -> "MaskFiles":
 
 def found_images(images: list[str], output: str | None, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Each image, with its path below the folder or glob it was found in, without the suffix."""
-    from vocabseg.batch.inputs.find import find_files
-    from vocabseg.batch.inputs.items import InputError, is_image
-
     for given in images:
         path = Path(given)
         if given == STDIN or _is_url(given):
@@ -131,6 +128,9 @@ def found_images(images: list[str], output: str | None, say: Callable[[str], Non
         if path.is_file() or not (path.is_dir() or glob.has_magic(given)):
             yield given, path.stem  # one that is not there is told as any image that cannot be read
             continue
+        from vocabseg.batch.inputs.find import find_files
+        from vocabseg.batch.inputs.items import InputError, is_image
+
         others: dict[str, str] = {}
         files = dict(find_files(given, others.__setitem__, output and os.path.realpath(output)))
         pictures = [(file, os.path.splitext(name)[0]) for file, name in files.items() if is_image(file)]

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 from vocabseg.runtime.progress import Progress, counted, silent
@@ -18,6 +18,8 @@ SHARES = 1000
 WIDTH = 140
 # Seconds after which a command that shows no bar says that it still works.
 SILENCE = 15.0
+# Seconds after which a terminal gets a bar: what is over by then does without, and without the import of rich.
+PATIENCE = 0.5
 
 
 def printable(text: str) -> str:
@@ -51,7 +53,7 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
     if quiet:
         yield silent
     elif sys.stderr.isatty():
-        with _stage_bar() as report:
+        with _late_bar() as report:
             yield report
     else:
         yield _stage_lines()
@@ -144,6 +146,37 @@ def _alive(first: str) -> Iterator[Callable[[str, bool], None]]:
         ended.set()
         told.set()
         speaker.join()
+
+
+@contextmanager
+def _late_bar() -> Iterator[Progress]:
+    """The bar of `_stage_bar`, which appears after PATIENCE seconds."""
+    lock, latest = threading.Lock(), None
+    shown: Progress = silent
+    with ExitStack() as bar:
+
+        def show() -> None:
+            nonlocal shown
+            with lock:
+                if not timer.finished.is_set():
+                    shown = bar.enter_context(_stage_bar())
+                    if latest is not None:
+                        shown(*latest)
+
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal latest
+            with lock:
+                latest = what, done, total
+                shown(what, done, total)
+
+        timer = threading.Timer(PATIENCE, show)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield report
+        finally:
+            with lock:
+                timer.cancel()
 
 
 @contextmanager

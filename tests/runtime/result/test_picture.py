@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vocabseg.runtime.errors import OutputError
+from vocabseg.runtime.result import colours as palette
 from vocabseg.runtime.result.colours import DEUTERANOPIA, PROTANOPIA, TO_CONES, TO_LAB, class_colours
 from vocabseg.runtime.result.lettering import fonts
 from vocabseg.runtime.result.lettering.fonts import font_for
@@ -46,6 +47,12 @@ def test_colours_depend_on_the_index_alone():
     for count in (5, 24, 25, 108, 256, 257, 1024, 1025):
         np.testing.assert_array_equal(many[:count], class_colours(count))
     assert class_colours(0).shape == (0, 3)
+
+
+def test_the_colours_that_are_written_down_follow_the_rule(monkeypatch):
+    written = class_colours(256)
+    monkeypatch.setattr(palette, "PALETTE", " ".join(palette.PALETTE.split()[:24]))
+    np.testing.assert_array_equal(palette._far_apart.__wrapped__(256), written)
 
 
 def test_flat_map_has_the_exact_colours_and_dark_borders():
