@@ -79,7 +79,7 @@ def print_blocks(result: "Result", console: "Console") -> None:
     from PIL import Image
     from rich.text import Text
 
-    from vocabseg.runtime.result.lettering.legend import percentage
+    from vocabseg.runtime.result.lettering.legend import percentage, printable
     from vocabseg.runtime.result.picture import by_area
 
     picture = Image.fromarray(result.draw(legend=False, labels=False))
@@ -96,7 +96,8 @@ def print_blocks(result: "Result", console: "Console") -> None:
     for index, share in by_area(result.labels, len(result.classes)):
         if index >= 0:
             lines.append("■ ", f"rgb({','.join(map(str, colours[index]))})")
-        lines.append(f"{'no mask' if index < 0 else result.classes[index]} {percentage(share)}\n")
+        name = "no mask" if index < 0 else printable(result.classes[index])
+        lines.append(f"{name} {percentage(share)}\n")
     console.print(lines, end="")
 
 
