@@ -38,7 +38,7 @@ def address_of(listener: socket.socket) -> str:
 
 def serve_page(site: Site, listener: socket.socket, host: str, ready: Callable[[], None]) -> None:
     """Answer on the socket until SIGINT or SIGTERM; `ready` is called once requests are answered."""
-    names = {host, socket.gethostname(), socket.getfqdn()}
+    names = {host, socket.gethostname()}
     settings = uvicorn.Config(
         site.application(names),
         lifespan="off",

@@ -40,7 +40,7 @@ const view = () => document.querySelector("[name=view]:checked").value;
 const milliseconds = (value) => (value < 9.95 ? `${value.toFixed(1)} ms` : value < 10_000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
 const percent = (share) => (share >= 0.0995 ? `${Math.round(100 * share)} %` : share >= 0.00095 || share === 0 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %");
 
-// Whether it worked. What fails is told in one line; a picture that the server no longer keeps is given again, once.
+// Whether it worked. What fails is told in one line; what the server no longer keeps is given and asked again, once.
 async function attempt(work, again = true) {
   try {
     tell(null);
@@ -51,7 +51,7 @@ async function attempt(work, again = true) {
     if (again && failure.status === 410 && state.source) {
       return attempt(async () => {
         await upload();
-        await work();
+        await askOnce();
       }, false);
     }
     tell(failure.message);
@@ -106,12 +106,15 @@ async function ask() {
     return;
   }
   state.asking = true;
-  do {
-    state.again = false;
-    await attempt(askOnce);
-  } while (state.again);
-  state.asking = false;
-  busy(false, null);
+  try {
+    do {
+      state.again = false;
+      await attempt(askOnce);
+    } while (state.again);
+  } finally {
+    state.asking = false;
+    busy(false, null);
+  }
 }
 
 async function askOnce() {

@@ -6,6 +6,7 @@ not to, and installs pandas and some thirty more packages.
 """
 
 import gzip
+import io
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ class Site:
 
     async def example(self, request: Request) -> Response:
         image = self._example(request.path_params["number"]).image
-        return Response(drawing.encoded(image, "PNG"), media_type="image/png")
+        body = await self._in_turn(self._drawing, lambda: drawing.encoded(image, "PNG"))
+        return Response(body, media_type="image/png")
 
     def _example(self, number: int) -> Example:
         if not 0 <= number < len(self.examples):
@@ -130,7 +132,7 @@ class Site:
     async def upload(self, request: Request) -> Response:
         """The body is an image file; or with ?example=N there is none."""
         asked = request.query_params
-        page, number = asked.get("page", "")[:64], asked.get("example")
+        page, name, number = asked.get("page", "")[:64], asked.get("name", "picture")[:200], asked.get("example")
         if number is not None:
             example = self._example(_whole(number))
             kept = Kept(example.name, example.image, page)
@@ -141,8 +143,8 @@ class Site:
                         body = await _body(request, UPLOAD_BYTES, "the picture")
                 except TimeoutError:
                     raise ImageError(f"the picture took over {UPLOAD_SECONDS} s: give a smaller one") from None
-                image = await self._in_turn(self._drawing, lambda: _shrunk(load_image(body)))
-            kept = Kept(asked.get("name", "picture")[:200], image, page)
+                image = await self._in_turn(self._drawing, lambda: _read(body, name))
+            kept = Kept(name, image, page)
         height, width = kept.image.shape[:2]
         return JSONResponse({"picture": self.shelf.add(kept), "width": width, "height": height})
 
@@ -274,9 +276,12 @@ def _too_large(what: str, most: int) -> ImageError:
     return ImageError(f"{what} has more than {most / 10**6:g} MB: make it smaller")
 
 
-def _shrunk(image: np.ndarray) -> np.ndarray:
+def _read(body: bytes, name: str) -> np.ndarray:
     from PIL import Image
 
+    file = io.BytesIO(body)
+    file.name = name  # by which errors call it
+    image = load_image(file)
     if max(image.shape[:2]) <= LONGEST:
         return image
     picture = Image.fromarray(image)

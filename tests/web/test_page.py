@@ -24,7 +24,7 @@ from vocabseg.web.site import Site
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 SECOND = "li:nth-child(2)"
 REFUSED = re.compile(r"status of 4(00|10)")
@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
         context = started.chromium.launch_persistent_context(
             profile, executable_path=CHROMIUM, args=FLAGS, headless=True, viewport={"width": 1280, "height": 900}
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         yield context
         context.close()
 
@@ -219,6 +219,10 @@ def test_what_was_forgotten_is_given_again(page: Any, site: Site) -> None:
     with asked(page, "/view") as drawn:
         page.fill("#names", "grass, brick wall")
     assert len(drawn.value.json()["segments"]) == 2
+    site.shelf = Shelf()
+    with asked(page, "opacity=0.1"), asked(page, "/api/pictures"):
+        page.fill("#opacity", "0.1")
+    page.wait_for_selector("#status >> text=finding")
     assert page.is_hidden("#error")
 
 

@@ -213,9 +213,9 @@ def test_uploads(client, monkeypatch: pytest.MonkeyPatch) -> None:
     told = post(buffer.getvalue())
     assert (told.status_code, told.json()["width"], told.json()["height"]) == (200, LONGEST, 10)
     for body, line in (
-        (b"", "the image file given as bytes is empty (0 bytes); get an intact copy"),
-        (b"<html>", "the image file given as bytes is not an image that vocabseg can read"),
-        (b"P6 20000 20000 255\n", "the image file given as bytes has 20000 x 20000 pixels, more than the limit"),
+        (b"", "'a.png' is empty (0 bytes); get an intact copy"),
+        (b"<html>", "'a.png' is not an image that vocabseg can read"),
+        (b"P6 20000 20000 255\n", "'a.png' has 20000 x 20000 pixels, more than the limit"),
     ):
         refused = post(body)
         assert refused.status_code == 400
