@@ -244,4 +244,6 @@ def video_library() -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
+    if type(error).__name__ == "ExitError":  # PyAV's for a timeout
+        return f"no answer for {TIMEOUT:.0f} seconds"
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).lower().split())

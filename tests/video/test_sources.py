@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.video.clips import moving_frames, played, write_clip
 from vocabseg.runtime.errors import ConfigurationError, ImageError, VideoError
+from vocabseg.video import source as source_module
 from vocabseg.video.read_ahead import read_ahead
 from vocabseg.video.source import Camera, Pictures, Source, Stream, open_source
 
@@ -105,6 +107,29 @@ def test_a_stream_over_the_network_equals_the_file(tmp_path: Path) -> None:
         server.shutdown()
     assert "secret" not in str(told.value)
     assert np.array_equal(found, [frame.image for frame in Stream(str(path))])
+
+
+def test_a_live_stream_is_read_and_its_silence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over plain TCP: no server for RTSP can be had here."""
+    path = write_clip(tmp_path / "clip.ts", moving_frames(5))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+        def send() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(path.read_bytes())
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        source = Stream(address)
+        found = [frame.image for frame in source]
+        thread.join()
+        assert source.live
+        assert np.array_equal(found, [frame.image for frame in Stream(str(path))])
+        monkeypatch.setattr(source_module, "TIMEOUT", 0.3)
+        with pytest.raises(VideoError, match="no answer for 0 seconds"):
+            Stream(address)  # connected, and no one sends
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
