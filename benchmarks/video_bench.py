@@ -25,11 +25,11 @@ from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.files import atomic_write, make_folder
 from vocabseg.runtime.segmenter.opening import load, open_segmenter
 from vocabseg.runtime.segmenter.segmenter import Known, Segmenter
+from vocabseg.video.muxer import VideoWriter
 from vocabseg.video.recording import record
 from vocabseg.video.reuse import MAX_CHANGE, MIN_IOU, EmbeddingReuse
 from vocabseg.video.segmentation import segment_video
-from vocabseg.video.source import Pictures, Stream
-from vocabseg.video.writer import VideoWriter
+from vocabseg.video.source import Pictures, VideoStream
 
 NOISES = (0.0, 2.0, 6.0)  # standard deviations, of 255
 SMALL = (64, 96)  # height and width of the frames that memory is measured with
@@ -37,7 +37,7 @@ SERIES = 20  # points of the memory's series
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReuseOutcome:
     """Shares of 1, mean IoU in percent, seconds a frame (medians over the scenes)."""
 
     noise: float
@@ -50,7 +50,9 @@ class Outcome:
     seconds_reuse: float
 
 
-def measure(segmenter: Segmenter, scenes: int, frames: int, noise: float, min_iou: float, max_change: float) -> Outcome:
+def measure(
+    segmenter: Segmenter, scenes: int, frames: int, noise: float, min_iou: float, max_change: float
+) -> ReuseOutcome:
     """Segment every moving scene twice, in turn with and without reuse."""
     tables = [np.zeros((len(CLASSES),) * 2, np.int64) for _ in range(2)]
     seconds: list[list[float]] = [[], []]
@@ -69,7 +71,7 @@ def measure(segmenter: Segmenter, scenes: int, frames: int, noise: float, min_io
         changed, pixels = changed + int((found[0] != found[1]).sum()), pixels + found[0].size
         regions, reused = regions + reuse.regions, reused + reuse.reused
     ious, times = [_miou(table) for table in tables], [float(np.median(each)) for each in seconds]
-    return Outcome(noise, scenes * frames, reused / regions, changed / pixels, *ious, *times)
+    return ReuseOutcome(noise, scenes * frames, reused / regions, changed / pixels, *ious, *times)
 
 
 def _confusion(scenes: Sequence[Scene], labels: np.ndarray) -> np.ndarray:
@@ -94,7 +96,7 @@ def memory_series(segmenter: Segmenter, frames: int, folder: Path) -> list[tuple
             series.append((done, process_memory("VmRSS") or 0))
             print(f"{done:>8,} frames {series[-1][1] / 2**20:8.1f} MiB", flush=True)
 
-    source = Stream(str(clip))
+    source = VideoStream(str(clip))
     names = ["red circle", "blue square", "grass", "sand", "sky"]
     record(segment_video(segmenter, source, names), source, folder / "out.mp4", folder / "out.jsonl", progress=note)
     return series

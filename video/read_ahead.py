@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
 
-from vocabseg.video.source import Frame, Source
+from vocabseg.video.source import Frame, FrameSource
 
 # Frames that are read and wait: decoding goes on meanwhile, and memory stays bounded.
 AHEAD = 4
@@ -13,7 +13,7 @@ AHEAD = 4
 GLANCE = 0.1
 
 
-def read_ahead(source: Source) -> Iterator[Frame]:
+def read_ahead(source: FrameSource) -> Iterator[Frame]:
     """The source's frames, in order; its error is raised when its turn comes.
 
     A live source is never made to wait: frames for which there is no room are counted as dropped. When the source is

@@ -11,10 +11,10 @@ from pathlib import Path
 from vocabseg.runtime.errors import VideoError, VocabsegError
 from vocabseg.runtime.files import atomic_write, strict_json
 from vocabseg.runtime.progress import Progress, silent
+from vocabseg.video.muxer import VideoWriter
 from vocabseg.video.segmentation import FrameResult
-from vocabseg.video.source import Source
+from vocabseg.video.source import FrameSource
 from vocabseg.video.tags import tagged
-from vocabseg.video.writer import VideoWriter
 
 # Frames that may wait to be drawn and encoded while the next ones are segmented.
 BEHIND = 4
@@ -32,7 +32,7 @@ class Recorded:
 
 def record(
     results: Iterable[FrameResult],
-    source: Source,
+    source: FrameSource,
     video: Path | None,
     lines: Path | None,
     each: int = 1,

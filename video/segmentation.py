@@ -61,7 +61,7 @@ def segment_video(
     """Segment the frames of a video in order; frames are decoded ahead by a thread of its own.
 
     Args:
-        source: a video file, the address of a stream, the number of a camera, an iterable of images, or a `Source`.
+        source: a video file, the address of a stream, the number of a camera, images, or a `FrameSource`.
         vocabulary: class names, as for the segmenter.
         every: only the frames 0, `every`, 2 * `every` ... are segmented, and only their results are given.
         hold: the frames between are given, too, with the labels of the last segmented one.

@@ -15,6 +15,7 @@ import numpy as np
 from vocabseg.runtime.errors import VideoError
 from vocabseg.runtime.files import open_regular
 from vocabseg.runtime.images import load_image, pixel_limit
+from vocabseg.video.names import is_address, is_camera
 
 # Seconds without an answer from a camera or server.
 TIMEOUT = 10.0
@@ -37,7 +38,7 @@ class Frame:
     image: np.ndarray
 
 
-class Source:
+class FrameSource:
     """Frames in order, read once, by iterating.
 
     Attributes:
@@ -78,7 +79,7 @@ class Source:
         raise NotImplementedError
 
 
-class Stream(Source):
+class VideoStream(FrameSource):
     """A video file, or what is behind an address such as rtsp://camera/stream."""
 
     def __init__(self, path: str):
@@ -161,7 +162,7 @@ class Stream(Source):
                 self.damaged += 1
 
 
-class Camera(Source):
+class Camera(FrameSource):
     """A camera of this machine by its number, through OpenCV; times are when its frames arrived."""
 
     live = True
@@ -194,7 +195,7 @@ class Camera(Source):
             self._capture.release()
 
 
-class Pictures(Source):
+class Pictures(FrameSource):
     """Images, as `load_image` takes them, as the frames of a video of `rate` frames per second."""
 
     def __init__(self, images: Iterable[Any], rate: float = USUAL_RATE):
@@ -209,28 +210,18 @@ class Pictures(Source):
             yield index / self.rate, load_image(image)
 
 
-def open_source(source: Any, rate: float = USUAL_RATE) -> Source:
-    """What `source` is: a `Source`; a video file or the address of a stream; the number of a camera, also as text.
+def open_source(source: Any, rate: float = USUAL_RATE) -> FrameSource:
+    """What `source` is: a `FrameSource`; a video file or the address of a stream; the number of a camera, also as text.
 
     Anything else is an iterable of images, which are shown at `rate` frames per second. Raises VideoError for what
     cannot be opened, and without the package av where it is needed.
     """
-    if isinstance(source, Source):
+    if isinstance(source, FrameSource):
         return source
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
-        return Camera(int(text)) if is_camera(text) else Stream(text)
+        return Camera(int(text)) if is_camera(text) else VideoStream(text)
     return Camera(source) if isinstance(source, int) else Pictures(source, rate)
-
-
-def is_camera(text: str) -> bool:
-    """Whether text is a camera's number, and not the name of a file."""
-    return text.isascii() and text.isdecimal() and len(text) < 4 and not os.path.exists(text)
-
-
-def is_address(text: str) -> bool:
-    """Whether text is the address of a stream."""
-    return re.match(r"[a-z][a-z0-9+]+://", text) is not None
 
 
 def video_library() -> ModuleType:
@@ -244,4 +235,6 @@ def video_library() -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
+    if type(error).__name__ == "ExitError":  # PyAV's for a timeout
+        return f"no answer for {TIMEOUT:.0f} seconds"
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).lower().split())

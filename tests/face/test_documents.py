@@ -19,7 +19,7 @@ from tests.reference_cases import shapes
 from vocabseg import cli
 from vocabseg.benchmarks.scenes.files import write_scenes
 from vocabseg.runtime.bundle.folder import demo_folder
-from vocabseg.video.writer import VideoWriter
+from vocabseg.video.muxer import VideoWriter
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

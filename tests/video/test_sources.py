@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from tests.video.clips import moving_frames, played, write_clip
 from vocabseg.runtime.errors import ConfigurationError, ImageError, VideoError
+from vocabseg.video import source as source_module
 from vocabseg.video.read_ahead import read_ahead
-from vocabseg.video.source import Camera, Pictures, Source, Stream, open_source
+from vocabseg.video.source import Camera, FrameSource, Pictures, VideoStream, open_source
 
 
 def test_frames_and_their_times_are_those_of_the_file(tmp_path: Path) -> None:
@@ -28,7 +30,7 @@ def test_frames_and_their_times_are_those_of_the_file(tmp_path: Path) -> None:
 
 def test_times_start_at_the_first_frame(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "late.mkv", moving_frames(3), [5.0, 5.5, 6.0])
-    source = Stream(str(path))
+    source = VideoStream(str(path))
     assert [frame.seconds for frame in source] == pytest.approx([0, 0.5, 1])
     assert source.start == pytest.approx(5)
 
@@ -36,13 +38,13 @@ def test_times_start_at_the_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
 def test_the_rotation_in_the_header_is_applied(tmp_path: Path, matrix: tuple[int, ...], turns: int) -> None:
     path = write_clip(tmp_path / "clip.mp4", moving_frames(2))
-    plain = next(iter(Stream(str(path)))).image
+    plain = next(iter(VideoStream(str(path)))).image
     content = path.read_bytes()
     place = content.index(b"tkhd") + 4 + 40  # the matrix of a version 0 header: ISO/IEC 14496-12, 8.3.2
     a, b, c, d = (value << 16 for value in matrix)
     turned = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content[:place] + turned + content[place + 36 :])
-    assert np.array_equal(next(iter(Stream(str(path)))).image, np.rot90(plain, turns))
+    assert np.array_equal(next(iter(VideoStream(str(path)))).image, np.rot90(plain, turns))
 
 
 def test_pictures_have_a_rate(tmp_path: Path) -> None:
@@ -104,7 +106,30 @@ def test_a_stream_over_the_network_equals_the_file(tmp_path: Path) -> None:
             open_source(f"{address}/no.mp4")
         server.shutdown()
     assert "secret" not in str(told.value)
-    assert np.array_equal(found, [frame.image for frame in Stream(str(path))])
+    assert np.array_equal(found, [frame.image for frame in VideoStream(str(path))])
+
+
+def test_a_live_stream_is_read_and_its_silence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over plain TCP: no server for RTSP can be had here."""
+    path = write_clip(tmp_path / "clip.ts", moving_frames(5))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+        def send() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(path.read_bytes())
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        source = VideoStream(address)
+        found = [frame.image for frame in source]
+        thread.join()
+        assert source.live
+        assert np.array_equal(found, [frame.image for frame in VideoStream(str(path))])
+        monkeypatch.setattr(source_module, "TIMEOUT", 0.3)
+        with pytest.raises(VideoError, match="no answer for 0 seconds"):
+            VideoStream(address)  # connected, and no one sends
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -137,7 +162,7 @@ def test_damaged_pieces_are_left_out_and_counted(tmp_path: Path) -> None:
     middle = slice(len(content) // 3, len(content) // 3 + 40)
     content[middle] = bytes(40)
     path.write_bytes(content)
-    source = Stream(str(path))
+    source = VideoStream(str(path))
     found = list(source)
     assert 1 <= len(found) <= 12
     assert all(frame.image.shape == (96, 128, 3) for frame in found)
@@ -154,4 +179,4 @@ def test_settings_that_do_not_go_together() -> None:
 
     for settings in ({"every": 0}, {"every": 61, "hold": True}):
         with pytest.raises(ConfigurationError, match="every"):
-            next(segment_video(None, Source(), None, **settings))  # type: ignore[arg-type]
+            next(segment_video(None, FrameSource(), None, **settings))  # type: ignore[arg-type]

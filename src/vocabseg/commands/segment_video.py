@@ -17,13 +17,12 @@ from vocabseg.commands.terminal import FAILED, counting, printable
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import check_apart, check_folder, check_writable, make_folder
 from vocabseg.runtime.progress import counted
-from vocabseg.video.source import is_address, is_camera
-from vocabseg.video.writer import FORMATS, check_video_name
+from vocabseg.video.names import FORMATS, check_video_name, is_address, is_camera
 
 if TYPE_CHECKING:
     from vocabseg.runtime.segmenter.segmenter import Segmenter
     from vocabseg.runtime.text.vocabulary import Vocabulary
-    from vocabseg.video.source import Source
+    from vocabseg.video.source import FrameSource
 
 # Of inputs that are taken for videos, besides those that can be written.
 SUFFIXES = (*FORMATS, ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv")
@@ -66,7 +65,7 @@ class VideoWork:
         """All files to write."""
         return list(self.files.values())
 
-    def open(self) -> "Source":
+    def open(self) -> "FrameSource":
         """The frames; raises VideoError."""
         from vocabseg.video.source import USUAL_RATE, Pictures, open_source
 
@@ -179,7 +178,7 @@ def run_video(
 
 
 @contextmanager
-def stopping(source: "Source") -> Iterator[list[int]]:
+def stopping(source: "FrameSource") -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM stop the source, so that what was begun is finished; the second one stops at once."""
     stopped: list[int] = []
 

@@ -8,18 +8,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vocabseg.runtime.errors import OutputError
-from vocabseg.video.source import Source, video_library
+from vocabseg.video.names import FORMATS, check_video_name
+from vocabseg.video.source import FrameSource, video_library
 
-# File name suffix -> FFmpeg's name of the format, and encoders with their options; the first one that is there is used.
-X264 = ("libx264", {"preset": "veryfast", "crf": "20"})
-MPEG4 = ("mpeg4", {"qscale": "3"})
-VP9 = ("libvpx-vp9", {"crf": "32", "deadline": "realtime", "cpu-used": "6"})
-FORMATS: dict[str, tuple[str, tuple[tuple[str, dict[str, str]], ...]]] = {
-    ".mp4": ("mp4", (X264, MPEG4)),
-    ".mov": ("mov", (X264, MPEG4)),
-    ".mkv": ("matroska", (X264, MPEG4)),
-    ".webm": ("webm", (VP9,)),
-}
 # Of a second: the clock that MPEG and RTP have, in which the usual frame rates are whole numbers.
 CLOCK = 90_000
 # How FFmpeg numbers ITU-T H.273's matrix of BT.601, by which it converts RGB.
@@ -29,7 +20,7 @@ BT601 = 6
 class VideoWriter:
     """Encodes frames into an open file; the size is that of the first one, each side rounded up to an even number."""
 
-    def __init__(self, file: BinaryIO, path: Path, rate: float, source: Source | None = None):
+    def __init__(self, file: BinaryIO, path: Path, rate: float, source: FrameSource | None = None):
         """`path` names the format, `rate` the usual frames per second; the audio of `source` is copied.
 
         Raises OutputError for another format, and where its encoders are missing.
@@ -110,10 +101,3 @@ class VideoWriter:
                 if packet.pts >= 0:
                     packet.stream = copy
                     yield packet
-
-
-def check_video_name(path: Path) -> Path:
-    """The path; raises OutputError where its suffix is none of a video that can be written."""
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"cannot write a video to {str(path)!r}: use one of the suffixes {', '.join(FORMATS)}")
-    return path
