@@ -21,6 +21,7 @@ from vocabseg.benchmarks.scenes.files import write_scenes
 from vocabseg.runtime.bundle.folder import demo_folder
 from vocabseg.video.muxer import VideoWriter
 
+APP = cli.application()
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -88,7 +89,7 @@ def mentioned() -> Iterator[Written]:
         for match in re.finditer(r"`(vocabseg [a-z]+ [^`]*)`", text):
             if "..." not in match[1]:
                 yield Written(" ".join(match[1].split()), document.name)
-    for command in cli.application().registered_commands:
+    for command in APP.registered_commands:
         for match in re.finditer(r"vocabseg [a-z]+[^\n]*", command.epilog or ""):
             yield Written(match[0], f"{command.name} --help")
 
@@ -176,7 +177,7 @@ def test_every_command_has_only_options_that_exist(written: Written, folder: Pat
         (folder / name).write_bytes(b"weights")
     words = [str(Path(word).expanduser()) if word.startswith("~") else word for word in shlex.split(written.text)]
     words = [found for word in words for found in (glob(word) if "*" in word else [word])]
-    command = typer.main.get_command(cli.application()).commands[words[1]]  # type: ignore[attr-defined]
+    command = typer.main.get_command(APP).commands[words[1]]  # type: ignore[attr-defined]
     command.make_context(words[1], words[2:])
 
 
