@@ -1,8 +1,6 @@
 """A whole benchmark on small work: variants that take turns, the pipeline's own labels, parity, failures."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +29,8 @@ from vocabseg.benchmarks.speed.selection import (
     images_in,
     make_benchmark,
 )
-from vocabseg.benchmarks.speed.variants import LIMITS, lead
-from vocabseg.benchmarks.speed.workers import STEPS, VariantProcess, cold_start, limited, numerical_threads
+from vocabseg.benchmarks.speed.variants import lead
+from vocabseg.benchmarks.speed.workers import STEPS, VariantProcess, cold_start, numerical_threads
 from vocabseg.export.configuration import load_configuration
 from vocabseg.runtime.bundle.folder import Bundle, open_bundle
 from vocabseg.runtime.bundle.settings import adjust_manifest
@@ -224,57 +222,6 @@ def test_precisions_and_names_that_do_not_exist(bundle: Bundle, images: list[Pat
         make_benchmark(bundle, VOCABULARY, images, "", precisions=["int3"])
     with pytest.raises(EngineError, match="nothing can run here"):
         make_benchmark(bundle, VOCABULARY, images, "", "onnxruntime", precisions=["bfloat16"])
-
-
-def test_limits_of_variants(bundle: Bundle, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "has_amx", lambda: True)
-    against = ["onnxruntime@1-thread", "openvino@no-amx", "onnxruntime@no-amx"]
-    benchmark = make_benchmark(bundle, VOCABULARY, images, "no", "openvino", against, ["float32"])
-    assert [spec.name for spec in benchmark.variants] == ["openvino", "onnxruntime@1-thread", "openvino@no-amx"]
-    assert [(one.name, str(one.reason)[:32]) for one in benchmark.missing] == [
-        ("onnxruntime@no-amx", "ONNX Runtime has no setting that")
-    ]
-    with pytest.raises(ConfigurationError, match="behind the @ stands one of 1-thread, no-amx"):
-        make_benchmark(bundle, VOCABULARY, images, "", against=["openvino@half"])
-    monkeypatch.setattr(selection, "has_amx", lambda: False)
-    benchmark = make_benchmark(bundle, VOCABULARY, images, "no", "openvino", against[1:2], ["float32"])
-    assert benchmark.missing[0].reason == "this CPU has no AMX"
-
-
-def test_a_limit_holds_the_process_and_nothing_after_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VOCABSEG_THREADS", "3")
-    seen = "import os; print(*map(os.environ.get, ['VOCABSEG_THREADS', 'OMP_NUM_THREADS', 'ONEDNN_MAX_CPU_ISA']))"
-
-    def environment() -> str:
-        return subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip()
-
-    before = environment()
-    specs = [EngineSpec(bundle.folder, "openvino", "float32", VOCABULARY, limit=limit) for limit in LIMITS]
-    found = []
-    for spec in specs:
-        with limited(spec), numerical_threads(3):
-            found.append(environment())
-    assert found == ["1 1 None", "3 3 AVX512_CORE_BF16"]
-    assert environment() == before
-
-
-MULTIPLYING = """
-import numpy as np, openvino
-from openvino import opset8
-given = opset8.parameter([64, 64], np.float32)
-model = openvino.Model([opset8.matmul(given, opset8.constant(np.eye(64, dtype=np.float32)), False, False)], [given], "")
-compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
-kinds = [node.get_rt_info()["primitiveType"].value for node in compiled.get_runtime_model().get_ordered_ops()]
-print(any("amx" in kind for kind in kinds), any("bf16" in kind for kind in kinds))
-"""
-
-
-@pytest.mark.skipif("amx_bf16" not in machine.processor(), reason="this CPU has no AMX")
-@pytest.mark.parametrize(("limit", "printed"), [("", "True True"), ("no-amx", "False True")])
-def test_openvino_multiplies_without_amx_where_it_is_told_to(bundle: Bundle, limit: str, printed: str) -> None:
-    with limited(EngineSpec(bundle.folder, "openvino", "bfloat16", VOCABULARY, limit=limit)):
-        run = subprocess.run([sys.executable, "-c", MULTIPLYING], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == printed, run.stderr
 
 
 def test_weights_that_belong_to_a_bundle(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
