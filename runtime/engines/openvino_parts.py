@@ -63,7 +63,8 @@ def _cut(model: Any) -> Any:
 
 def _inputs(model: Any, *ends: Any) -> list[Any]:
     """The model's inputs that these tensors depend on."""
-    found, waiting = set(), [end.get_node() for end in ends]
+    found: set[str] = set()
+    waiting = [end.get_node() for end in ends]
     while waiting:
         node = waiting.pop()
         if node.get_name() not in found:
