@@ -123,7 +123,8 @@ def _result(
         peak_device_bytes=one.device_memory,
         cold_start=one.cold,
         text=_text(benchmark, one),
-        roof=rooflines(work, stages, peaks, partial(stage_precision, spec)),
+        # The peaks are those of the machine without limits.
+        roof=[] if spec.limit else rooflines(work, stages, peaks, partial(stage_precision, spec)),
         parity=parity,
     )
 

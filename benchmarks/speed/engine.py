@@ -30,11 +30,12 @@ class EngineSpec:
     vocabulary: Vocabulary
     settings: tuple[str, ...] = ()
     device: str = "cpu"
+    limit: str = ""
 
     @property
     def name(self) -> str:
-        """The engine, with its precision where that is not the usual one."""
-        return variant_name(self.engine, self.precision)
+        """The engine, with its limit, and its precision where that is not the usual one."""
+        return variant_name(self.engine, self.precision, self.limit)
 
     def open(self) -> "EngineVariant":
         """Open the bundle on the engine; raises BundleError or EngineError."""

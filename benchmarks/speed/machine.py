@@ -101,6 +101,7 @@ class PeakSpec:
     device: str = "cpu"
     name: str = "the peak measurement"
     precision: str = ""
+    limit: str = ""
 
     def open(self) -> "PeakMeter":
         """Ready to measure."""

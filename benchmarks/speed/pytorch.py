@@ -49,11 +49,12 @@ class TorchSpec:
     vocabulary: Vocabulary
     compiled: bool = False
     device: str = "cpu"
+    limit: str = ""
 
     @property
     def name(self) -> str:
-        """The name, with the precision where that is not the usual one."""
-        return variant_name("torch-compile" if self.compiled else "torch-eager", self.precision)
+        """The name, with its limit, and the precision where that is not the usual one."""
+        return variant_name("torch-compile" if self.compiled else "torch-eager", self.precision, self.limit)
 
     def open(self) -> "TorchVariant":
         """Load the weights, and compile the networks when they first run."""

@@ -18,7 +18,7 @@ from vocabseg.benchmarks.speed.parity import compare_image
 from vocabseg.benchmarks.speed.results import BenchmarkReport, ImageInfo, Peaks
 from vocabseg.benchmarks.speed.selection import Benchmark
 from vocabseg.benchmarks.speed.variants import Capture, VariantSpec
-from vocabseg.benchmarks.speed.workers import VariantProcess, cold_start, numerical_threads
+from vocabseg.benchmarks.speed.workers import VariantProcess, cold_start, limited, numerical_threads
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
@@ -117,7 +117,7 @@ class _Running:
             process.close()
 
     def _opened(self, spec: VariantSpec) -> Contestant:
-        with numerical_threads(thread_count()):
+        with limited(spec), numerical_threads(thread_count()):
             one = Contestant(spec, self._start(spec))
         with self._blame(one):
             one.process.ready()
@@ -194,7 +194,8 @@ class _Running:
         for done, one in enumerate(self.alive if benchmark.effort.cold else []):
             if isinstance(one.spec, EngineSpec):
                 self.progress("starting fresh processes", done, len(self.alive))
-                one.cold = cold_start(one.spec, benchmark.images[0], benchmark.effort.cold)
+                with limited(one.spec):
+                    one.cold = cold_start(one.spec, benchmark.images[0], benchmark.effort.cold)
 
     def _compare(self) -> None:
         """Parity on every image, then mean IoU on scenes where the bundle knows their classes."""

@@ -15,11 +15,11 @@ from vocabseg.benchmarks.scenes.files import write_scenes
 from vocabseg.benchmarks.speed.engine import EngineSpec
 from vocabseg.benchmarks.speed.pytorch import TorchSpec, Weights
 from vocabseg.benchmarks.speed.results import VariantResult
-from vocabseg.benchmarks.speed.variants import VariantSpec, variant_name
+from vocabseg.benchmarks.speed.variants import LIMITS, VariantSpec, variant_name
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.bundle.settings import apply_settings
-from vocabseg.runtime.engines.choose import choose
+from vocabseg.runtime.engines.choose import choose, has_amx
 from vocabseg.runtime.engines.interface import QUANTISED
 from vocabseg.runtime.engines.openvino import check_precision
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError
@@ -87,8 +87,11 @@ def make_benchmark(
     and EngineError where no engine can run.
     """
     for name in against:
-        if name not in NAMES:
+        known, at, limit = name.partition("@")
+        if known not in NAMES:
             raise ConfigurationError(f"--against {name!r}: give some of {', '.join(NAMES)}")
+        if at and limit not in LIMITS:
+            raise ConfigurationError(f"--against {name!r}: behind the @ stands one of {', '.join(LIMITS)}")
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ConfigurationError(f"--precision {precision!r}: give some of {', '.join(PRECISIONS)}")
@@ -144,13 +147,18 @@ def _spec(
     precision: str,
 ) -> VariantSpec | str:
     """The variant, or why it is not available."""
+    name, _, limit = name.partition("@")
+    if limit:
+        reason = _unlimited(name, limit, device)
+        if reason is not None:
+            return reason
     if name in TORCH:
         reason = _unavailable(name == "torch-compile", device, precision)
         if reason is not None:
             return reason
         if isinstance(weights, str):
             return weights
-        return TorchSpec(weights, precision, vocabulary, name == "torch-compile", device)
+        return TorchSpec(weights, precision, vocabulary, name == "torch-compile", device, limit)
     if name == "tensorrt" and device == "cpu" and find_spec("tensorrt") is None:
         return "the package tensorrt is not installed (pip install 'vocabseg[gpu]', with an NVIDIA GPU)"
     try:
@@ -161,7 +169,18 @@ def _spec(
             bundle.graph(graph, choice.variant)
     except (BundleError, EngineError) as error:
         return str(error)
-    return EngineSpec(bundle.folder, name, precision, vocabulary, settings, device)
+    return EngineSpec(bundle.folder, name, precision, vocabulary, settings, device, limit)
+
+
+def _unlimited(name: str, limit: str, device: str) -> str | None:
+    """Why a variant cannot be held to a limit; None where it can."""
+    if device != "cpu":
+        return "limits are for a CPU"
+    if limit == "no-amx" and name == "onnxruntime":
+        return "ONNX Runtime has no setting that keeps it from using AMX"
+    if limit == "no-amx" and not has_amx():
+        return "this CPU has no AMX"
+    return None
 
 
 def _oracle(

@@ -87,18 +87,28 @@ class Variant(Protocol):
 
 
 class VariantSpec(Protocol):
-    """A variant that can be opened, in another process too."""
+    """A variant that can be opened, in another process too; one with a `limit`, only there (`workers.limited`)."""
 
     @property
     def name(self) -> str: ...
     @property
     def precision(self) -> str: ...
+    @property
+    def limit(self) -> str: ...
     def open(self) -> Variant: ...
 
 
-def variant_name(name: str, precision: str) -> str:
-    """The name, with the precision where that is not the usual one."""
-    return name if precision == "float32" else f"{name} {precision}"
+# What a variant may be held to, and the environment that does it: oneDNN multiplies for OpenVINO and PyTorch.
+LIMITS = {
+    "1-thread": {"VOCABSEG_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    "no-amx": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+}
+
+
+def variant_name(name: str, precision: str, limit: str = "") -> str:
+    """The name, with the limit if there is one, and the precision where that is not the usual one."""
+    limited = f"{name}@{limit}" if limit else name
+    return limited if precision == "float32" else f"{limited} {precision}"
 
 
 def lead(scores: np.ndarray) -> np.ndarray:

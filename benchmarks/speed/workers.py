@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from vocabseg.benchmarks.process_memory import process_memory
 from vocabseg.benchmarks.speed.engine import EngineSpec
 from vocabseg.benchmarks.speed.results import ColdStart, timing
-from vocabseg.benchmarks.speed.variants import VariantSpec
+from vocabseg.benchmarks.speed.variants import LIMITS, VariantSpec
 from vocabseg.runtime.errors import EngineError, VocabsegError
 
 # Environment variables for the threads of numerical libraries, which read them when they are loaded.
@@ -130,13 +130,29 @@ def peak_memory() -> int | None:
 @contextlib.contextmanager
 def numerical_threads(count: int) -> Iterator[None]:
     """Processes started inside give numerical libraries that many threads, unless the user has set another number."""
-    added = [name for name in THREAD_SETTINGS if name not in os.environ]
-    os.environ.update({name: str(count) for name in added})
+    with _environment({name: str(count) for name in THREAD_SETTINGS if name not in os.environ}):
+        yield
+
+
+@contextlib.contextmanager
+def limited(spec: VariantSpec) -> Iterator[None]:
+    """Processes started inside are held to the variant's limit."""
+    with _environment(LIMITS.get(spec.limit, {})):
+        yield
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 STEPS = ("start Python, import", "open the bundle", "encode the names", "first image")

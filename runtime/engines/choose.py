@@ -151,6 +151,8 @@ def _names(offers: Iterable[Offer]) -> tuple[str, ...]:
 def has_amx() -> bool:
     """Whether this CPU multiplies tiles of bfloat16 (AMX), some eight times as fast as float32 without it.
 
+    There bfloat16 is the default, since it keeps the parity contract even with random weights of the published size:
+    the proposal network and the image encoder's first layers stay in float32 (`BFLOAT16_GRAPHS`, `first_layers`).
     False where the system does not tell (only Linux does). OpenVINO offers bfloat16 on any CPU with AVX-512, where it
     gains at most a factor of two and loses the same accuracy, so there it is left to the user.
     """
@@ -247,7 +249,9 @@ ON_CPU = (
     ),
 )
 # Said of precisions that were taken without a wish: (engine, on a GPU, precision).
-_NOTES = {("openvino", False, "bfloat16"): "; in bfloat16, since this CPU has AMX"} | {
+_NOTES = {
+    ("openvino", False, "bfloat16"): "; in bfloat16, since this CPU has AMX (proposals and first layers in float32)"
+} | {
     (name, True, "float32"): "; in float32, since the bundle has no FP16 graphs (`vocabseg build` makes them)"
     for name in _names(ON_GPU)
 }

@@ -42,7 +42,11 @@ INCOMPLETE = 4
 def bench(
     bundle: BundleArgument = None,
     against: Annotated[
-        str, typer.Option(help="Others to measure: torch-eager, torch-compile, onnxruntime, openvino, tensorrt.")
+        str,
+        typer.Option(
+            help="Others to measure: torch-eager, torch-compile, onnxruntime, openvino, tensorrt; on a CPU also held "
+            "to one thread (openvino@1-thread) or kept from AMX (openvino@no-amx)."
+        ),
     ] = "",
     images: Annotated[
         Path | None, typer.Option("--images", help="A folder of images. Default: a photo and rendered scenes.")
