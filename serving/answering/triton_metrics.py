@@ -1,6 +1,7 @@
 """The model's own figures as Triton's custom metrics, beside those that Triton counts itself."""
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ class TritonMetrics:
 
     def __init__(self, make_family: Callable[[str, str, bool], Any], labels: dict[str, str]):
         self._counters: dict[tuple[str, str], Any] = {}
+        self._lock = threading.Lock()
         self._shown: dict[tuple[str, str], float] = {}
         self._families = []  # a family that is garbage-collected takes its metrics with it
         for name, (description, label, values) in COUNTERS.items():
@@ -57,8 +59,9 @@ class TritonMetrics:
             if graph in responder.segmenter.bundle.manifest.graphs:
                 seconds = getattr(responder.segmenter.engine(graph), "seconds", 0.0)
                 now["vocabseg_graph_seconds_total", graph] = seconds
-        for key, value in now.items():
-            gained = value - self._shown.get(key, 0.0)
-            if gained > 0:
-                self._counters[key].increment(gained)
-                self._shown[key] = value
+        with self._lock:
+            for key, value in now.items():
+                gained = value - self._shown.get(key, 0.0)
+                if gained > 0:
+                    self._counters[key].increment(gained)
+                    self._shown[key] = value
