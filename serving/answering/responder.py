@@ -97,11 +97,12 @@ class Responder:
 
         def pairs() -> Iterator[tuple[np.ndarray, Vocabulary]]:
             for index, request, pixels in decoded:
-                refused = pixels if isinstance(pixels, Exception) else self._embed(index, request, gone)
-                if refused is None and gone(index):
-                    refused = ImageError(GONE)
-                if refused is not None:
+                if isinstance(pixels, Exception):
+                    finish(index, pixels)
+                elif (refused := self._embed(index, request, gone)) is not None:
                     finish(index, refused)
+                elif gone(index):
+                    finish(index, ImageError(GONE))
                 else:
                     under_way.append((index, request))
                     yield pixels, request.vocabulary

@@ -8,8 +8,10 @@ import pytest
 
 from tests.serving.servers import SCENE
 from vocabseg.runtime.errors import EngineError, ImageError, VocabularyError
+from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
+from vocabseg.serving.answering.answers import tensors
 from vocabseg.serving.answering.requests import ImageRequest, RequestError
 from vocabseg.serving.answering.responder import Responder
 from vocabseg.serving.protocol import RequestLimits, RequestOptions
@@ -86,3 +88,17 @@ def test_answers_of_different_sizes_do_not_stack() -> None:
 
     with pytest.raises(RequestError, match="send each in a request of its own"):
         stack([{"LABELS": np.zeros((2, 3))}, {"LABELS": np.zeros((3, 2))}])
+
+
+@pytest.mark.parametrize("count", [256, 257])
+def test_labels_in_a_byte_each_are_the_same_labels(count: int) -> None:
+    labels = np.arange(256, dtype=np.int32).reshape(8, 32)
+    result = Result(labels, np.ones((8, 32), np.float32), [f"class {number}" for number in range(count)])
+    request = request_for(SCENE, FEW, "LABELS_UINT8")
+    if count > 256:
+        with pytest.raises(RequestError, match="257 classes are too many for LABELS_UINT8: ask for LABELS"):
+            tensors(result, request)
+        return
+    (found,) = tensors(result, request).values()
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, labels)
