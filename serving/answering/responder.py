@@ -38,15 +38,19 @@ class ServiceStatistics:
         self.regions = 0
         self.rejected = 0
         self.batches = 0
+        self.request_seconds = 0.0  # from when the model takes a request until its answer leaves
         self.seconds = {"decode": 0.0, "names": 0.0, "segment": 0.0, "answer": 0.0}
         self._lock = threading.Lock()
 
-    def add(self, images: int = 0, regions: int = 0, rejected: int = 0, batches: int = 0) -> None:
+    def add(
+        self, images: int = 0, regions: int = 0, rejected: int = 0, batches: int = 0, request_seconds: float = 0.0
+    ) -> None:
         with self._lock:
             self.images += images
             self.regions += regions
             self.rejected += rejected
             self.batches += batches
+            self.request_seconds += request_seconds
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

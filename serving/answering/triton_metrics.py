@@ -16,7 +16,8 @@ COUNTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "vocabseg_images_total": ("Images answered", "", ("",)),
     "vocabseg_rejected_total": ("Images or names that could not be used, and answers that failed", "", ("",)),
     "vocabseg_regions_total": ("Regions that took part in the answers", "", ("",)),
-    "vocabseg_batches_total": ("Batches run", "", ("",)),
+    "vocabseg_batches_total": ("Batches taken", "", ("",)),
+    "vocabseg_request_seconds_total": ("Seconds from taking a request to its answer", "", ("",)),
     "vocabseg_stage_seconds_total": ("Seconds spent in a stage; stages overlap", "stage", STAGES),
     "vocabseg_graph_seconds_total": ("Seconds spent in a network", "graph", GRAPHS),
     "vocabseg_names_total": ("Class names looked up, by where their embedding was found", "source", SOURCES),
@@ -52,6 +53,7 @@ class TritonMetrics:
             ("vocabseg_rejected_total", ""): statistics.rejected,
             ("vocabseg_regions_total", ""): statistics.regions,
             ("vocabseg_batches_total", ""): statistics.batches,
+            ("vocabseg_request_seconds_total", ""): statistics.request_seconds,
         }
         now |= {("vocabseg_stage_seconds_total", stage): seconds for stage, seconds in statistics.seconds.items()}
         now |= {("vocabseg_names_total", source): count for source, count in responder.segmenter.text.counts.items()}

@@ -32,14 +32,14 @@ class Job:
     ):
         self.images = images
         self.send = send
+        self.since = time.monotonic()
         self._gone = gone
-        self._since = time.monotonic()
         self._answers: dict[int, Answer] = {}
         self._lock = threading.Lock()
 
     def gone(self) -> bool:
         """Whether the client no longer waits; taken to wait for the first moments."""
-        return time.monotonic() - self._since > ASK_AFTER and self._gone()
+        return time.monotonic() - self.since > ASK_AFTER and self._gone()
 
     def settle(self, index: int, answer: Answer) -> list[Tensors] | Exception | None:
         """Take the answer for an image; returns what is to be sent, or None while other images are missing."""
@@ -123,6 +123,7 @@ class Workers:
         found = job.settle(index, answer)
         if found is None:
             return
+        self._responder.statistics.add(request_seconds=time.monotonic() - job.since)
         if self._unanswered == 1:
             self._show()
         job.send(found)
