@@ -22,7 +22,7 @@ from vocabseg.serving.answering.responder import Responder
 from vocabseg.serving.answering.triton_metrics import TritonMetrics
 from vocabseg.serving.answering.watchdog import Watchdog
 from vocabseg.serving.answering.workers import Job, Workers
-from vocabseg.serving.protocol import BY_NAME, INPUTS, OUTPUTS, SUPERVISED, NamedVocabulary, RequestLimits
+from vocabseg.serving.protocol import EVIDENCE, INPUTS, OUTPUTS, SUPERVISED, NamedVocabulary, RequestLimits
 
 BUNDLE = "bundle"
 VOCABULARIES = "vocabularies.json"
@@ -104,8 +104,8 @@ def _contents(request: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         if tensor is not None:
             inputs[name] = tensor.as_numpy()
     wanted = list(request.requested_output_names())
-    if set(OUTPUTS).issubset(wanted):  # a client that names none gets all but what costs megabytes
-        wanted = [name for name in wanted if name not in BY_NAME]
+    if set(OUTPUTS).issubset(wanted):  # a client that names none gets all except the megabytes of evidence
+        wanted = [name for name in wanted if name not in EVIDENCE]
     return inputs, json.loads(request.parameters() or "{}"), wanted
 
 

@@ -9,7 +9,6 @@ CLASSES = "CLASSES"  # (B, K) BYTES, names in UTF-8; without it, a named vocabul
 
 # Outputs; only those that a request asks for are computed.
 LABELS = "LABELS"  # (B, H, W) int32, indices into CLASS_NAMES
-LABELS_UINT8 = "LABELS_UINT8"  # (B, H, W) uint8, LABELS in a quarter of the bytes, for up to 256 classes
 SCORES = "SCORES"  # (B, H, W) float32
 CLASS_NAMES = "CLASS_NAMES"  # (B, K) BYTES
 SEGMENTS = "SEGMENTS"  # (B, 1) BYTES, JSON: a COCO run-length encoding per class present (Result.to_json)
@@ -22,8 +21,6 @@ NO_OBJECT = "NO_OBJECT"  # (B, M) float32
 SIZES = "SIZES"  # (B, 6) int32: padded, network and output size, each (height, width)
 
 EVIDENCE = (MASK_LOGITS, CLASS_PROBABILITIES, NO_OBJECT, SIZES)
-# Outputs that a request without a list of outputs does not get.
-BY_NAME = (*EVIDENCE, LABELS_UINT8)
 
 # Name -> (Triton's data type, dimensions without the batch's).
 INPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -33,7 +30,6 @@ INPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 OUTPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
     LABELS: ("TYPE_INT32", (-1, -1)),
-    LABELS_UINT8: ("TYPE_UINT8", (-1, -1)),
     SCORES: ("TYPE_FP32", (-1, -1)),
     CLASS_NAMES: ("TYPE_STRING", (-1,)),
     SEGMENTS: ("TYPE_STRING", (1,)),
@@ -44,9 +40,6 @@ OUTPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
     NO_OBJECT: ("TYPE_FP32", (-1,)),
     SIZES: ("TYPE_INT32", (6,)),
 }
-
-# Most classes of LABELS_UINT8.
-SHORT_LABELS = 256
 
 MODEL = "vocabseg"
 # Environment variable: the folder that holds the package, if it is not installed in the model's environment.

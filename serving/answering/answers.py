@@ -16,19 +16,12 @@ Tensors = dict[str, np.ndarray]
 def tensors(result: Result, request: ImageRequest) -> Tensors:
     """The outputs that a request asks for, without the batch's axis; BYTES as object arrays.
 
-    Raises VocabularyError for "things" that are not classes, RequestError for more classes than an output can tell
-    apart, VocabsegError for what a per-pixel model does not have.
+    Raises VocabularyError for "things" that are not classes, VocabsegError for what a per-pixel model does not have.
     """
     found: Tensors = {}
     wanted = request.wanted
     if protocol.LABELS in wanted:
         found[protocol.LABELS] = result.labels
-    if protocol.LABELS_UINT8 in wanted:
-        if len(result.classes) > protocol.SHORT_LABELS:
-            raise RequestError(
-                f"{len(result.classes)} classes are too many for {protocol.LABELS_UINT8}: ask for LABELS"
-            )
-        found[protocol.LABELS_UINT8] = result.labels.astype(np.uint8)
     if protocol.SCORES in wanted:
         found[protocol.SCORES] = result.scores
     if protocol.CLASS_NAMES in wanted:

@@ -118,6 +118,8 @@ class Responder:
                     finish(index, self._made(result, request))
                 return
             except Exception:  # one image can fail all those behind it: they run again, each alone
+                if not under_way and next(pairs(), None) is None:  # it failed before it took any
+                    return
                 while under_way:
                     index, request = under_way.popleft()
                     finish(index, self._alone(request))

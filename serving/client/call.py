@@ -17,6 +17,8 @@ from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 from vocabseg.serving import protocol
 
+RESULT = (protocol.LABELS, protocol.SCORES, protocol.CLASS_NAMES)
+
 
 class VocabularyName:
     """A vocabulary that the server knows by this name."""
@@ -67,18 +69,12 @@ class Call:
         classes = [name.decode() for name in arrays[protocol.CLASS_NAMES][0]]
         evidence = _evidence(arrays) if protocol.SIZES in arrays else None
         # What comes over the wire is read-only; what a segmenter gives is not.
-        labels = arrays[protocol.LABELS_UINT8 if protocol.LABELS_UINT8 in arrays else protocol.LABELS][0]
-        scores = np.array(arrays[protocol.SCORES][0])
-        return RemoteResult(labels.astype(np.int32), scores, classes, self.source, evidence, self.categories)
+        labels, scores = np.array(arrays[protocol.LABELS][0]), np.array(arrays[protocol.SCORES][0])
+        return RemoteResult(labels, scores, classes, self.source, evidence, self.categories)
 
 
 def segment_call(image: Any, vocabulary: Any, evidence: bool) -> Call:
-    wanted = (protocol.SCORES, protocol.CLASS_NAMES, *(protocol.EVIDENCE if evidence else ()))
-    call = Call(image, vocabulary, wanted)
-    # The contrast class of "other" is one more. Of a vocabulary that the server names, the size is not known here.
-    classes = call.inputs[protocol.CLASSES].size + 1 if protocol.CLASSES in call.inputs else protocol.SHORT_LABELS + 1
-    call.wanted = (protocol.LABELS_UINT8 if classes <= protocol.SHORT_LABELS else protocol.LABELS, *wanted)
-    return call
+    return Call(image, vocabulary, RESULT + (protocol.EVIDENCE if evidence else ()))
 
 
 def panoptic_call(image: Any, vocabulary: Any, things: Any, object_mask_threshold: float, overlap: float) -> Call:

@@ -11,7 +11,7 @@ from tests.serving.servers import SCENE
 from vocabseg.client import Client
 from vocabseg.runtime.errors import ServerError, VocabularyError
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving.client.call import Call, VocabularyName, segment_call
+from vocabseg.serving.client.call import Call, segment_call
 from vocabseg.serving.client.retries import passes, pauses, translated
 
 triton = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed")
@@ -100,18 +100,3 @@ def test_without_tritonclient_the_error_says_what_to_install(monkeypatch: pytest
 
     with pytest.raises(EngineError, match=r"pip install 'vocabseg\[serving\]'"):
         Client("http://127.0.0.1:9")
-
-
-def test_labels_travel_in_a_byte_each_where_the_number_of_classes_is_known_to_allow_it() -> None:
-    few, most = segment_call(SCENE, ["a", "b"], False), segment_call(SCENE, [str(n) for n in range(255)], False)
-    assert few.wanted[0] == most.wanted[0] == "LABELS_UINT8"
-    more = segment_call(SCENE, [str(n) for n in range(256)], False)  # "other" could be one more
-    assert more.wanted[0] == segment_call(SCENE, VocabularyName("big"), False).wanted[0] == "LABELS"
-    arrays = {
-        "LABELS_UINT8": np.array([[[0, 1], [1, 255]]], np.uint8),
-        "SCORES": np.ones((1, 2, 2), np.float32),
-        "CLASS_NAMES": np.array([[b"a", b"b"]], object),
-    }
-    labels = few.read(arrays).labels
-    assert labels.dtype == np.int32
-    assert labels.tolist() == [[0, 1], [1, 255]]

@@ -8,10 +8,8 @@ import pytest
 
 from tests.serving.servers import SCENE
 from vocabseg.runtime.errors import EngineError, ImageError, VocabularyError
-from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.runtime.text.vocabulary import Vocabulary
-from vocabseg.serving.answering.answers import tensors
 from vocabseg.serving.answering.requests import ImageRequest, RequestError
 from vocabseg.serving.answering.responder import Responder
 from vocabseg.serving.protocol import RequestLimits, RequestOptions
@@ -76,6 +74,40 @@ def test_an_engine_that_fails_once_costs_one_answer_at_most(responder: Responder
     assert all(np.array_equal(answer["SCORES"], expected) for answer in answers)
 
 
+def test_what_fails_before_it_takes_an_image_is_told_for_every_image(
+    responder: Responder, local: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a bundle without proposals, which is no reason to try for ever."""
+
+    def failing(pairs: Any) -> Iterator[Any]:
+        raise EngineError("no proposals")
+        yield from pairs
+
+    monkeypatch.setattr(type(local), "small", False)
+    monkeypatch.setattr(local, "segment_pairs", failing)
+    answers = answers_of(responder, [request_for(SCENE.read_bytes()) for _ in range(5)])
+    assert [str(answer) for answer in answers] == ["no proposals"] * 5
+
+
+def test_large_models_answer_while_requests_still_come(
+    responder: Responder, local: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(local), "small", False)
+    answers: dict[int, Any] = {}
+    known: list[int] = []
+
+    def coming() -> Iterator[ImageRequest]:
+        for _ in range(8):
+            known.append(len(answers))
+            yield request_for(SCENE.read_bytes())
+
+    responder.answer(coming(), answers.__setitem__)
+    assert known[0] == 0
+    assert 0 < known[-1] < 8
+    expected = local(SCENE, FEW).scores
+    assert all(np.array_equal(answers[index]["SCORES"], expected) for index in range(8))
+
+
 def test_nothing_is_computed_for_clients_that_have_gone(responder: Responder, local: Segmenter) -> None:
     before = local.engine("proposal").seconds
     answers = answers_of(responder, [request_for(SCENE.read_bytes()), request_for(SCENE.read_bytes())], gone=True)
@@ -88,17 +120,3 @@ def test_answers_of_different_sizes_do_not_stack() -> None:
 
     with pytest.raises(RequestError, match="send each in a request of its own"):
         stack([{"LABELS": np.zeros((2, 3))}, {"LABELS": np.zeros((3, 2))}])
-
-
-@pytest.mark.parametrize("count", [256, 257])
-def test_labels_in_a_byte_each_are_the_same_labels(count: int) -> None:
-    labels = np.arange(256, dtype=np.int32).reshape(8, 32)
-    result = Result(labels, np.ones((8, 32), np.float32), [f"class {number}" for number in range(count)])
-    request = request_for(SCENE, FEW, "LABELS_UINT8")
-    if count > 256:
-        with pytest.raises(RequestError, match="257 classes are too many for LABELS_UINT8: ask for LABELS"):
-            tensors(result, request)
-        return
-    (found,) = tensors(result, request).values()
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, labels)
