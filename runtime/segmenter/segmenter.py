@@ -236,11 +236,12 @@ class Segmenter:
 
     @property
     def small(self) -> bool:
-        """Whether images are best segmented in parallel, one thread each: no thread waits, at the same total cost.
+        """Whether images are best segmented in parallel, on one thread of the CPU each: no thread waits, at the same total cost.
 
         A large model would need memory for many images at a time, and its matrix products already fill several cores.
         """
-        return self.choice.name == "onnxruntime" and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
+        on_cpu = self.choice.name == "onnxruntime" and not self.choice.on_gpu
+        return on_cpu and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
 
 
 def _mask_logits(masks: np.ndarray, size: Size) -> np.ndarray:

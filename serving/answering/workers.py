@@ -55,8 +55,8 @@ class Job:
 class Workers:
     """Threads that answer jobs.
 
-    `running(count)` is told how many jobs are unanswered, when jobs are put and when none is left; `show()` is called
-    before the last of them is answered, and must also show what happens meanwhile when called by others.
+    `running(count)` is told how many jobs are unanswered, when jobs are put and when none is left. `show()` is called
+    just before the last of them is answered, so that who has the answer finds it counted, and just after.
     """
 
     def __init__(
