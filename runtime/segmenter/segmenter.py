@@ -236,7 +236,7 @@ class Segmenter:
 
     @property
     def small(self) -> bool:
-        """Whether images are best segmented in parallel, on one thread of the CPU each: no thread waits, at the same total cost.
+        """Whether images are best segmented in parallel, a CPU's thread each: no thread waits, at the same total cost.
 
         A large model would need memory for many images at a time, and its matrix products already fill several cores.
         """
