@@ -2,7 +2,8 @@
 
 Three runs on the same cores, one after the other: `segment_many` in a process of its own; clients against a server that
 batches; the same without batching. Clients, server and model share the cores, which `segment_many` has for itself.
-Memory is that of the server and its model processes.
+After the full load, requests arrive at random at shares of its rate, which shows what a user waits for. Memory is that
+of the server and its model processes.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vocabseg.benchmarks.scale.serving import alone, broken, served
+from vocabseg.benchmarks.scale.serving import ARRIVALS, alone, broken, served
 from vocabseg.benchmarks.scenes.files import write_scenes
 from vocabseg.runtime.bundle.folder import open_bundle
 from vocabseg.runtime.doctor import processor
@@ -43,7 +44,9 @@ def main() -> None:
         images = write_scenes(folder, arguments.images)
         print(f"segment_many for {arguments.local_seconds:g} s ...", file=sys.stderr, flush=True)
         report["local"] = alone(arguments.bundle, images, arguments.local_seconds)
-        for name, max_batch, share in (("batching", arguments.max_batch, 1.0), ("no batching", 1, 0.25)):
+        for name, max_batch, share, arrivals in (
+            ("batching", arguments.max_batch, 1.0, ARRIVALS), ("no batching", 1, 0.25, ()),
+        ):  # fmt: skip
             seconds = share * arguments.seconds
             print(f"{arguments.clients} clients for {seconds:g} s, {name} ...", file=sys.stderr, flush=True)
             serving = Serving(
@@ -52,7 +55,7 @@ def main() -> None:
             )  # fmt: skip
             report[name] = served(
                 bundle, serving, environment, folder / name.replace(" ", "-"),
-                arguments.protocol, arguments.clients, images, seconds,
+                arguments.protocol, arguments.clients, images, seconds, arrivals,
             )  # fmt: skip
         report["local again"] = alone(arguments.bundle, images, arguments.local_seconds)
     report["broken"] = broken(report)
@@ -81,22 +84,45 @@ def _print(report: dict[str, Any]) -> None:
     print(f"{report['machine']}; {report['bundle']}, {report['instances']} x {report['threads']} threads")
     for name in ("local", "local again"):
         found = report[name]
-        print(f"segment_many alone: {found['images per second']:.2f} images/s, {_cpu(found)}")
+        print(f"segment_many alone: {found['images per second']:.2f} images/s")
     for name in ("batching", "no batching"):
         found = report[name]
         memory = f"{found['memory after warm-up'] / 1e6:.0f} -> {found['memory at the end'] / 1e6:.0f} MB"
         print(
-            f"{report['clients']} clients, {name}: {found['images per second']:.2f} images/s, {_cpu(found)}, "
-            f"{found['images']} images, {found['errors']} errors, p50 {found['p50'] * 1e3:.0f} ms, "
-            f"p99 {found['p99'] * 1e3:.0f} ms, memory {memory}"
+            f"{report['clients']} clients, {name}: {found['images per second']:.2f} images/s, "
+            f"{found['images']} images, {found['errors']} errors, {_waits(found)}, memory {memory}"
         )
+    for share in ARRIVALS:
+        found = report["batching"][f"at {share:.0%}"]
+        print(f"arriving at {share:.0%}: {found['requests per second']:.2f} images/s, {_waits(found)}")
+    print(_breakdown(report))
     print("broken: " + "; ".join(report["broken"]) if report["broken"] else "the contract holds")
 
 
-def _cpu(found: dict[str, Any]) -> str:
-    """The fairest figure on a machine that has other work, too."""
-    clients = f" ({1e3 * found['of the clients']:.1f} the clients')" if "of the clients" in found else ""
-    return f"{1e3 * found['CPU seconds per image']:.1f} ms of CPU per image{clients}"
+def _waits(found: dict[str, Any]) -> str:
+    return f"p50 {found['p50'] * 1e3:.0f} ms, p99 {found['p99'] * 1e3:.0f} ms"
+
+
+def _breakdown(report: dict[str, Any]) -> str:
+    """Where an image's time goes; CPU time is the fairest figure on a machine that has other work, too."""
+    found, local = report["batching"], [report["local"], report["local again"]]
+    alone, decoding, idle = (
+        sum(run[name] for run in local) / 2 for name in ("CPU seconds per image", "of decoding", "idle cores")
+    )
+    rows = {
+        "decoding": decoding,
+        "the rest of segment_many": alone - decoding,
+        "reading requests and sending answers": found["of the models"] - alone,
+        "tritonserver": found["of the server"],
+        "clients": found["of the clients"],
+    }
+    lines = [f"{1e3 * seconds:8.2f} ms  {name}" for name, seconds in rows.items()]
+    total = found["CPU seconds per image"]
+    return "\n".join([
+        "CPU time of an image:", *lines, f"{1e3 * total:8.2f} ms in all, {alone / total:.2f} of it segment_many's; "
+        f"without the clients {alone / (total - found['of the clients']):.2f}",
+        f"idle cores: {found['idle cores']:.1%}, with segment_many {idle:.1%}",
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import msgspec
 import triton_python_backend_utils as triton
 
 from vocabseg.runtime.errors import VocabsegError
-from vocabseg.serving.answering.answers import stack
-from vocabseg.serving.answering.requests import ImageRequest, RequestReader
+from vocabseg.serving.answering.answers import Tensors, stack
+from vocabseg.serving.answering.requests import RequestReader
 from vocabseg.serving.answering.responder import Responder
 from vocabseg.serving.answering.triton_metrics import TritonMetrics
 from vocabseg.serving.answering.watchdog import Watchdog
+from vocabseg.serving.answering.workers import Job, Workers
 from vocabseg.serving.protocol import EVIDENCE, INPUTS, OUTPUTS, SUPERVISED, NamedVocabulary, RequestLimits
 
 BUNDLE = "bundle"
@@ -48,57 +50,35 @@ class TritonPythonModel:
         self._responder = Responder(segmenter, limits)
         prompts = segmenter.bundle.manifest.prompts
         self._reader = RequestReader(limits, named, (prompts.query, prompts.region))
-        self._watchdog = Watchdog(limits.max_step_seconds)
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
         self._metrics = TritonMetrics(_family, labels)
+        watchdog = Watchdog(limits.max_step_seconds)
+        self._workers = Workers(self._responder, watchdog, self._metrics.running, self._show)
         self._watcher = None if os.environ.get(SUPERVISED) else _watch()
         triton.Logger.log_info(f"{labels['instance']}: {segmenter.bundle.manifest.name} on {segmenter.choice.key}")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch of requests, each for itself."""
-        self._metrics.running(len(requests))
-        try:
-            with self._watchdog:
-                return self._execute(requests)
-        finally:
-            self._metrics.running(0)
-
-    def _execute(self, requests: list[Any]) -> list[Any]:
-        images: list[ImageRequest] = []
-        owners: list[int] = []
-        errors: dict[int, Exception] = {}
+    def execute(self, requests: list[Any]) -> None:
+        """Take a batch of requests; each is answered for itself through its response sender, most after the return."""
         statistics = self._responder.statistics
-        for number, request in enumerate(requests):
-            if request.is_cancelled():
-                errors[number] = Cancelled("the client has gone")
-                continue
+        statistics.add(batches=1)
+        jobs = []
+        for request in requests:
             try:
-                found = self._reader.read(*_contents(request))
+                images = self._reader.read(*_contents(request))
             except Exception as error:
-                errors[number] = error
-                statistics.rejected += 1
-                continue
-            images += found
-            owners += [number] * len(found)
-
-        def gone(index: int) -> bool:
-            self._watchdog.moved()
-            return bool(requests[owners[index]].is_cancelled())
-
-        answers = self._responder.answer(images, gone)
-        parts: dict[int, list[Any]] = {number: [] for number in range(len(requests))}
-        for owner, answer in zip(owners, answers, strict=True):
-            if isinstance(answer, Exception):
-                errors.setdefault(owner, answer)
+                statistics.add(rejected=1)
+                _send(request, error)
             else:
-                parts[owner].append(answer)
-        responses = [_response(parts[number], errors.get(number)) for number in parts]
-        statistics.batches += 1
+                jobs.append(Job(images, request.is_cancelled, partial(_send, request)))
+        self._show()
+        self._workers.put(jobs)
+
+    def _show(self) -> None:
         self._metrics.show(self._responder)
-        return responses
 
     def finalize(self) -> None:
         """Called when the server unloads the model, after the last answer."""
+        self._workers.close()
         self._responder.close()
         del self._metrics  # Triton's metrics must go before the stub's connection does, or the stub crashes at its end
         if self._watcher is not None and self._watcher.stdin is not None:
@@ -116,10 +96,6 @@ def _watch() -> "subprocess.Popen[bytes]":
     return subprocess.Popen(["/bin/sh", "-c", script, str(os.getppid())], stdin=subprocess.PIPE, start_new_session=True)
 
 
-class Cancelled(Exception):
-    """The client no longer waits for the answer."""
-
-
 def _contents(request: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Tensors, parameters and wanted outputs of a request."""
     inputs = {}
@@ -133,19 +109,26 @@ def _contents(request: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     return inputs, json.loads(request.parameters() or "{}"), wanted
 
 
-def _response(parts: list[Any], error: Exception | None) -> Any:
-    if error is None:
-        try:
-            outputs = [triton.Tensor(name, array) for name, array in stack(parts).items()]
-            return triton.InferenceResponse(output_tensors=outputs)
-        except Exception as failure:
-            error = failure
-    if isinstance(error, Cancelled):
-        return _refusal(str(error), triton.TritonError.CANCELLED)
-    if isinstance(error, VocabsegError):
+def _send(request: Any, answer: list[Tensors] | Exception) -> None:
+    """Send the answer for a request, or why there is none."""
+    try:
+        final = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        request.get_response_sender().send(_response(answer), flags=final)
+    except Exception as error:  # nobody can be told: it must not end the thread that answers the others
+        triton.Logger.log_error("".join(traceback.format_exception(error)))
+
+
+def _response(answer: list[Tensors] | Exception) -> Any:
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        outputs = [triton.Tensor(name, array) for name, array in stack(answer).items()]
+        return triton.InferenceResponse(output_tensors=outputs)
+    except VocabsegError as error:
         return _refusal(str(error), triton.TritonError.INVALID_ARG)
-    triton.Logger.log_error("".join(traceback.format_exception(error)))
-    return _refusal(f"{type(error).__name__}: {error} (a fault of the server)", triton.TritonError.INTERNAL)
+    except Exception as error:
+        triton.Logger.log_error("".join(traceback.format_exception(error)))
+        return _refusal(f"{type(error).__name__}: {error} (a fault of the server)", triton.TritonError.INTERNAL)
 
 
 def _refusal(message: str, code: Any) -> Any:

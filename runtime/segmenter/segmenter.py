@@ -271,18 +271,20 @@ class Segmenter:
         if self.choice.on_gpu:
             stages: Any = self.stages
             return Line(stages, lambda proposals: self._regions(stages, proposals)).segment(pairs)
-        if threads > 1 and self._is_small():
+        if threads > 1 and self.small:
             return side_by_side(lambda pair: self.propose(pair[0]).classify(pair[1]), pairs, threads)
         return one_ahead(
             self._find_proposals, lambda proposals, names: self._describe(self.stages, proposals).classify(names), pairs
         )
 
-    def _is_small(self) -> bool:
-        """Whether images are best segmented in parallel, one thread each: no thread waits, at the same total cost.
+    @property
+    def small(self) -> bool:
+        """Whether images are best segmented in parallel, a CPU's thread each: no thread waits, at the same total cost.
 
         A large model would need memory for many images at a time, and its matrix products already fill several cores.
         """
-        return self.choice.name == "onnxruntime" and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
+        on_cpu = self.choice.name == "onnxruntime" and not self.choice.on_gpu
+        return on_cpu and self.bundle.manifest.graph_bytes <= SMALL_MODEL_BYTES
 
 
 def _mask_logits(masks: np.ndarray, size: Size) -> np.ndarray:

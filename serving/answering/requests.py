@@ -62,6 +62,8 @@ class RequestReader:
         """
         options = read_options(parameters)
         images = self._images(inputs)
+        if not images:
+            raise ImageError(f"the request has no image: give {IMAGE} or {PIXELS} at least one")
         unknown = sorted(set(wanted).difference(OUTPUTS))
         if unknown:
             raise RequestError(f"there is no output {unknown[0]!r}: ask for some of {', '.join(OUTPUTS)}")

@@ -1,15 +1,15 @@
 """Answers requests together, whatever their vocabularies; one that cannot be answered does not affect the others.
 
-Images are decoded ahead in threads of their own, names that are not embedded yet are embedded first, and then all
-images run through `Segmenter.segment_pairs`, which overlaps their stages.
+A large model, and any on a GPU, takes them through `Segmenter.segment_pairs`, which overlaps the stages of successive
+images, while further ones are decoded ahead. Of a small model on a CPU, several threads answer an image each.
 """
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from vocabseg.runtime.threads import thread_count
 from vocabseg.serving.answering.answers import Tensors, tensors
 from vocabseg.serving.answering.requests import ImageRequest
 from vocabseg.serving.protocol import RequestLimits
+
+Answer = Tensors | Exception
 
 # Images decoded ahead of the one that is segmented: the next ones are ready, and no more than that are in memory.
 AHEAD = 2
@@ -36,7 +38,19 @@ class ServiceStatistics:
         self.regions = 0
         self.rejected = 0
         self.batches = 0
+        self.request_seconds = 0.0  # from when the model takes a request until its answer leaves
         self.seconds = {"decode": 0.0, "names": 0.0, "segment": 0.0, "answer": 0.0}
+        self._lock = threading.Lock()
+
+    def add(
+        self, images: int = 0, regions: int = 0, rejected: int = 0, batches: int = 0, request_seconds: float = 0.0
+    ) -> None:
+        with self._lock:
+            self.images += images
+            self.regions += regions
+            self.rejected += rejected
+            self.batches += batches
+            self.request_seconds += request_seconds
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -44,93 +58,117 @@ class ServiceStatistics:
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - begin
+            took = time.perf_counter() - begin
+            with self._lock:
+                self.seconds[stage] += took
 
 
 class Responder:
-    """A segmenter that answers requests; not to be used by several threads at once."""
+    """A segmenter that answers requests; `parallel` threads at most may use one."""
 
     def __init__(self, segmenter: Segmenter, limits: RequestLimits):
         self.segmenter = segmenter
         self.limits = limits
         self.statistics = ServiceStatistics()
+        # Threads that are to answer, each with a core: one more than there are, as they also wait for Triton.
+        threads = thread_count()
+        self.parallel = threads + 1 if segmenter.small and threads > 1 else 1
         self._decoders = ThreadPoolExecutor(min(4, thread_count()), "decode")
 
     def close(self) -> None:
         self._decoders.shutdown(cancel_futures=True)
 
     def answer(
-        self, requests: Sequence[ImageRequest], gone: Callable[[int], bool] = lambda index: False
-    ) -> list[Tensors | Exception]:
-        """The tensors for each request, or why there are none: a VocabsegError for what the client can fix.
+        self,
+        requests: Iterable[ImageRequest],
+        settle: Callable[[int, Answer], None],
+        gone: Callable[[int], bool] = lambda index: False,
+    ) -> None:
+        """Call `settle(index, answer)` for each request, as soon as there is an answer.
 
-        `gone(index)` tells whether the client no longer waits; it is called just before the image is segmented, and
-        again and again while its names are encoded. Names that were encoded by then are kept.
+        The answer is the request's tensors, or why there are none: a VocabsegError for what the client can fix.
+        `requests` is read on while images are segmented. `gone(index)` tells whether the client no longer waits; it is
+        called just before the image is segmented, and again and again while its names are encoded. Names that were
+        encoded by then are kept.
         """
-        with self.statistics.timed("names"):
-            refused = self._embed(requests, gone)
-        answers: dict[int, Tensors | Exception] = {
-            index: refused[request.vocabulary]
-            for index, request in enumerate(requests)
-            if request.vocabulary in refused
-        }
-        waiting = [index for index in range(len(requests)) if index not in answers]
-        under_way: deque[int] = deque()
+        under_way: deque[tuple[int, ImageRequest]] = deque()
+        decoded = self._decoded(enumerate(requests))
+
+        def finish(index: int, answer: Answer) -> None:
+            failed = isinstance(answer, Exception)
+            self.statistics.add(images=not failed, rejected=failed)
+            settle(index, answer)
 
         def pairs() -> Iterator[tuple[np.ndarray, Vocabulary]]:
-            for index, pixels in self._decoded(requests, waiting):
-                if gone(index):
-                    answers[index] = ImageError(GONE)
-                elif isinstance(pixels, Exception):
-                    answers[index] = pixels
+            for index, request, pixels in decoded:
+                if isinstance(pixels, Exception):
+                    finish(index, pixels)
+                elif (refused := self._embed(index, request, gone)) is not None:
+                    finish(index, refused)
+                elif gone(index):
+                    finish(index, ImageError(GONE))
                 else:
-                    under_way.append(index)
-                    yield pixels, requests[index].vocabulary
+                    under_way.append((index, request))
+                    yield pixels, request.vocabulary
 
-        results = self.segmenter.segment_pairs(pairs())
         while True:
             try:
-                with self.statistics.timed("segment"):
-                    result = next(results, None)
+                for result in self._results(pairs()):
+                    index, request = under_way.popleft()
+                    finish(index, self._made(result, request))
+                return
             except Exception:  # one image can fail all those behind it: they run again, each alone
-                break
-            if result is None:
-                break
-            index = under_way.popleft()
-            answers[index] = self._finish(result, requests[index])
-        for index in waiting:
-            if index not in answers:
-                answers[index] = self._alone(requests[index])
-        failed = sum(isinstance(answer, Exception) for answer in answers.values())
-        self.statistics.images += len(answers) - failed
-        self.statistics.rejected += failed
-        return [answers[index] for index in range(len(requests))]
+                if not under_way and next(pairs(), None) is None:  # it failed before it took any
+                    return
+                while under_way:
+                    index, request = under_way.popleft()
+                    finish(index, self._alone(request))
 
-    def _embed(self, requests: Sequence[ImageRequest], gone: Callable[[int], bool]) -> dict[Vocabulary, Exception]:
-        """Embed new names; returns the vocabularies that cannot be used, and why."""
-        waiting: dict[Vocabulary, list[int]] = {}
-        for index, request in enumerate(requests):
-            waiting.setdefault(request.vocabulary, []).append(index)
-        refused: dict[Vocabulary, Exception] = {}
-        for vocabulary, indices in waiting.items():
-            try:
-                self.segmenter.embed_names(vocabulary, partial(_ask, indices, gone))
-            except Exception as error:
-                refused[vocabulary] = error
-        return refused
+    def _results(self, pairs: Iterator[tuple[np.ndarray, Vocabulary]]) -> Iterator[Result]:
+        if self.segmenter.small:
+            for pixels, vocabulary in pairs:
+                with self.statistics.timed("segment"):
+                    result = self.segmenter.propose(pixels).classify(vocabulary)
+                yield result
+            return
+        results = self.segmenter.segment_pairs(pairs)
+        while True:
+            with self.statistics.timed("segment"):
+                following = next(results, None)
+            if following is None:
+                return
+            yield following
+
+    def _embed(self, index: int, request: ImageRequest, gone: Callable[[int], bool]) -> Exception | None:
+        """Embed new names; returns why they cannot be used."""
+
+        def ask(*progress: object) -> None:
+            if gone(index):
+                raise ImageError(GONE)
+
+        try:
+            with self.statistics.timed("names"):
+                self.segmenter.embed_names(request.vocabulary, ask)
+            return None
+        except Exception as error:
+            return error
 
     def _decoded(
-        self, requests: Sequence[ImageRequest], indices: Sequence[int]
-    ) -> Iterator[tuple[int, np.ndarray | Exception]]:
-        """Index and pixels of each request, a few decoded ahead."""
-        coming: deque[tuple[int, Future[np.ndarray | Exception]]] = deque()
-        for index in indices:
-            coming.append((index, self._decoders.submit(self._decode, requests[index])))
+        self, requests: Iterable[tuple[int, ImageRequest]]
+    ) -> Iterator[tuple[int, ImageRequest, np.ndarray | Exception]]:
+        """Index, request and pixels of each request; where one thread answers, a few are decoded ahead."""
+        if self.segmenter.small:
+            for index, request in requests:
+                yield index, request, self._decode(request)
+            return
+        coming: deque[tuple[int, ImageRequest, Future[np.ndarray | Exception]]] = deque()
+        for index, request in requests:
+            coming.append((index, request, self._decoders.submit(self._decode, request)))
             if len(coming) > AHEAD:
-                first, future = coming.popleft()
-                yield first, future.result()
-        for index, future in coming:
-            yield index, future.result()
+                first, one, future = coming.popleft()
+                yield first, one, future.result()
+        for index, request, future in coming:
+            yield index, request, future.result()
 
     def _decode(self, request: ImageRequest) -> np.ndarray | Exception:
         try:
@@ -139,26 +177,20 @@ class Responder:
         except Exception as error:
             return error
 
-    def _finish(self, result: Result, request: ImageRequest) -> Tensors | Exception:
+    def _made(self, result: Result, request: ImageRequest) -> Answer:
         try:
             with self.statistics.timed("answer"):
                 if result.evidence is not None:
-                    self.statistics.regions += len(result.evidence.class_probabilities)
+                    self.statistics.add(regions=len(result.evidence.class_probabilities))
                 return tensors(result, request)
         except Exception as error:
             return error
 
-    def _alone(self, request: ImageRequest) -> Tensors | Exception:
+    def _alone(self, request: ImageRequest) -> Answer:
         try:
             with self.statistics.timed("segment"):
                 pixels = load_image(request.image, self.limits.max_pixels)
                 result = next(self.segmenter.segment_pairs([(pixels, request.vocabulary)]))
         except Exception as error:
             return error
-        return self._finish(result, request)
-
-
-def _ask(indices: Sequence[int], gone: Callable[[int], bool], *progress: object) -> None:
-    """Raise ImageError if nobody waits for any of the requests any more."""
-    if all(gone(index) for index in indices):
-        raise ImageError(GONE)
+        return self._made(result, request)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ with Watchdog(1) as watchdog:
         threading.Event().wait(0.1)
         watchdog.moved()
     print("moved", flush=True)
+
+    def move():
+        with watchdog:
+            while True:
+                threading.Event().wait(0.1)
+                watchdog.moved()
+
+    threading.Thread(target=move, daemon=True).start()
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()
@@ -81,13 +90,14 @@ def test_names_are_encoded_only_while_someone_waits(responder: Responder) -> Non
         asked.append(index)
         return index == 0 or len(asked) > 6
 
-    answers = responder.answer([request, request], gone)
-    assert [type(answer) for answer in answers] == [ImageError, ImageError]
+    answers: dict[int, Any] = {}
+    responder.answer([request, request], answers.__setitem__, gone)
+    assert [type(answers[index]) for index in range(2)] == [ImageError, ImageError]
     encoded = segmenter.text.counts["encoded"]
     assert 64 <= encoded <= 192
     # Whoever comes later finds what was encoded by then.
-    (answer,) = responder.answer([request])
-    assert isinstance(answer, dict)
+    responder.answer([request], answers.__setitem__)
+    assert isinstance(answers[0], dict)
     assert segmenter.text.counts["memory"] >= encoded
     assert segmenter.text.counts["encoded"] == 640
 

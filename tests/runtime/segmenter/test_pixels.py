@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,8 +169,10 @@ def test_a_server_answers_what_there_is(bundle, image) -> None:
     ]
     segmenter = vocabseg.load(bundle, "cpu", "onnxruntime")
     responder = Responder(segmenter, RequestLimits())
-    labels, *refused = responder.answer(requests)
+    answers: dict[int, Any] = {}
+    responder.answer(requests, answers.__setitem__)
     responder.close()
+    labels, *refused = (answers[index] for index in range(3))
     np.testing.assert_array_equal(labels["LABELS"], segmenter(image, SEEN).labels)
     assert ["a per-pixel model has no masks" in str(error) for error in refused] == [True, True]
 
