@@ -11,6 +11,7 @@ import numpy as np
 from vocabseg.runtime.bundle.manifest import QUERIES
 from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
 from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels.budget import choose_leaders, mask_confidences
 from vocabseg.runtime.kernels.cropping import Cropping
 from vocabseg.runtime.kernels.geometry import expand_boxes
 from vocabseg.runtime.masks import Masks, Size
@@ -41,7 +42,10 @@ class HostImage:
 
 @dataclass(eq=False)
 class HostProposals:
-    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are set by their stages."""
+    """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are set by their stages.
+
+    Under a region budget also encoded_as (V,), see `Regions.encoded_as`, and areas are -1 where a mask is dropped.
+    """
 
     image: np.ndarray
     resized: np.ndarray
@@ -49,6 +53,7 @@ class HostProposals:
     query_embeddings: np.ndarray | None
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    encoded_as: np.ndarray | None = None
     embeddings: np.ndarray | None = None
 
     @property
@@ -67,12 +72,17 @@ class HostStages(Observed):
         kernels: ModuleType,
         ensemble: EnsembleSection | None = None,
         width: int = 0,
+        objects: Callable[[], np.ndarray] | None = None,
     ):
-        """`run` runs the networks; `width` is that of the image encoder's embeddings."""
+        """`run` runs the networks; `width` is that of the image encoder's embeddings.
+
+        `objects` gives `TextEmbedder.object_matrix`, without which no region budget is kept.
+        """
         self.spec, self.region, self.ensemble = spec, region, ensemble
         self.kernels = kernels
         self._run = run
         self._width = width
+        self._objects = objects
         self._cropping = cropping(region)
 
     def turn(self) -> AbstractContextManager[Any]:
@@ -105,13 +115,37 @@ class HostStages(Observed):
     def describe(self, proposals: HostProposals) -> None:
         with self.stage("region_boxes"):
             boxes, areas = self.kernels.region_boxes(proposals.masks, self.region.mask_threshold)
+            if self.region.budgeted and self._objects is not None:
+                proposals.encoded_as = self._budgeted(proposals, boxes, areas)
         proposals.boxes, proposals.areas = boxes[areas > 0], areas
 
+    def _budgeted(self, proposals: HostProposals, boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+        """`Regions.encoded_as` under the region budget; the areas of dropped masks become -1."""
+        region, masks = self.region, proposals.masks
+        bits = None if region.share_iou is None else self.kernels.region_bits(masks, region.mask_threshold)
+        limits = region.share_iou, region.min_objectness, region.max_regions
+        leaders = choose_leaders(boxes, areas, self._objectness(proposals), bits, *limits)
+        areas[(areas > 0) & (leaders < 0)] = -1
+        place = np.cumsum(areas > 0) - 1
+        return place[leaders[areas > 0]]
+
+    def _objectness(self, proposals: HostProposals) -> np.ndarray:
+        """(N,) float32: one minus the probability of "no object", or without queries the masks' own confidence."""
+        if proposals.query_embeddings is None:
+            return mask_confidences(proposals.masks.logits, self.region.mask_threshold)
+        assert self._objects is not None
+        assert self.ensemble is not None
+        found = query_distribution(proposals.query_embeddings, self._objects(), self.ensemble.temperature)
+        return np.float32(1) - found[:, -1]
+
     def encode(self, proposals: HostProposals, progress: Progress = silent) -> None:
-        """Embed all regions, in chunks to bound memory."""
-        count = len(proposals.boxes)
+        """Embed all regions, in chunks to bound memory; those that share a crop get equal rows."""
+        own = places = None
+        if proposals.encoded_as is not None:
+            own, places = np.unique(proposals.encoded_as, return_inverse=True)
+        count = len(proposals.boxes if own is None else own)
         chunks: list[np.ndarray] = []
-        for inputs, part in self.encoder_inputs(proposals):
+        for inputs, part in self.encoder_inputs(proposals, own):
             progress("encoding regions", part.start, count)
             with self.stage("image_encoder"):
                 chunks.append(self._run("image_encoder", inputs)["image_features"])
@@ -122,7 +156,8 @@ class HostStages(Observed):
             check_usable("image encoder", image_features=lengths)
             if not lengths.all():
                 raise unusable("image encoder", "image_features")
-            proposals.embeddings = features / lengths
+            features = features / lengths
+            proposals.embeddings = features if places is None else features[places]
         else:
             proposals.embeddings = np.zeros((0, self._width), np.float32)
 
@@ -163,6 +198,7 @@ class HostStages(Observed):
             "query_embeddings": proposals.query_embeddings,
             "boxes": proposals.boxes,
             "areas": proposals.areas,
+            "encoded_as": proposals.encoded_as,
             "embeddings": proposals.embeddings,
         }
         return {name: array for name, array in found.items() if array is not None}

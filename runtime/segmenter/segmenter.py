@@ -67,7 +67,10 @@ class Segmenter:
         manifest = bundle.manifest
         self.kernels = load_kernels(kernels)  # of the host: on a GPU, for later queries of results
         (width,) = manifest.graphs["image_encoder"].outputs[0].shape[-1:]
-        self._host = HostStages(manifest.input, manifest.region, self._run, self.kernels, manifest.ensemble, int(width))
+        self._host = HostStages(
+            manifest.input, manifest.region, self._run, self.kernels, manifest.ensemble, int(width),
+            lambda: self.text.object_matrix(),
+        )  # fmt: skip
         self.stages: Stages = self._host
         self.device: Device | None = None
         if self.choice.on_gpu:
