@@ -1,11 +1,18 @@
 """Regions that share a crop, and masks that get none: on the demo model and on masks of one's own."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from tests.fake_driver.machine import Machine
 from tests.golden import REPOSITORY
 from tests.prompted import prompted_bundle
+from tests.runtime.segmenter.test_cuda_stages import assert_same, emulated, emulated_kernels
+from vocabseg.runtime.bundle.folder import demo_folder
+from vocabseg.runtime.bundle.manifest import write_manifest
 from vocabseg.runtime.bundle.settings import open_adjusted
+from vocabseg.runtime.errors import EngineError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
@@ -136,3 +143,63 @@ def test_regions_that_share_a_crop_share_its_patch_mask(image, tmp_path, monkeyp
     assert sum(len(each["patch_mask"]) for each in given) == sum(len(each["crops"]) for each in given) == regions.crops
     assert regions.crops < len(regions.boxes)
     np.testing.assert_array_equal(regions.embeddings, regions.embeddings[regions.encoded_as])
+
+
+def budgeted_bundle(folder, *settings):
+    """A copy of the demo model with a budget in its manifest."""
+    shutil.copytree(demo_folder(), folder)
+    write_manifest(open_adjusted(None, [f"region.{one}" for one in settings]).manifest, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings", [["share_iou=0.8", "min_objectness=0.01"], ["max_regions=7", "matting=true", "share_iou=0.7"]]
+)
+def test_on_a_gpu_as_on_the_host(image, tmp_path, settings):
+    bundle = budgeted_bundle(tmp_path / "bundle", *settings)
+    host = budgeted(*settings)
+    images = [image, image[:, ::-1], image[20:180, 30:200], image[::2, ::2]]
+    expected = [host.propose(one) for one in images]
+    host.embed_names(host.vocabulary(NAMES))
+    host.text.object_matrix()
+    with emulated(bundle, Machine(seed=2), text=host.text) as segmenter:
+        for one, wanted in zip(images, expected, strict=True):
+            for _ in range(2):  # the second is replayed
+                found = segmenter.propose(one)
+                np.testing.assert_array_equal(found.areas, wanted.areas)
+                np.testing.assert_array_equal(found.boxes, wanted.boxes)
+                np.testing.assert_array_equal(found.encoded_as, wanted.encoded_as)
+                np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=1e-4)
+                assert found.crops == wanted.crops < len(wanted.boxes) + 1
+                assert_same(found.classify(NAMES), wanted.classify(NAMES))
+        encoder = segmenter.graphs["image_encoder"]
+        encoder.batches.clear()
+        for found, wanted in zip(segmenter.segment_many(images, NAMES), expected, strict=True):
+            assert_same(found, wanted.classify(NAMES))
+            assert found.evidence.opinions.crops.tolist() == wanted.classify(NAMES).evidence.opinions.crops.tolist()
+        assert 0 <= sum(encoder.batches) - sum(regions.crops for regions in expected) < 8 * len(encoder.batches)
+
+
+def test_the_kernels_own_source_and_masks_of_ones_own(image, tmp_path):
+    bundle = budgeted_bundle(tmp_path / "bundle", "share_iou=0.7", "max_regions=9")
+    host = budgeted("share_iou=0.7", "max_regions=9")
+    host.embed_names(host.vocabulary(NAMES))
+    host.text.object_matrix()
+    small = image[:96, :128]
+    masks = np.zeros((3, 96, 128), np.float32)
+    masks[0, 10:60, 20:90], masks[1, 10:60, 20:89], masks[2, 50:90, 5:120] = 0.7, 0.9, 0.6
+    with emulated_kernels(bundle, Machine(seed=1), text=host.text) as segmenter:
+        for ask in (lambda one: one.propose(small), lambda one: one.regions(small, masks)):
+            found, wanted = ask(segmenter), ask(host)
+            np.testing.assert_array_equal(found.areas, wanted.areas)
+            np.testing.assert_array_equal(found.encoded_as, wanted.encoded_as)
+            np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=1e-4)
+            assert found.crops < len(found.boxes)
+            assert_same(found.classify(NAMES), wanted.classify(NAMES))
+
+
+def test_too_many_masks_for_a_gpu_to_compare(image, tmp_path):
+    bundle = budgeted_bundle(tmp_path / "bundle", "share_iou=0.9")
+    told = pytest.raises(EngineError, match="compares at most 4096 masks with each other on a GPU, not 4097")
+    with emulated(bundle, Machine()) as segmenter, told:
+        segmenter.regions(image[:4, :4], np.zeros((4097, 4, 4), bool))
