@@ -7,13 +7,19 @@ import msgspec
 
 from vocabseg.calibration.report.trade_off import DPI, floor, name_points
 from vocabseg.calibration.trials.accuracy_budget import AccuracyBudget, quality
-from vocabseg.calibration.trials.region_trials import RegionTrial, with_budget
+from vocabseg.calibration.trials.region_trials import PAIRED, RegionTrial, with_budget
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import write_manifest
 from vocabseg.runtime.files import atomic_write
 
 HEADINGS = ("", "region budget", "regions", "crops", "fewer", "agreement", "mIoU", "ms/image", "faster")
-FAMILIES = {"none": "#000000", "share_iou": "#0072b2", "min_objectness": "#d55e00", "both": "#009e73"}
+# The picture's lines: a name, the key that varies, and the others.
+LINES: tuple[tuple[str, str, dict[str, float]], ...] = (
+    ("share_iou", "share_iou", {}),
+    ("min_objectness", "min_objectness", {}),
+    *((f"share_iou, min_objectness {least:g}", "share_iou", {"min_objectness": least}) for least in PAIRED),
+)
+COLOURS = ("#0072b2", "#d55e00", "#56b4e9", "#009e73")
 
 
 class RegionReport(msgspec.Struct, frozen=True):
@@ -104,36 +110,39 @@ def write_region_report(report: RegionReport, folder: Path) -> list[Path]:
 
 
 def _plot(report: RegionReport, path: Path) -> None:
-    """Quality against crops of an image."""
+    """Quality against crops of an image, a line for each row of the grid."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 5.2), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(8.4, 5.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    for family, colour in FAMILIES.items():
-        own = [trial for trial in report.trials if _family(trial) == family]
-        axes.plot([trial.crops for trial in own], list(map(quality, own)), "o", color=colour, label=family)
     chosen, first = report.chosen, report.trials[0]
-    axes.plot(chosen.crops, quality(chosen), "o", markersize=13, markerfacecolor="none", color="#000000")
+    for colour, (label, key, rest) in zip(COLOURS, LINES, strict=True):
+        own = [trial for trial in report.trials if _on_line(trial, key, rest)]
+        crops = [trial.crops for trial in own]
+        axes.plot(crops, list(map(quality, own)), "o-", color=colour, linewidth=0.8, label=label, zorder=2)
+    named = [("none", first.crops, quality(first))]
+    named += [(f"{trial.budget[key]:g}", trial.crops, quality(trial)) for _, key, rest in LINES[:2]
+              for trial in report.trials[1:] if _on_line(trial, key, rest)]  # fmt: skip
+    axes.plot(first.crops, quality(first), "o", color="#000000", zorder=3)
+    axes.plot(
+        chosen.crops, quality(chosen), "o", markersize=13, markerfacecolor="none", color="#000000", label="chosen"
+    )
     least = floor(first, report.allowed)
     if least is not None:
-        axes.axhline(least, color="#d55e00", linewidth=0.8, linestyle=":", label=f"allowed: {report.allowed.limits()}")
+        axes.axhline(least, color="#999999", linewidth=0.8, linestyle=":", label=f"allowed: {report.allowed.limits()}")
     axes.set_ylabel("mIoU, %" if first.miou is not None else "pixels with the label of the published method, %")
     axes.set_xlabel("crops encoded per image")
     axes.margins(0.12)
     axes.set_xlim(0, 1.15 * first.crops)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
-    name_points(
-        axes,
-        [
-            (" + ".join(f"{value:g}" for value in trial.budget.values()) or "none", trial.crops, quality(trial))
-            for trial in report.trials
-        ],
-    )
-    figure.suptitle(f"{report.bundle}: {report.choice}", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    name_points(axes, named)
+    figure.suptitle(f"{report.bundle}: {report.choice}".replace(": ", ":\n", 1), fontsize=10)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
-def _family(trial: RegionTrial) -> str:
-    return "both" if len(trial.budget) > 1 else next(iter(trial.budget), "none")
+def _on_line(trial: RegionTrial, key: str, rest: dict[str, float]) -> bool:
+    """Whether a trial has the line's other keys, and that one or none."""
+    others = {name: value for name, value in trial.budget.items() if name != key}
+    return others == rest and (key in trial.budget or not rest)

@@ -17,13 +17,13 @@ from vocabseg.runtime.progress import Progress
 from vocabseg.runtime.segmenter.host_stages import HostStages
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 
-# What is tried beside no budget at all: each alone, and most of the pairs.
-SHARES, LEAST = (0.95, 0.9, 0.8, 0.7), (0.02, 0.05, 0.1)
+# What is tried beside no budget at all: each alone, and pairs.
+SHARES, LEAST, PAIRED = (0.95, 0.9, 0.8, 0.7), (0.02, 0.05, 0.1), (0.02, 0.05)
 GRID: tuple[dict[str, float], ...] = (
     {},
     *({"share_iou": share} for share in SHARES),
     *({"min_objectness": least} for least in LEAST),
-    *({"share_iou": share, "min_objectness": least} for share, least in itertools.product(SHARES, LEAST[:2])),
+    *({"share_iou": share, "min_objectness": least} for share, least in itertools.product(SHARES, PAIRED)),
 )
 
 

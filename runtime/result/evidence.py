@@ -38,11 +38,11 @@ class Opinions:
     seen: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
-    crops: np.ndarray
+    crops: np.ndarray | None = None  # of older pickles
 
     def shares(self, row: int) -> int | None:
-        """The mask whose crop that of a row shares; None where it has its own, or none."""
-        crop = int(self.crops[row])
+        """The mask whose crop stands for that of a row; None where it has its own, or none."""
+        crop = -1 if self.crops is None else int(self.crops[row])
         return None if crop in (-1, int(self.numbers[row])) else crop
 
 
@@ -59,6 +59,8 @@ class Evidence(Protocol):
     def kernels(self) -> ModuleType: ...
     @property
     def opinions(self) -> Opinions | None: ...  # None where only the probabilities are known
+    @property
+    def crops(self) -> int | None: ...  # how many the image encoder was given; None where that is not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ class GivenEvidence:
     no_object: np.ndarray
     kernels: ModuleType
     form_opinions: Callable[[], Opinions | None] = lambda: None
+    crops: int | None = None
 
     @cached_property
     def opinions(self) -> Opinions | None:

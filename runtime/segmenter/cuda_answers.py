@@ -154,6 +154,10 @@ class DeviceEvidence:
             return np.zeros(len(self.regions.voters), np.float32)
         return self.stored.on_host("no_object")[self.regions.voters]
 
+    @property
+    def crops(self) -> int:
+        return self.regions.crops
+
     @cached_property
     def opinions(self) -> Opinions:
         return self.regions.opinions(self.vocabulary)

@@ -224,7 +224,8 @@ class HostStages(Observed):
         probabilities, no_object = votes
         # Usually every mask votes, in order: no copy is needed.
         masks = regions.masks if len(probabilities) == len(regions.masks) else regions.masks[regions.voters]
-        evidence = GivenEvidence(masks, probabilities, no_object, self.kernels, lambda: regions.opinions(vocabulary))
+        opinions = lambda: regions.opinions(vocabulary)  # noqa: E731
+        evidence = GivenEvidence(masks, probabilities, no_object, self.kernels, opinions, regions.crops)
         with self.stage("compose"):
             labels, scores = self.kernels.compose(masks, probabilities)
         if regions.query_embeddings is None:
