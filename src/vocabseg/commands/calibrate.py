@@ -23,7 +23,7 @@ EXAMPLE = (
     "Example: vocabseg calibrate my-bundle --images ~/photos --budget disagreement=2\n\n"
     "With labels: vocabseg calibrate my-bundle --images ~/photos --dataset ade20k-150 --data-dir ~/datasets\n\n"
     "The built-in demo model, on rendered scenes: vocabseg calibrate\n\n"
-    "Fewer crops: vocabseg calibrate my-bundle --regions --images ~/photos --budget disagreement=0.5\n\n"
+    "Fewer crops: vocabseg calibrate my-bundle --regions --images ~/photos --budget disagreement=0.2\n\n"
     "The same command again resumes a calibration that was stopped."
 )
 KINDS = ("float16", "int8", "fp8")
@@ -49,7 +49,7 @@ def calibrate(
         str | None,
         typer.Option(
             help="miou=POINTS lost at most (0.5 with labels), or disagreement=PERCENT of the pixels (else 2; with "
-            "--regions 0.5)."
+            "--regions 0.2)."
         ),
     ] = None,
     dataset: Annotated[
@@ -86,8 +86,9 @@ def calibrate(
 
     say = announcer(quiet)
     kinds = _kinds(precision)
-    default = "disagreement=0.5" if regions else None
-    allowed = parse_budget(budget or default, labelled=dataset is not None or images is None)
+    labelled = dataset is not None or images is None
+    default = "disagreement=0.2" if regions and not labelled else None
+    allowed = parse_budget(budget or default, labelled)
     if dataset is not None and data_dir is None:
         raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
     chosen, held = ([], []) if regions else choose_images(images, count, seed, say)
