@@ -28,7 +28,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_suffix(".toml")
 KERNELS = "tests/runtime/kernels"
 # In the order in which they run: first those that are quick and find most.
-TESTS = ("test_launch", "test_arguments", "test_device_limits", "test_device", "test_device_edges", "test_chain")
+TESTS = (
+    "test_launch",
+    "test_arguments",
+    "test_device_limits",
+    "test_device",
+    "test_device_edges",
+    "test_chain",
+    "test_device_budget",
+)
 # The tests that see most of a file's faults run before all others.
 FIRST = {
     "boxes": "boxes or looked_at or selected or limit_that or than_threads",
@@ -36,7 +44,7 @@ FIRST = {
     "compose": "labels or class or numbers or small_and or beyond", "masks": "labels or numbers or small_and or beyond",
     "mma": "class or numbers or small_and", "crops": "crops or beyond", "patches": "test_crops",
     "resize": "resize", "usable": "unusable", "pixel_math": "resize or boxes or selected or crops",
-    "launch": "test_launch",
+    "launch": "test_launch", "sharing": "leaders or confidences or rows or limit or more_masks",
     "arguments": "bad_arguments or launched", "face": "launched or are_empty or test_chain", "tables": "test_chain",
 }  # fmt: skip
 # What mutants differ in, and what is only linked to.

@@ -50,6 +50,7 @@ class Accuracy(msgspec.Struct, frozen=True):
         confusions: the largest ones, by pixels.
         best, worst: images by their own mean IoU.
         settings: the source's, by section.
+        crops: how many the image encoder was given for an image, on average; None where that is not known.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     best: list[ScoredImage]
     worst: list[ScoredImage]
     settings: dict[str, Any] = {}
+    crops: float | None = None
 
     def unseen(self, index: int) -> bool:
         """Whether a class was not seen in training."""
@@ -237,6 +239,7 @@ def _summary(
         best=ranked[::-1][:shown],
         worst=ranked[:shown] if len(ranked) > 1 else [],
         settings=described_settings(source),
+        crops=sum(state.crops) / len(state.crops) if state.crops else None,
     )
 
 

@@ -36,6 +36,7 @@ class ImageOutcome:
         score: the mean IoU of this image alone, in percent; None where the truth has no class.
         panoptic: the image's sums for panoptic quality.
         detections: its predicted objects.
+        crops: how many the image encoder was given; None where that is not known.
     """
 
     image_id: str
@@ -45,6 +46,7 @@ class ImageOutcome:
     score: float | None = None
     panoptic: PanopticQuality | None = None
     detections: list[Detection] | None = None
+    crops: int | None = None
 
 
 def renamed(dataset: Dataset, vocabulary: Vocabulary) -> Vocabulary:
@@ -119,7 +121,9 @@ class ImageMeasurement:
         if "masks" in self.measures and hasattr(result, "instances") and dataset.instances(sample) is not None:
             published: dict[str, Any] = {"overlap_threshold": None} if isinstance(result, Result) else {}
             detections = _detections(result.instances(things=dataset.things, top_k=DETECTIONS, **published))
-        return ImageOutcome(sample.image_id, None, cells, counts, score, quality, detections)
+        evidence = result.evidence if isinstance(result, Result) else None
+        crops = None if evidence is None else evidence.crops
+        return ImageOutcome(sample.image_id, None, cells, counts, score, quality, detections, crops)
 
 
 class Runner:

@@ -17,6 +17,7 @@ from vocabseg.benchmarks.accuracy.mask_ap import MaskMetrics
 from vocabseg.benchmarks.accuracy.metrics import SemanticMetrics
 from vocabseg.benchmarks.accuracy.panoptic_quality import PanopticMetrics
 from vocabseg.benchmarks.writing import markdown_table
+from vocabseg.runtime.bundle.sections import BUDGET
 from vocabseg.runtime.doctor import processor
 from vocabseg.runtime.files import atomic_write, make_folder
 from vocabseg.runtime.progress import counted
@@ -90,6 +91,7 @@ def to_markdown(accuracy: Accuracy, pictures: Sequence[str] = (), made: Mapping[
     parts = [
         f"# {source.get('model', 'model')} on {accuracy.dataset}",
         f"Engine {source.get('engine', 'unknown')}; {measured}; {len(accuracy.classes)} classes. Figures in percent.",
+        *_crops(accuracy),
     ]
     if accuracy.semantic is not None:
         parts += _semantic(accuracy.semantic)
@@ -128,7 +130,14 @@ def summary_lines(accuracy: Accuracy) -> list[str]:
     if accuracy.masks is not None:
         masks = accuracy.masks
         lines.append(f"mask AP {_number(masks.ap)}   AP50 {_number(masks.ap50)}   AP75 {_number(masks.ap75)}")
-    return lines
+    return [*lines, *_crops(accuracy)]
+
+
+def _crops(accuracy: Accuracy) -> list[str]:
+    """How many crops were encoded, under which region budget, in words; nothing where that is not known."""
+    region = accuracy.settings.get("region", {})
+    budget = " ".join(f"{key}={region[key]:g}" for key in BUDGET if region.get(key)) or "none"
+    return [] if accuracy.crops is None else [f"{accuracy.crops:.1f} crops encoded per image; region budget: {budget}"]
 
 
 def _semantic(metrics: SemanticMetrics) -> list[str]:

@@ -31,6 +31,7 @@ class Stored(msgspec.Struct, frozen=True):
     confusion: dict[str, Any] | None
     panoptic: dict[str, list[Any]] | None
     parts: int
+    crops: list[int] = []
 
 
 class EvaluationState:
@@ -41,6 +42,7 @@ class EvaluationState:
         broken: the other images, with the reason.
         confusion, panoptic: sums, or None where nothing of the kind was measured yet.
         detections: predicted objects by image, where they were asked for.
+        crops: of each image for which that is known, how many the image encoder was given.
     """
 
     def __init__(self, identity: Mapping[str, str], classes: int, folder: Path | None = None):
@@ -51,6 +53,7 @@ class EvaluationState:
         self.confusion: ConfusionMatrix | None = None
         self.panoptic: PanopticQuality | None = None
         self.detections: dict[str, list[Detection]] = {}
+        self.crops: list[int] = []
         self._folder = None if folder is None else folder / FOLDER
         self._parts = 0
         self._unsaved: dict[str, list[Detection]] = {}
@@ -66,6 +69,8 @@ class EvaluationState:
             self.broken[outcome.image_id] = outcome.error
             return
         self.scores[outcome.image_id] = outcome.score
+        if outcome.crops is not None:
+            self.crops.append(outcome.crops)
         if outcome.cells is not None and outcome.counts is not None:
             self.confusion = self.confusion or ConfusionMatrix(self.classes)
             self.confusion.add(outcome.cells, outcome.counts)
@@ -93,6 +98,7 @@ class EvaluationState:
             confusion=None if self.confusion is None else self.confusion.to_json(),
             panoptic=None if self.panoptic is None else self.panoptic.to_json(),
             parts=self._parts,
+            crops=self.crops,
         )
         _write(self._folder / FILE, stored)
 
@@ -116,7 +122,7 @@ class EvaluationState:
                 detections.update(decode_json(data, dict[str, list[Detection]]))
         except (OSError, ValueError) as error:
             return f"the earlier results in {self._folder} cannot be read ({' '.join(str(error).split())})"
-        self.scores, self._parts = dict(stored.scores), stored.parts
+        self.scores, self._parts, self.crops = dict(stored.scores), stored.parts, list(stored.crops)
         self.confusion = None if stored.confusion is None else ConfusionMatrix.from_json(stored.confusion)
         self.panoptic = None if stored.panoptic is None else PanopticQuality.from_json(stored.panoptic)
         self.detections = detections

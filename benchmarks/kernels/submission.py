@@ -89,7 +89,7 @@ def submissions(device: Device, images: int | None = None) -> list[Submission]:
     host = Segmenter(bundle, "cpu", "onnxruntime")
     vocabulary = Vocabulary(NAMES)
     host.embed_names(vocabulary)
-    stages = _Stages(device, bundle, CHOICE)
+    stages = _Stages(device, bundle, CHOICE, host.text.object_matrix)
     image = np.random.default_rng(1).integers(0, 256, (*IMAGE, 3), np.uint8)
     times: dict[str, list[float]] = {}
     for k in range((images or IMAGES) + WARM_UP):

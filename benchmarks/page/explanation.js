@@ -129,7 +129,9 @@ function voteCard(mask, explained, votes, score) {
   const facts = [`weight ${digits(state.pixel.weights[mask])}`];
   if (about.noObject !== null) facts.push(`no object ${digits(about.noObject)}`);
   if (about.box) facts.push(`box ${about.box.map(Math.round).join(" ")}`);
-  if (about.area !== null) facts.push(about.area ? `${about.area.toLocaleString("en")} px` : "empty: no crop for CLIP");
+  if (about.area > 0) facts.push(`${about.area.toLocaleString("en")} px`);
+  else if (about.area !== null) facts.push(`${about.area < 0 ? "dropped" : "empty"}: no crop for CLIP`);
+  if (about.shares !== null) facts.push(`CLIP saw mask ${about.shares}, which is nearly the same`);
   header.append(element("span", facts.join(" · "), { class: "faint number" }));
   const meter = element("div", null, { class: "meter" }), filled = element("i", null);
   filled.style.width = `${score > 0 ? (100 * votes) / score : 0}%`;

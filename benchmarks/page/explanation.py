@@ -90,12 +90,13 @@ def _kept(result: Result, sides: list[np.ndarray]) -> np.ndarray:
 
 def _mask(no_object: np.ndarray, opinions: Opinions | None, row: int) -> dict[str, Any]:
     if opinions is None:
-        return {"mask": row, "noObject": float(no_object[row]), "box": None, "area": None}
+        return {"mask": row, "noObject": float(no_object[row]), "box": None, "area": None, "shares": None}
     return {
         "mask": int(opinions.numbers[row]),
         "noObject": None if opinions.query is None else float(no_object[row]),
         "box": _rounded(opinions.boxes[row]) if opinions.boxes[row].any() else None,
         "area": int(opinions.areas[row]),
+        "shares": opinions.shares(row),
     }
 
 

@@ -138,10 +138,13 @@ def absent(variants: Sequence[VariantResult]) -> Table:
 def images(report: BenchmarkReport) -> Table:
     """The inputs."""
     rows = [
-        [info.name, f"{info.size[1]} x {info.size[0]}", f"{info.padded[1]} x {info.padded[0]}", str(info.regions)]
+        [
+            info.name, f"{info.size[1]} x {info.size[0]}", f"{info.padded[1]} x {info.padded[0]}", str(info.regions),
+            str(info.encoded),
+        ]
         for info in report.images
-    ]
-    return Table("Images", ["image", "size", "network input", "regions"], rows)
+    ]  # fmt: skip
+    return Table("Images", ["image", "size", "network input", "regions", "crops encoded"], rows)
 
 
 def machine(report: BenchmarkReport) -> Table:
@@ -155,6 +158,7 @@ def machine(report: BenchmarkReport) -> Table:
 def headline(report: BenchmarkReport) -> str:
     """One line: what was measured, when."""
     settings = f", {' '.join(report.settings)}" if report.settings else ""
+    settings += "" if report.region_budget == "none" else f", region budget {report.region_budget}"
     return (
         f"{report.bundle} ({report.bundle_digest}{settings}), {counted(report.classes, 'class')}, "
         f"{counted(len(report.images), 'image')}, {counted(report.rounds, 'round')}, {report.date}"

@@ -78,6 +78,7 @@ def assemble(
         bundle=bundle.manifest.name,
         bundle_digest=hashlib.sha256(manifest).hexdigest()[:16],
         settings=list(benchmark.settings),
+        region_budget=bundle.manifest.region.budget,
         classes=len(benchmark.vocabulary),
         images=infos,
         rounds=rounds,

@@ -82,7 +82,8 @@ class EngineVariant:
             regions.classify(self.spec.vocabulary)
             total = self._now() - begin
         self._look_at_memory()
-        return TimedRun({"decode": decoded - begin, **timeline.seconds()}, total, int(regions.valid.sum()))
+        stages = {"decode": decoded - begin, **timeline.seconds()}
+        return TimedRun(stages, total, int(regions.valid.sum()), regions.crops)
 
     def many(self, images: Sequence[Path]) -> float:
         """Seconds of `segment_many` over the images; each result is dropped when the next one comes."""

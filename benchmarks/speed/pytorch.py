@@ -145,7 +145,7 @@ class TorchVariant:
         with self._no_gradients():
             output, _, times = self._segment(image)
         stages = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
-        return TimedRun(stages, times[-1] - times[0], len(output.boxes))
+        return TimedRun(stages, times[-1] - times[0], len(output.boxes), len(output.boxes))
 
     def device_memory(self) -> int:
         """The most bytes of the GPU that PyTorch held."""

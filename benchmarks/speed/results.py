@@ -141,12 +141,19 @@ class Peaks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One input: its size (H, W), the network's input size (Hp, Wp), and how many regions were found in it."""
+    """One input: its size (H, W), the network's input size (Hp, Wp), how many regions were found in it, and how many
+    crops were encoded for them: as many (None), or fewer under a region budget."""
 
     name: str
     size: tuple[int, int]
     padded: tuple[int, int]
     regions: int
+    crops: int | None = None
+
+    @property
+    def encoded(self) -> int:
+        """Crops encoded."""
+        return self.regions if self.crops is None else self.crops
 
 
 class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +172,7 @@ class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
     oracle: str
     oracle_reason: str
     variants: list[VariantResult]
+    region_budget: str = "none"
 
     @property
     def broken(self) -> list[tuple[str, str]]:

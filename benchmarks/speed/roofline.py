@@ -45,8 +45,8 @@ def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -
     mask_bytes = masks * rows * columns * FLOAT
     pixels, small, network = height * long, h * w, padded_h * padded_w
     side = manifest.region.crop_size
-    regions = info.regions if manifest.encodes else 0
-    crop_bytes = regions * 3 * side * side * FLOAT
+    regions, crops = (info.regions, info.encoded) if manifest.encodes else (0, 0)
+    crop_bytes = crops * 3 * side * side * FLOAT
 
     finding = _counted(bundle.graph_path("proposal"), image=(1, 3, padded_h, padded_w))
     encoding = _counted(bundle.graph_path("image_encoder"), **encoder_input_shapes(manifest.region, 1))
@@ -62,10 +62,10 @@ def stage_work(bundle: Bundle, info: ImageInfo, file_bytes: int, classes: int) -
         # Rows first (one interpolation per column of the logits), then along each row, then the comparison.
         "region_boxes": StageWork(masks * (3 * h * columns + 4 * small), mask_bytes + masks * 20),
         # Per output pixel 16 taps: the mask at each by bilinear interpolation (8), then 3 channels of a multiply-add.
-        "crop_regions": StageWork(regions * side * side * 16 * (8 + 3 * 2), 3 * small + mask_bytes + crop_bytes),
+        "crop_regions": StageWork(crops * side * side * 16 * (8 + 3 * 2), 3 * small + mask_bytes + crop_bytes),
         "image_encoder": StageWork(
-            encoding.operations * regions,
-            (encoding.weight_bytes if regions else 0) + crop_bytes + regions * width * FLOAT,
+            encoding.operations * crops,
+            (encoding.weight_bytes if crops else 0) + crop_bytes + crops * width * FLOAT,
         ),
         "classify": StageWork(
             2 * classes * (masks * queries + regions * width) + 10 * classes * (masks * bool(queries) + regions),

@@ -246,6 +246,8 @@ class _Running:
         image, spec = self.benchmark.images[index], self.benchmark.bundle.manifest.input
         h, w = load_image(image).shape[:2]
         padded = input_sizes(spec, h, w)[1]
-        regions = [run.regions for one in self.alive for which, run in one.runs if which == index]
-        found = int(expected.valid.sum()) if expected is not None else (regions or [0])[0]
-        return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found)
+        runs = [run for one in self.alive for which, run in one.runs if which == index]
+        found = int(expected.valid.sum()) if expected is not None else runs[0].regions if runs else 0
+        budgeted = self.benchmark.bundle.manifest.region.budgeted
+        crops = min((run.crops for run in runs), default=0) if budgeted else None
+        return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found, crops=crops)

@@ -13,11 +13,12 @@ from vocabseg.runtime.segmenter.stages import Mark
 
 @dataclass(frozen=True)
 class TimedRun:
-    """Seconds of one run from the image file to its labels, by stage and in all, and how many regions it had."""
+    """Seconds of one run from the image file to its labels, by stage and in all; how many regions it had, and crops."""
 
     stages: dict[str, float]
     total: float
     regions: int
+    crops: int
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,13 @@ def table(report: CalibrationReport) -> list[list[str]]:
 
 def lines(report: CalibrationReport) -> list[str]:
     """The table as aligned text, with what its marks mean and what was chosen."""
-    rows = table(report)
+    return [*aligned(table(report)), "* no other one is both faster and better", *report.notes, report.choice]
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of text as lines with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*text, "* no other one is both faster and better", *report.notes, report.choice]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def report_files(folder: Path) -> list[Path]:

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vocabseg.calibration.search.schemes import GraphPlan
-from vocabseg.calibration.trials.accuracy_budget import AccuracyBudget, pareto, quality
-from vocabseg.calibration.trials.precision_trials import Trial
+from vocabseg.calibration.trials.accuracy_budget import AccuracyBudget, Tried, pareto, quality
 from vocabseg.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -62,10 +61,10 @@ def _scatter(axes: "Axes", report: "CalibrationReport", against: str) -> None:
             where, quality(trial), s=110 if chosen else 55, color=COLOURS.get(trial.precision, OTHER),
             edgecolor="#000000", linewidth=1.6 if chosen else 0.5, zorder=3,
         )  # fmt: skip
-    floor = _floor(report.trials[0], report.budget)
-    if floor is not None:
-        axes.axhline(floor, color="#d55e00", linewidth=0.8, linestyle=":")
-        axes.annotate("budget", (1, floor), (-4, 3), xycoords=("axes fraction", "data"),
+    least = floor(report.trials[0], report.budget)
+    if least is not None:
+        axes.axhline(least, color="#d55e00", linewidth=0.8, linestyle=":")
+        axes.annotate("budget", (1, least), (-4, 3), xycoords=("axes fraction", "data"),
                       textcoords="offset points", fontsize=8, color="#d55e00", ha="right")  # fmt: skip
     labelled = report.trials[0].miou is not None
     axes.set_ylabel("mIoU, %" if labelled else "pixels with float32's label, %")
@@ -73,10 +72,10 @@ def _scatter(axes: "Axes", report: "CalibrationReport", against: str) -> None:
     axes.margins(y=0.25)
     axes.set_xlim(0, 1.3 * max((where for _, where in points), default=1.0))
     axes.grid(alpha=0.3)
-    _name_points(axes, named)
+    name_points(axes, named)
 
 
-def _name_points(axes: "Axes", points: list[tuple[str, float, float]]) -> None:
+def name_points(axes: "Axes", points: list[tuple[str, float, float]]) -> None:
     """Write names beside points (name, x, y), neighbours' on different sides; the axes' limits are final."""
     sizes = [abs(high - low) or 1.0 for low, high in (axes.get_xlim(), axes.get_ylim())]
     taken: list[tuple[float, float, int]] = []
@@ -102,7 +101,7 @@ def _blocks(axes: "Axes", kind: str, plan: GraphPlan) -> None:
     axes.set_xlabel("loss when it alone is quantised (grey: kept high)", fontsize=8)
 
 
-def _floor(baseline: Trial, budget: AccuracyBudget) -> float | None:
+def floor(baseline: Tried, budget: AccuracyBudget) -> float | None:
     """The least quality within the budget."""
     if baseline.miou is not None:
         return None if budget.miou is None else baseline.miou - budget.miou

@@ -1,6 +1,7 @@
 """From trials to a choice: the Pareto front of accuracy against time, and the fastest precision within a budget."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -8,8 +9,17 @@ from vocabseg.calibration.failures import CalibrationError
 from vocabseg.calibration.trials.precision_trials import Trial
 
 
+class Tried(Protocol):
+    """What was measured of anything that may cost accuracy."""
+
+    @property
+    def miou(self) -> float | None: ...
+    @property
+    def agreement(self) -> float: ...
+
+
 class AccuracyBudget(msgspec.Struct, frozen=True):
-    """How much a precision may lose against float32.
+    """How much may be lost, by a precision against float32 or by a region budget against none.
 
     Attributes:
         miou: points of mean IoU; needs labels.
@@ -19,7 +29,7 @@ class AccuracyBudget(msgspec.Struct, frozen=True):
     miou: float | None = None
     disagreement: float | None = None
 
-    def broken(self, trial: Trial, baseline: Trial) -> str:
+    def broken(self, trial: Tried, baseline: Tried) -> str:
         """How a trial exceeds the budget, or ""."""
         if self.miou is not None and trial.miou is not None and baseline.miou is not None:
             lost = baseline.miou - trial.miou
@@ -56,7 +66,7 @@ def parse_budget(text: str | None, labelled: bool) -> AccuracyBudget:
     return AccuracyBudget(**values)
 
 
-def quality(trial: Trial) -> float:
+def quality(trial: Tried) -> float:
     """What is to be kept: mean IoU where it is known, else agreement."""
     return trial.agreement if trial.miou is None else trial.miou
 

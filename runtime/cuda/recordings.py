@@ -7,7 +7,8 @@ from typing import Any
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.cuda.streams import Stream, Submissions
 
-# A recording takes 1 to 4 KB, and an image has up to six; the buffers of many images come round in turn.
+# A recording takes 1 to 4 KB, and an image has up to six, with a region budget seven; the buffers of many images come
+# round in turn.
 MOST_RECORDINGS = 1024
 
 

@@ -57,6 +57,22 @@ def region_boxes(masks: Masks, threshold: float) -> tuple[Array, Array]:
     return boxes, areas
 
 
+def region_bits(masks: Masks, threshold: float) -> Array:
+    """The masks that region_boxes finds, packed: pixel x is bit x % 32 of word x // 32 of its row, bits beyond are 0.
+
+    Returns (N, h, ceil(w / 32)) uint32. Raises ValueError.
+    """
+    masks = checks.masks(masks)
+    h, w = masks.image_size
+    words = -(-w // 32)
+    bits = np.zeros((len(masks), h, words), np.uint32)
+    for index, mask in enumerate(masks.logits):
+        inside = np.zeros((h, 32 * words), bool)
+        inside[:, :w] = upsample(mask, masks.padded_size, masks.image_size) > threshold_logit(threshold)
+        bits[index] = np.packbits(inside, axis=1, bitorder="little").view("<u4")
+    return bits
+
+
 def crop_regions(image: Array, masks: Masks, boxes: Array, indices: Array, cropping: Cropping) -> Array:
     """Cut regions out of the image, fill the pixels outside the mask, normalise, and resize bicubically to a square.
 

@@ -25,7 +25,10 @@ class Opinions:
         query_power: (C,) float32.
         seen: (C,) bool, whether a class was seen in training.
         boxes: (M, 4) float32, tight [x1, y1, x2, y2) in pixels of the original image; zeros for an empty mask.
-        areas: (M,) int64, the pixels above the threshold, scaled to the original image.
+        areas: (M,) int64, the pixels above the threshold, scaled to the original image; -1 for a mask that the region
+            budget dropped.
+        crops: (M,) int64, the number of the mask whose crop the image encoder saw: the mask's own, unless it shares
+            the embedding of another under a region budget; -1 where there is none.
     """
 
     numbers: np.ndarray
@@ -35,6 +38,12 @@ class Opinions:
     seen: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
+    crops: np.ndarray | None = None  # of older pickles
+
+    def shares(self, row: int) -> int | None:
+        """The mask whose crop stands for that of a row; None where it has its own, or none."""
+        crop = -1 if self.crops is None else int(self.crops[row])
+        return None if crop in (-1, int(self.numbers[row])) else crop
 
 
 class Evidence(Protocol):
@@ -50,6 +59,8 @@ class Evidence(Protocol):
     def kernels(self) -> ModuleType: ...
     @property
     def opinions(self) -> Opinions | None: ...  # None where only the probabilities are known
+    @property
+    def crops(self) -> int | None: ...  # how many the image encoder was given; None where that is not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +72,7 @@ class GivenEvidence:
     no_object: np.ndarray
     kernels: ModuleType
     form_opinions: Callable[[], Opinions | None] = lambda: None
+    crops: int | None = None
 
     @cached_property
     def opinions(self) -> Opinions | None:

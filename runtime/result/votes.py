@@ -33,7 +33,10 @@ class Vote:
         no_object: the probability that the query is "no object"; None for user-supplied masks.
         box: tight (x1, y1, x2, y2) in pixels of the image, x2 and y2 exclusive; None for a mask that is empty after
             thresholding, and where it is not known.
-        area: pixels above the threshold, scaled to the image; None where it is not known.
+        area: pixels above the threshold, scaled to the image; -1 for a mask that the region budget dropped; None where
+            it is not known.
+        shares: the mask whose crop and embedding this one shares under a region budget; None where it has its own, or
+            none.
         combined: the classes of the highest probabilities, best first: those that vote.
         query: the same by the query embedding alone; none for user-supplied masks, and where it is not known.
         clip: the same by CLIP's image encoder alone; none for a mask without a crop, and where it is not known.
@@ -45,6 +48,7 @@ class Vote:
     no_object: float | None
     box: tuple[float, float, float, float] | None
     area: int | None
+    shares: int | None
     combined: tuple[Rating, ...]
     query: tuple[Rating, ...]
     clip: tuple[Rating, ...]
@@ -130,11 +134,12 @@ def _described(evidence: Evidence, row: int, classes: list[str], best: int) -> d
     combined, no_object = evidence.class_probabilities[row], float(evidence.no_object[row])
     opinions = evidence.opinions
     if opinions is None:
-        unknown: dict[str, Any] = {"box": None, "area": None, "query": (), "clip": ()}
+        unknown: dict[str, Any] = {"box": None, "area": None, "shares": None, "query": (), "clip": ()}
         return {"mask": row, "no_object": no_object, "combined": _ratings(combined, classes, None, best), **unknown}
     box = tuple(opinions.boxes[row].tolist())
     return {
         "mask": int(opinions.numbers[row]),
+        "shares": opinions.shares(row),
         "no_object": None if opinions.query is None else no_object,
         "box": box if any(box) else None,
         "area": int(opinions.areas[row]),

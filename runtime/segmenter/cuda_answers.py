@@ -98,6 +98,9 @@ class DeviceArrays(Mapping[str, np.ndarray]):
         if name in ("boxes", "areas"):
             with self._lock:
                 return self.table.on_host()[("boxes", "areas").index(name)]
+        if name == "encoded_as" and self.table.budgeted:
+            with self._lock:
+                return self.table.encoded_as()
         if name in HIDDEN or name not in self.stored:
             raise KeyError(name)
         array = self.stored.on_host(name)
@@ -109,10 +112,11 @@ class DeviceArrays(Mapping[str, np.ndarray]):
         return features / np.linalg.norm(features, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def __contains__(self, name: object) -> bool:
-        return name in ("image", "boxes", "areas") or (name not in HIDDEN and name in self.stored)
+        known = ("image", "boxes", "areas", *(("encoded_as",) if self.table.budgeted else ()))
+        return name in known or (name not in HIDDEN and name in self.stored)
 
     def __iter__(self) -> Iterator[str]:
-        names = ("image", "mask_logits", "query_embeddings", "boxes", "areas", "embeddings")
+        names = ("image", "mask_logits", "query_embeddings", "boxes", "areas", "encoded_as", "embeddings")
         return (name for name in names if name in self)
 
     def __len__(self) -> int:
@@ -149,6 +153,10 @@ class DeviceEvidence:
         if self.regions.query_embeddings is None:
             return np.zeros(len(self.regions.voters), np.float32)
         return self.stored.on_host("no_object")[self.regions.voters]
+
+    @property
+    def crops(self) -> int:
+        return self.regions.crops
 
     @cached_property
     def opinions(self) -> Opinions:

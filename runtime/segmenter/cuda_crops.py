@@ -56,16 +56,16 @@ class CropEncoder:
         return self._inputs()["crops"].shape[0]
 
     def encode(self, proposals: DeviceProposals) -> None:
-        """Encode all regions of one image; their number arrives while they are being cut."""
+        """Encode all crops of one image; their number arrives while they are being cut."""
         n, table = len(proposals.masks), proposals.table
         self._wait_for(proposals)
         if n <= self.rows:
             inputs = self._cut_all(proposals)
             self.prepare_embeddings(proposals)
-            self._run(inputs, [(proposals, 0, table.regions(), 0)])
+            self._run(inputs, [(proposals, 0, table.crops(), 0)])
         else:
-            for first in range(0, table.regions(), self.rows):
-                self.encode_parts([(proposals, first, min(self.rows, table.regions() - first), 0)])
+            for first in range(0, table.crops(), self.rows):
+                self.encode_parts([(proposals, first, min(self.rows, table.crops() - first), 0)])
             self.prepare_embeddings(proposals)
 
     def encode_parts(self, parts: Sequence[Part]) -> None:
@@ -77,13 +77,29 @@ class CropEncoder:
         self._run(self._cut(sources), parts)
 
     def prepare_embeddings(self, proposals: DeviceProposals) -> None:
-        """Allocate the embeddings of the image's regions, if not done yet."""
+        """Allocate the embeddings of the image's crops, if not done yet."""
         if proposals.embeddings is None:
-            encoder, count = self._stages.encoder, proposals.table.regions()
+            encoder, count = self._stages.encoder, proposals.table.crops()
             shape = encoder.output_shapes(encoder_input_shapes(self._region, count))["image_features"]
             # The same size for every image, so that the next one can reuse the block from the pool.
             full = (max(len(proposals.masks), 1), *shape[1:])
             proposals.embeddings = self._device.empty(full, encoder.graph.output_dtypes["image_features"])[:count]
+
+    def share(self, proposals: DeviceProposals) -> None:
+        """The crops' embeddings become the regions', with equal rows for those that share a crop."""
+        table, features, listed = proposals.table, proposals.embeddings, proposals.listed
+        assert features is not None
+        full = (max(table.masks, 1), *features.shape[1:])
+        rows = self._device.empty(full, features.dtype)[: table.regions()]
+
+        def spread() -> None:
+            crops = table.cut_of(listed)
+            order = table.of(listed)[2]
+            self._stages.kernels.share_rows(features, table.leaders_of(listed), order, *crops, rows, self._stream)
+
+        self._stages.recordings.run("share_rows", self._stream, (features, listed, rows), (), spread)
+        self._stages.in_flight.hold(self._stream.record(), features)
+        proposals.embeddings = rows
 
     def _wait_for(self, proposals: DeviceProposals) -> None:
         assert proposals.selected is not None
@@ -95,7 +111,7 @@ class CropEncoder:
         """`count` regions from the `first` on, or all that there are of them if the number is not known yet."""
         part = slice(first, first + count)
         assert proposals.crop_boxes is not None
-        _, _, order, listed = proposals.table.of(proposals.listed)
+        order, listed = proposals.table.cut_of(proposals.listed)
         return CropSource(
             resized=proposals.resized,
             masks=proposals.masks,

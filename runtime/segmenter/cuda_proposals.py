@@ -72,11 +72,13 @@ class DeviceImage:
 class RegionTable:
     """The list of an image's regions: boxes (N, 4), areas (N,), order (N,) and their number, (6 N + 1,) int32 in all.
 
-    It is computed on the device, where its memory is not kept alive by this.
+    Under a region budget, crops are a list of their own: the mask whose crop stands for each mask (N,), the masks of
+    the crops (N,) and their number follow. It is computed on the device, where its memory is not kept alive by this.
     """
 
-    def __init__(self, masks: int):
-        self.masks = masks
+    def __init__(self, masks: int, budgeted: bool):
+        self.masks, self.budgeted = masks, budgeted
+        self.size = 8 * masks + 2 if budgeted else 6 * masks + 1
         self._pinned: np.ndarray | None = None
         self._arrived: Event | None = None
         self._host: np.ndarray | None = None
@@ -88,10 +90,19 @@ class RegionTable:
     def of(self, table: Any) -> tuple[Any, Any, Any, Any]:
         """Boxes, areas, order and count of such a table, on the host or the device."""
         n = self.masks
-        return table[: 4 * n].reshape(n, 4), table[4 * n : 5 * n], table[5 * n : 6 * n], table[6 * n :]
+        return table[: 4 * n].reshape(n, 4), table[4 * n : 5 * n], table[5 * n : 6 * n], table[6 * n : 6 * n + 1]
+
+    def cut_of(self, table: Any) -> tuple[Any, Any]:
+        """The masks of the crops, and their number, of such a table."""
+        n = self.masks
+        return (table[7 * n + 1 : 8 * n + 1], table[8 * n + 1 :]) if self.budgeted else self.of(table)[2:]
+
+    def leaders_of(self, table: Any) -> Any:
+        """The mask whose crop stands for each, -1 for none, of a budgeted table."""
+        return table[6 * self.masks + 1 : 7 * self.masks + 1]
 
     def host(self) -> np.ndarray:
-        """(6 N + 1,) int32; waits until it has arrived."""
+        """All of it, int32; waits until it has arrived."""
         if self._host is None:
             assert self._arrived is not None
             self._arrived.synchronize()
@@ -100,7 +111,16 @@ class RegionTable:
 
     def regions(self) -> int:
         """V; waits until it has arrived."""
-        return int(self.host()[-1])
+        return int(self.of(self.host())[3][0])
+
+    def crops(self) -> int:
+        """How many crops are to be encoded; waits until it has arrived."""
+        return int(self.cut_of(self.host())[1][0])
+
+    def encoded_as(self) -> np.ndarray:
+        """(V,): see `Regions.encoded_as`; of a budgeted table."""
+        areas, leaders = self.of(self.host())[1], self.leaders_of(self.host())
+        return (np.cumsum(areas > 0) - 1)[leaders[areas > 0]]
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (V, 4) of the regions, and areas (N,)."""
@@ -113,9 +133,9 @@ class DeviceProposals:
     """One image whose proposals are being found: N masks, of which V turn out to be regions.
 
     The stage `describe` fills `listed`, the table on the device, and sets bits, the packed masks, or None with matting;
-    crop_boxes (N, 4) int32; and selected, reached when these are computed. The embeddings (V, D), not normalised,
-    follow later; those of the first `encoded` regions have been enqueued. `flags` (3,) int32 become 1 where one of
-    `FLAGGED` holds infinities or NaN.
+    crop_boxes (N, 4) int32; and selected, reached when these are computed. The embeddings, not normalised, follow
+    later: of the crops, of which the first `encoded` have been enqueued, and in the end (V, D) of the regions. `flags`
+    (3,) int32 become 1 where one of `FLAGGED` holds infinities or NaN.
     """
 
     image: Any  # (H, W, 3) uint8, on the host or the device

@@ -27,6 +27,7 @@ from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.progress import Progress, silent
 from vocabseg.runtime.segmenter.buffers import Buffers, InFlight, Store, StoredArrays
 from vocabseg.runtime.segmenter.cuda_answers import Answers, DeviceArrays, PendingResult, Voting
+from vocabseg.runtime.segmenter.cuda_budget import RegionBudget
 from vocabseg.runtime.segmenter.cuda_crops import CropEncoder
 from vocabseg.runtime.segmenter.cuda_proposals import FLAGGED, DeviceImage, DeviceProposals, RegionTable, Slot, Slots
 from vocabseg.runtime.segmenter.regions import Regions
@@ -58,7 +59,8 @@ class CudaStages(Observed):
     C-contiguous. They must not be modified until the result is available.
     """
 
-    def __init__(self, device: Device, bundle: Bundle, choice: Choice):
+    def __init__(self, device: Device, bundle: Bundle, choice: Choice, objects: Callable[[], np.ndarray]):
+        """`objects` gives `TextEmbedder.object_matrix`."""
         self.device, self.bundle = device, bundle
         self.lock = threading.RLock()
         with device.activate():
@@ -71,6 +73,7 @@ class CudaStages(Observed):
         self.slots = Slots(device)
         self.crops = CropEncoder(self, bundle.manifest.region, self.back, self.make_room)
         self.voting = Voting(self)
+        self.budget = RegionBudget(self, objects) if bundle.manifest.region.budgeted else None
 
     def engine(self, graph: str) -> Any:
         """The engine of one of the bundle's graphs; its `run` takes host arrays."""
@@ -145,14 +148,15 @@ class CudaStages(Observed):
         found = {name: outputs[name] for name in ("mask_logits", QUERIES) if name in outputs}
         # The image's own: the next image overwrites the network's outputs.
         n = found["mask_logits"].shape[1]
+        table = RegionTable(n, self.budget is not None)
         *own, flags, listed = self.device.together(
-            *((array.shape[1:], array.dtype) for array in found.values()), *_flags_and_table(n)
+            *((array.shape[1:], array.dtype) for array in found.values()), *_flags_and(table)
         )
         kept = dict(zip(found, own, strict=True))
         (height, width), sizes = prepared.network_input.shape[2:], (prepared.resized.shape, prepared.image.shape)
         masks = Masks(kept["mask_logits"], (height, width), *((shape[0], shape[1]) for shape in sizes))
         proposals = DeviceProposals(
-            prepared.image, prepared.slot, prepared.resized, masks, kept.get(QUERIES), flags, listed, RegionTable(n)
+            prepared.image, prepared.slot, prepared.resized, masks, kept.get(QUERIES), flags, listed, table
         )
 
         def keep() -> None:
@@ -184,9 +188,10 @@ class CudaStages(Observed):
             self.abandon(slot)
             raise
         own = Masks(logits, masks.padded_size, masks.image_size, masks.output_size)
-        flags, listed = self.device.together(*_flags_and_table(len(masks)))
+        table = RegionTable(len(masks), self.budget is not None)
+        flags, listed = self.device.together(*_flags_and(table))
         self.front.fill(flags, 0)
-        return DeviceProposals(image, slot, on_device, own, queries, flags, listed, RegionTable(len(masks)))
+        return DeviceProposals(image, slot, on_device, own, queries, flags, listed, table)
 
     def _own(self, source: np.ndarray) -> DeviceArray:
         """The image's own copy of a host array."""
@@ -213,22 +218,29 @@ class CudaStages(Observed):
         n, (height, width) = len(masks), masks.image_size
         table, listed = proposals.table, proposals.listed
         buffers = proposals.slot.buffers
-        bits = None if region.matting else buffers.array("bits", (n, height, -(-width // 32)), np.uint32)
+        packed = not region.matting or region.share_iou is not None
+        bits = buffers.array("bits", (n, height, -(-width // 32)), np.uint32) if packed else None
         crop_boxes = buffers.array("crop_boxes", (n, 4), np.int32)
+        budget = None if self.budget is None else self.budget.prepare(proposals, bits, crop_boxes)
 
         def find() -> None:
             boxes, areas, order, count = table.of(listed)
             self.kernels.region_boxes(masks, region.mask_threshold, boxes, areas, bits, front)
+            if budget is not None:
+                budget.choose()
             self.kernels.select_regions(
                 boxes, areas, region.expand_ratio, masks.image_size, order, crop_boxes, count, front
             )
+            if budget is not None:
+                budget.select()
 
         with self.stage("region_boxes", front):
             sizes = (masks.padded_size, masks.image_size)
-            self.recordings.run("region_boxes", front, (masks.logits, listed, bits, crop_boxes), sizes, find)
+            used = (masks.logits, listed, bits, crop_boxes, *(() if budget is None else budget.used))
+            self.recordings.run("region_boxes", front, used, sizes, find)
         proposals.bits, proposals.crop_boxes = bits, crop_boxes
         proposals.selected = front.record()
-        pinned = self.device.pinned((6 * n + 1,), np.int32)
+        pinned = self.device.pinned((table.size,), np.int32)
         front.download(pinned, listed)
         arrived = front.record()
         table.download(pinned, arrived)
@@ -259,6 +271,8 @@ class CudaStages(Observed):
     def finish(self, proposals: DeviceProposals) -> DeviceArrays:
         if proposals.embeddings is not None:
             proposals.flag("embeddings", self.kernels, self.back)
+            if self.budget is not None:
+                self.crops.share(proposals)
         self.release(proposals)
         stored = StoredArrays(self.download, self.lock, self.back.record(), proposals.arrays())
         self.store.add(stored)
@@ -275,6 +289,6 @@ class CudaStages(Observed):
         return self.voting.compose(regions, answers, vocabulary)
 
 
-def _flags_and_table(n: int) -> list[tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes of the flags and the table of an image with n masks."""
-    return [((len(FLAGGED),), np.int32), ((6 * n + 1,), np.int32)]
+def _flags_and(table: RegionTable) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of the flags and the table of an image."""
+    return [((len(FLAGGED),), np.int32), ((table.size,), np.int32)]

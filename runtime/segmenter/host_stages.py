@@ -11,6 +11,7 @@ import numpy as np
 from vocabseg.runtime.bundle.manifest import QUERIES
 from vocabseg.runtime.bundle.sections import EnsembleSection, InputSection, RegionSpec
 from vocabseg.runtime.images import load_image
+from vocabseg.runtime.kernels.budget import choose_leaders, mask_confidences
 from vocabseg.runtime.kernels.cropping import Cropping
 from vocabseg.runtime.kernels.geometry import expand_boxes
 from vocabseg.runtime.masks import Masks, Size
@@ -44,6 +45,7 @@ class HostProposals:
     """An image's proposals; boxes (V, 4), areas (N,) and embeddings (V, D) are set by their stages.
 
     known: (V, D) float32, embeddings that `encode` need not compute; rows of NaN are those that it has to.
+    Under a region budget also encoded_as (V,), see `Regions.encoded_as`, and areas are -1 where a mask is dropped.
     """
 
     image: np.ndarray
@@ -52,6 +54,7 @@ class HostProposals:
     query_embeddings: np.ndarray | None
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    encoded_as: np.ndarray | None = None
     embeddings: np.ndarray | None = None
     known: np.ndarray | None = None
 
@@ -71,12 +74,17 @@ class HostStages(Observed):
         kernels: ModuleType,
         ensemble: EnsembleSection | None = None,
         width: int = 0,
+        objects: Callable[[], np.ndarray] | None = None,
     ):
-        """`run` runs the networks; `width` is that of the image encoder's embeddings."""
+        """`run` runs the networks; `width` is that of the image encoder's embeddings.
+
+        `objects` gives `TextEmbedder.object_matrix`, without which no region budget is kept.
+        """
         self.spec, self.region, self.ensemble = spec, region, ensemble
         self.kernels = kernels
         self._run = run
         self._width = width
+        self._objects = objects
         self._cropping = cropping(region)
 
     def turn(self) -> AbstractContextManager[Any]:
@@ -109,12 +117,38 @@ class HostStages(Observed):
     def describe(self, proposals: HostProposals) -> None:
         with self.stage("region_boxes"):
             boxes, areas = self.kernels.region_boxes(proposals.masks, self.region.mask_threshold)
+            if self.region.budgeted and self._objects is not None:
+                proposals.encoded_as = self._budgeted(proposals, boxes, areas)
         proposals.boxes, proposals.areas = boxes[areas > 0], areas
 
+    def _budgeted(self, proposals: HostProposals, boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+        """`Regions.encoded_as` under the region budget; the areas of dropped masks become -1."""
+        region, masks = self.region, proposals.masks
+        bits = None if region.share_iou is None else self.kernels.region_bits(masks, region.mask_threshold)
+        limits = region.share_iou, region.min_objectness, region.max_regions
+        leaders = choose_leaders(boxes, areas, self._objectness(proposals), bits, *limits)
+        areas[(areas > 0) & (leaders < 0)] = -1
+        place = np.cumsum(areas > 0) - 1
+        return place[leaders[areas > 0]]
+
+    def _objectness(self, proposals: HostProposals) -> np.ndarray:
+        """(N,) float32: one minus the probability of "no object", or without queries the masks' own confidence."""
+        if proposals.query_embeddings is None:
+            return mask_confidences(proposals.masks.logits, self.region.mask_threshold)
+        assert self._objects is not None
+        assert self.ensemble is not None
+        found = query_distribution(proposals.query_embeddings, self._objects(), self.ensemble.temperature)
+        return np.float32(1) - found[:, -1]
+
     def encode(self, proposals: HostProposals, progress: Progress = silent) -> None:
-        """Embed all regions but those whose embeddings are known, in chunks to bound memory."""
-        known = proposals.known
-        wanted = None if known is None else np.flatnonzero(np.isnan(known[:, 0]))
+        """Embed the regions in chunks to bound memory: only those whose crops stand for themselves and are not known."""
+        known, source = proposals.known, proposals.encoded_as
+        wanted = None
+        if known is not None or source is not None:
+            source = np.arange(len(proposals.boxes)) if source is None else source
+            wanted = np.unique(source)
+            if known is not None:
+                wanted = wanted[np.isnan(known[wanted, 0])]
         count = len(proposals.boxes if wanted is None else wanted)
         chunks: list[np.ndarray] = []
         for inputs, part in self.encoder_inputs(proposals, wanted):
@@ -128,11 +162,14 @@ class HostStages(Observed):
             check_usable("image encoder", image_features=lengths)
             if not lengths.all():
                 raise unusable("image encoder", "image_features")
-            proposals.embeddings = features / lengths
+            features /= lengths
         else:
-            proposals.embeddings = np.zeros((0, self._width), np.float32)
-        if known is not None:
-            known[wanted], proposals.embeddings = proposals.embeddings, known
+            features = np.zeros((0, self._width), np.float32)
+        if wanted is not None:
+            rows = np.empty((len(proposals.boxes), self._width), np.float32) if known is None else known.copy()
+            rows[wanted] = features
+            features = rows[source]
+        proposals.embeddings = features
 
     def encoder_inputs(
         self, proposals: HostProposals, regions: Sequence[int] | np.ndarray | None = None
@@ -171,6 +208,7 @@ class HostStages(Observed):
             "query_embeddings": proposals.query_embeddings,
             "boxes": proposals.boxes,
             "areas": proposals.areas,
+            "encoded_as": proposals.encoded_as,
             "embeddings": proposals.embeddings,
         }
         return {name: array for name, array in found.items() if array is not None}
@@ -196,7 +234,8 @@ class HostStages(Observed):
         probabilities, no_object = votes
         # Usually every mask votes, in order: no copy is needed.
         masks = regions.masks if len(probabilities) == len(regions.masks) else regions.masks[regions.voters]
-        evidence = GivenEvidence(masks, probabilities, no_object, self.kernels, lambda: regions.opinions(vocabulary))
+        opinions = lambda: regions.opinions(vocabulary)  # noqa: E731
+        evidence = GivenEvidence(masks, probabilities, no_object, self.kernels, opinions, regions.crops)
         with self.stage("compose"):
             labels, scores = self.kernels.compose(masks, probabilities)
         if regions.query_embeddings is None:

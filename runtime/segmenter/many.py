@@ -157,7 +157,7 @@ class Line:
         """Add an image's regions to the batch; encode whenever it is full or too many images wait for it."""
         self._waiting.append(proposals)
         if self._encodes:
-            first, count = 0, proposals.table.regions()
+            first, count = 0, proposals.table.crops()
             while first < count:
                 taken = min(count - first, self._stages.crops.rows - self._filled)
                 self._parts.append((proposals, first, taken, self._filled))
@@ -179,7 +179,7 @@ class Line:
         """Classify the images at the front whose regions are all encoded."""
         while self._waiting:
             proposals = self._waiting[0]
-            if self._encodes and proposals.encoded < proposals.table.regions():
+            if self._encodes and proposals.encoded < proposals.table.crops():
                 return
             self._waiting.popleft()
             if self._encodes:

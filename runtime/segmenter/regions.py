@@ -68,18 +68,32 @@ class Regions:
 
     @property
     def areas(self) -> np.ndarray:
-        """(N,) int32, pixels above the threshold."""
+        """(N,) int32, pixels above the threshold; -1 for a mask that the region budget dropped."""
         return self.arrays["areas"]
 
     @cached_property
     def valid(self) -> np.ndarray:
-        """(N,) bool, whether a mask has any pixel above the threshold."""
+        """(N,) bool, whether a mask is a region: it has any pixel above the threshold, and was not dropped."""
         return self.areas > 0
 
     @cached_property
     def embeddings(self) -> np.ndarray | None:
-        """(V, Dr) float32 of unit length; None if the bundle's ensemble is off and no crop was encoded."""
+        """(V, Dr) float32 of unit length; None if the bundle's ensemble is off and no crop was encoded.
+
+        Rows of regions that share a crop are equal, see `encoded_as`.
+        """
         return self._float32("embeddings")
+
+    @cached_property
+    def encoded_as(self) -> np.ndarray:
+        """(V,) int64: the region whose crop stands for each; its own number, unless a region budget lets it share."""
+        own = np.arange(len(self.boxes))
+        return self.arrays["encoded_as"].astype(np.int64) if "encoded_as" in self.arrays else own
+
+    @property
+    def crops(self) -> int:
+        """How many crops the image encoder was given; 0 if the bundle's ensemble is off."""
+        return len(np.unique(self.encoded_as)) if "embeddings" in self.arrays else 0
 
     @property
     def image_boxes(self) -> np.ndarray:
@@ -147,8 +161,11 @@ class Regions:
         boxes = np.zeros((len(self.valid), 4), np.float32)
         boxes[self.valid] = self.image_boxes
         scale = np.prod(self.output_size, dtype=float) / np.prod(self.image_size, dtype=float)
-        areas = np.rint(self.areas * scale).astype(np.int64)
-        return Opinions(voters, query, clip, query_power, seen, boxes[voters], areas[voters])
+        areas = np.where(self.areas < 0, -1, np.rint(self.areas * scale)).astype(np.int64)
+        crops = np.full(len(self.valid), -1)
+        if embeddings is not None:
+            crops[self.valid] = np.flatnonzero(self.valid)[self.encoded_as]
+        return Opinions(voters, query, clip, query_power, seen, boxes[voters], areas[voters], crops[voters])
 
     def _float32(self, name: str) -> np.ndarray | None:
         return self.arrays[name].astype(np.float32, copy=False) if name in self.arrays else None

@@ -78,7 +78,10 @@ class Segmenter:
         manifest = bundle.manifest
         self.kernels = load_kernels(kernels)  # of the host: on a GPU, for later queries of results
         (width,) = manifest.graphs["image_encoder"].outputs[0].shape[-1:]
-        self._host = HostStages(manifest.input, manifest.region, self._run, self.kernels, manifest.ensemble, int(width))
+        self._host = HostStages(
+            manifest.input, manifest.region, self._run, self.kernels, manifest.ensemble, int(width),
+            self._objects,
+        )  # fmt: skip
         self.stages: Stages = self._host
         self.device: Device | None = None
         if self.choice.on_gpu:
@@ -86,7 +89,7 @@ class Segmenter:
             from vocabseg.runtime.segmenter.cuda_stages import CudaStages
 
             self.device = open_device(parse_device(self.choice.device))
-            self.stages = stages = CudaStages(self.device, bundle, self.choice)
+            self.stages = stages = CudaStages(self.device, bundle, self.choice, self._objects)
             self._engines: Any = stages.engine
         else:
             self._engines = HostEngines(bundle, self.choice)
@@ -99,6 +102,9 @@ class Segmenter:
     def engine(self, graph: str) -> KeyedRunnable:
         """The engine of one of the bundle's graphs, opened on its first run; `run` takes host arrays."""
         return self._engines(graph)  # type: ignore[no-any-return]
+
+    def _objects(self) -> np.ndarray:
+        return self.text.object_matrix()
 
     def _run(self, graph: str, inputs: Any) -> Any:
         return self.engine(graph).run(inputs)

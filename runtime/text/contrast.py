@@ -34,8 +34,12 @@ SAME = 0.93
 def candidates(own: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
     """The model's `own` names and the common ones, without those of the classes."""
     taken = {name.lower() for name in classes}
-    declared = [name.strip() for names in own for name in names.split(SEPARATOR)]
-    return tuple(name for name in dict.fromkeys((*declared, *NOUNS)) if name.lower() not in taken)
+    return tuple(name for name in dict.fromkeys((*split_names(own), *NOUNS)) if name.lower() not in taken)
+
+
+def split_names(own: Sequence[str]) -> tuple[str, ...]:
+    """Each of the names that classes have, once."""
+    return tuple(dict.fromkeys(name.strip() for names in own for name in names.split(SEPARATOR)))
 
 
 def different(names: Sequence[str], embeddings: np.ndarray, classes: np.ndarray) -> tuple[str, ...]:

@@ -76,6 +76,13 @@ class TextEmbedder:
             )
         return np.concatenate([text, normalise(non_object.astype(np.float32, copy=False))])
 
+    def object_matrix(self) -> np.ndarray:
+        """(R + 1, D) float32 to tell objects from "no object" by, whatever classes are asked for: `query_matrix` of the
+        bundle's own names, or of common words where it declares none."""
+        return self.query_matrix(
+            Vocabulary(contrast.split_names(self.bundle.manifest.vocabulary or ()) or contrast.NOUNS)
+        )
+
     def region_matrix(self, vocabulary: Vocabulary) -> np.ndarray:
         """(R, D) float32 to compare region embeddings with; raises VocabularyError for names that are too long."""
         return self.text_matrix(vocabulary, "region")

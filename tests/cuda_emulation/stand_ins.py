@@ -9,6 +9,7 @@ from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.cuda.arrays import DeviceArray
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import DeviceMemoryError
+from vocabseg.runtime.kernels import budget
 from vocabseg.runtime.kernels.device.arguments import CropSource, Side
 from vocabseg.runtime.kernels.host import face as host
 from vocabseg.runtime.masks import Masks
@@ -127,6 +128,8 @@ class HostKernels:
     def region_boxes(self, masks, threshold, boxes, areas, bits, stream) -> None:
         def work() -> None:
             view(boxes)[...], view(areas)[...] = host.region_boxes(_on_host(masks), threshold)
+            if bits is not None:
+                view(bits)[...] = host.region_bits(_on_host(masks), threshold)
 
         put(stream, work)
 
@@ -145,6 +148,46 @@ class HostKernels:
             view(count)[0] = len(chosen)
             view(order)[: len(chosen)] = chosen
             view(crop_boxes)[: len(chosen)] = expand_boxes(view(boxes)[chosen], expand_ratio, image_size)
+
+        put(stream, work)
+
+    def mask_confidences(self, masks, threshold, confidences, stream) -> None:
+        def work() -> None:
+            view(confidences)[...] = budget.mask_confidences(_wide(view(masks.logits)), threshold)
+
+        put(stream, work)
+
+    def near_masks(self, bits, boxes, areas, share_iou, near, stream) -> None:
+        def work() -> None:
+            for one in range(len(view(areas))):
+                first = (np.arange(len(view(areas))) == one).astype(np.float32)
+                found = budget.choose_leaders(view(boxes), view(areas), first, view(bits), share_iou, 0.0, 1)
+                view(near)[one] = found == one
+
+        put(stream, work)
+
+    def choose_leaders(
+        self, ratings, inverted, near, min_objectness, max_regions, areas, ranked, leaders, leads, stream
+    ) -> None:
+        def work() -> None:
+            found, own, chosen = view(areas), np.full(areas.shape, -1, np.int32), 0
+            objectness = np.float32(1) - view(ratings) if inverted else view(ratings)
+            order = [mask for mask in np.argsort(-objectness, kind="stable") if found[mask] > 0]
+            for place, mask in enumerate(order):
+                if own[mask] >= 0 or (place and objectness[mask] < min_objectness) or chosen == max_regions:
+                    continue
+                chosen, own[mask] = chosen + 1, mask
+                if near is not None:
+                    own[(own < 0) & (found > 0) & (view(near)[mask] != 0) & (objectness >= min_objectness)] = mask
+            view(leaders)[...], view(leads)[...] = own, own == np.arange(len(own))
+            found[(found > 0) & (own < 0)] = -1
+
+        put(stream, work)
+
+    def share_rows(self, features, leaders, order, crops, count, rows, stream) -> None:
+        def work() -> None:
+            led = view(leaders)[view(order)[: rows.shape[0]]]
+            view(rows)[...] = view(features)[np.searchsorted(view(crops)[: int(view(count)[0])], led)]
 
         put(stream, work)
 
@@ -176,12 +219,20 @@ class HostKernels:
     def classify(self, query, region, seen, order, count, ensemble, probabilities, no_object, stream) -> None:
         def work() -> None:
             firsts = [None if one is None or one.first is None else view(one.first) for one in (query, region)]
-            valid = np.zeros(len(order), bool)
-            valid[view(order)[: int(view(count)[0])]] = True
+            valid = np.zeros(probabilities.shape[0], bool)
+            if order is not None:
+                valid[view(order)[: int(view(count)[0])]] = True
             queries, query_text = (None, None) if query is None else (_wide(view(array)) for array in query[:2])
             regions, region_text = (None, None) if region is None else (_wide(view(array)) for array in region[:2])
             found = class_probabilities(
-                queries, query_text, valid, regions, region_text, view(seen) != 0, ensemble, *firsts
+                queries,
+                query_text,
+                valid,
+                regions,
+                region_text,
+                None if seen is None else view(seen) != 0,
+                ensemble,
+                *firsts,
             )
             view(probabilities)[: len(found)] = found
             if queries is not None:

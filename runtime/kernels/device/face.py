@@ -32,6 +32,7 @@ from vocabseg.runtime.kernels.device.arguments import (
 )
 from vocabseg.runtime.kernels.device.fatbin import kernels_fatbin
 from vocabseg.runtime.kernels.device.launch import packed
+from vocabseg.runtime.kernels.device.sharing import SharingKernels
 from vocabseg.runtime.kernels.device.tables import ResizeTables, Workspaces
 from vocabseg.runtime.kernels.reference import patch_limit, threshold_logit
 from vocabseg.runtime.masks import Masks
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from vocabseg.runtime.cuda.streams import Stream
 
 
-class CudaKernels:
+class CudaKernels(SharingKernels):
     """The kernels of one device; `fatbin` defaults to that of the installation. Raises EngineError."""
 
     def __init__(self, device: "Device", fatbin: bytes | None = None):

@@ -5,4 +5,5 @@
 #include "crops.cuh"
 #include "patches.cuh"
 #include "resize.cuh"
+#include "sharing.cuh"
 #include "usable.cuh"

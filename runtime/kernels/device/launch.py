@@ -19,6 +19,8 @@ BAND_ROWS, GROUP_WORDS, BOX_WARPS = 32, 64, 8
 CROP_ROWS, CROP_RUNS, CROP_THREADS, CROP_IMAGES = 16, 8, 224, 16
 SIDE_ROWS, SIDE_TEXTS, SIDE_THREADS, ROW_THREADS = 8, 64, 128, 256
 USABLE_THREADS = 256
+SHARING_THREADS = 256
+MOST_NEAR = 4096  # masks that are compared with each other: a byte for each pair
 TILE, COMPOSE_THREADS, STEP_MASKS, STEPS, GROUP_CLASSES = 8, 128, 16, 7, 16
 MOST_MASKS = 65535  # most blocks of a grid in its second and third dimension
 MOST_PIXELS = 2**32 // 3  # of an image that crops are cut from: its bytes are counted in 32 bits
@@ -177,6 +179,16 @@ def compose(masks: int, classes: int, output: Size) -> ComposePlan:
 def find_unusable(count: int) -> Launch:
     """Enough blocks to fill any GPU; each thread takes every so many-th value."""
     return Launch((min(max(_ceil(count, 8 * USABLE_THREADS), 1), 1024), 1, 1), (USABLE_THREADS, 1, 1))
+
+
+def sharing(blocks: int) -> Launch:
+    """A block for each mask or region, or one for all."""
+    return Launch((blocks, 1, 1), (SHARING_THREADS, 1, 1))
+
+
+def near_masks(masks: int) -> Launch:
+    """A warp for each pair of masks."""
+    return Launch((masks, _ceil(masks, SHARING_THREADS // WARP), 1), (SHARING_THREADS, 1, 1))
 
 
 def source_struct(sources: Sequence[Packed]) -> bytes:

@@ -26,6 +26,9 @@ def region_boxes(
     boxes: Array,
     areas: Array,
 ) -> None: ...
+def region_bits(
+    mask_logits: Array, padded_size: Size, image_size: Size, threshold: float, threads: int, bits: Array
+) -> None: ...
 def crop_regions(
     image: Array,
     mask_logits: Array,

@@ -72,6 +72,16 @@ def region_boxes(masks: Masks, threshold: float, *, threads: int | None = None) 
     return boxes, areas
 
 
+def region_bits(masks: Masks, threshold: float, *, threads: int | None = None) -> Array:
+    """Packed masks (N, h, ceil(w / 32)) uint32; see reference.region_bits."""
+    masks = checks.masks(masks)
+    h, w = masks.image_size
+    bits = np.zeros((len(masks), h, -(-w // 32)), np.uint32)
+    sizes = masks.padded_size, masks.image_size
+    _native.region_bits(masks.logits, *sizes, float(threshold), thread_count(threads), bits)
+    return bits
+
+
 def crop_regions(
     image: Array, masks: Masks, boxes: Array, indices: Array, cropping: Cropping, *, threads: int | None = None
 ) -> Array:

@@ -119,6 +119,34 @@ struct MaskReach {
     }
 };
 
+// mask_logits (masks, mask.h, mask.w) -> bits (masks, image.h, ceil(image.w / 32)), which are zero before.
+inline void region_bits(const float* mask_logits, int masks, Size mask, Size padded, Size image, double threshold,
+                        int threads, uint32_t* bits) {
+    const MaskGrid grid(mask, padded, image);
+    const float limit = threshold_logit(threshold);
+    const Loops& loop = loops();
+    const size_t words = (static_cast<size_t>(image.w) + 31) / 32;
+    parallel_for(masks, threads, [&] {
+        return [&, scratch = std::vector<float>(MaskRows::scratch_size(image.w)),
+                logits = std::vector<float>(image.w + kPadding)](int index) mutable {
+            const float* own = mask_logits + static_cast<size_t>(index) * mask.h * mask.w;
+            const MaskReach reach(loop, grid, own, limit);
+            const int columns = reach.right - reach.left;
+            MaskRows rows(loop, grid, own, reach.left, columns, scratch.data());
+            for (int y = reach.top; y < reach.bottom; ++y) {
+                const LinearTap row = grid.rows[y];
+                loop.mix_rows(rows.widened(row.low), rows.widened(row.high), row.low_weight, row.high_weight, columns,
+                              logits.data());
+                uint32_t* target = bits + (static_cast<size_t>(index) * image.h + y) * words;
+                for (int x = 0; x < columns; ++x) {
+                    const int at = reach.left + x;
+                    target[at / 32] |= static_cast<uint32_t>(is_inside(logits[x], limit)) << (at % 32);
+                }
+            }
+        };
+    });
+}
+
 // mask_logits (masks, mask.h, mask.w) -> boxes (masks, 4), areas (masks,).
 inline void region_boxes(const float* mask_logits, int masks, Size mask, Size padded, Size image, double threshold,
                          int threads, int32_t* boxes, int32_t* areas) {

@@ -39,6 +39,11 @@ void region_boxes(Masks masks, Pair padded, Pair image, double threshold, int th
                            size_of(padded), size_of(image), threshold, threads, boxes.data(), areas.data());
 }
 
+void region_bits(Masks masks, Pair padded, Pair image, double threshold, int threads, Array<uint32_t, 3> bits) {
+    vocabseg::region_bits(masks.data(), length(masks.shape(0)), {length(masks.shape(1)), length(masks.shape(2))},
+                          size_of(padded), size_of(image), threshold, threads, bits.data());
+}
+
 void crop_regions(Image image, Masks masks, Pair padded, Array<const int32_t, 2> boxes, Array<const int32_t, 1> indices,
                   double threshold, bool matting, Vector fill, Vector mean, Vector deviation, int threads,
                   Array<float, 4> crops) {
@@ -104,6 +109,8 @@ NB_MODULE(_native, module) {
                "network_input"_a.noconvert(), "resized"_a.noconvert(), Free());
     module.def("region_boxes", &region_boxes, masks, "padded_size"_a, "image_size"_a, "threshold"_a, "threads"_a, boxes,
                "areas"_a.noconvert(), Free());
+    module.def("region_bits", &region_bits, masks, "padded_size"_a, "image_size"_a, "threshold"_a, "threads"_a,
+               "bits"_a.noconvert(), Free());
     module.def("crop_regions", &crop_regions, image, masks, "padded_size"_a, boxes, "indices"_a.noconvert(),
                "threshold"_a, "matting"_a, fill, mean, deviation, "threads"_a, "crops"_a.noconvert(), Free());
     module.def("patch_masks", &patch_masks, masks, "padded_size"_a, "image_size"_a, boxes, "indices"_a.noconvert(),

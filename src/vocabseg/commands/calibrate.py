@@ -14,6 +14,7 @@ from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.progress import counted
 
 if TYPE_CHECKING:
+    from vocabseg.calibration.trials.accuracy_budget import AccuracyBudget
     from vocabseg.calibration.trials.precision_trials import TrialSet
     from vocabseg.runtime.bundle.folder import Bundle
 
@@ -22,6 +23,7 @@ EXAMPLE = (
     "Example: vocabseg calibrate my-bundle --images ~/photos --budget disagreement=2\n\n"
     "With labels: vocabseg calibrate my-bundle --images ~/photos --dataset ade20k-150 --data-dir ~/datasets\n\n"
     "The built-in demo model, on rendered scenes: vocabseg calibrate\n\n"
+    "Fewer crops: vocabseg calibrate my-bundle --regions --images ~/photos --budget disagreement=0.2\n\n"
     "The same command again resumes a calibration that was stopped."
 )
 KINDS = ("float16", "int8", "fp8")
@@ -46,7 +48,8 @@ def calibrate(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="miou=POINTS lost at most (0.5 with labels), or disagreement=PERCENT of the pixels (else 2)."
+            help="miou=POINTS lost at most (0.5 with labels), or disagreement=PERCENT of the pixels (else 2; with "
+            "--regions 0.2)."
         ),
     ] = None,
     dataset: Annotated[
@@ -58,6 +61,14 @@ def calibrate(
     classes: Annotated[
         str | None, typer.Option("--classes", "-c", help="Names, or @FILE, without labels. Default: the bundle's own.")
     ] = None,
+    regions: Annotated[
+        bool,
+        typer.Option(
+            "--regions",
+            help="Choose which regions share a crop or get none, with the fewest crops within the budget, instead of "
+            "making graphs; --count, --precision and --seed are not used then.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Decides which images and regions are taken.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The report's folder. Default: calibration-NAME.")
@@ -66,6 +77,7 @@ def calibrate(
 ) -> None:
     require(("onnx", "onnx_ir", "onnxruntime", "matplotlib"), "calibrating", "calibration")
     from vocabseg.calibration.report.calibration_report import lines, report_files, write_report
+    from vocabseg.calibration.report.region_report import region_files
     from vocabseg.calibration.samples.calibration_images import candidates, choose_images
     from vocabseg.calibration.session import Calibration
     from vocabseg.calibration.trials.accuracy_budget import parse_budget
@@ -74,10 +86,12 @@ def calibrate(
 
     say = announcer(quiet)
     kinds = _kinds(precision)
-    allowed = parse_budget(budget, labelled=dataset is not None or images is None)
+    labelled = dataset is not None or images is None
+    default = "disagreement=0.2" if regions and not labelled else None
+    allowed = parse_budget(budget or default, labelled)
     if dataset is not None and data_dir is None:
         raise ConfigurationError(f"--data-dir is missing: give the folder that holds {dataset}")
-    chosen, held = choose_images(images, count, seed, say)
+    chosen, held = ([], []) if regions else choose_images(images, count, seed, say)
     if bundle is not None:
         check_changeable(bundle)
     opened = two_stage(open_bundle(bundle or _demo_copy(say)), "calibrate")
@@ -85,9 +99,13 @@ def calibrate(
     name, folder = opened.manifest.name, opened.folder
     report_folder = output or Path(f"calibration-{name}")
     check_folder(report_folder)
-    check_apart(report_files(report_folder), [] if images is None else candidates(images))
+    files = region_files(report_folder) if regions else report_files(report_folder)
+    check_apart(files, [] if images is None else candidates(images))
     make_folder(report_folder)
     trial_set = _trial_set(opened, images, dataset, data_dir, split, limit, classes, report_folder, say)
+    if regions:
+        _choose_budget(opened, trial_set, allowed, report_folder, say, quiet)
+        return
     source = counted(len(chosen), "image" if images is not None else "rendered scene")
     say(f"Calibrating {name} for {', '.join(kinds)} on {source}: graphs to {folder}, the report to {report_folder}")
     with progress(quiet) as tick:
@@ -97,6 +115,28 @@ def calibrate(
     for line in lines(report):
         say(line)
     for path in (*files, folder):
+        print(path)
+
+
+def _choose_budget(
+    bundle: "Bundle", trial_set: "TrialSet", allowed: "AccuracyBudget", folder: Path, say: Callable[[str], None],
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Try region budgets, and put the one with the fewest crops into the bundle."""
+    from vocabseg.calibration.report.calibration_report import aligned
+    from vocabseg.calibration.report.region_report import RegionReport, install, table, write_region_report
+    from vocabseg.calibration.trials.region_trials import GRID, fewest_within, run_region_trials
+
+    name, described = bundle.manifest.name, trial_set.description
+    say(f"Trying {len(GRID)} region budgets of {name} on {described}: the report to {folder}")
+    with progress(quiet) as tick:
+        trials = run_region_trials(bundle, trial_set, tick)
+    report = RegionReport(name, described, allowed, trials, fewest_within(trials, allowed))
+    files = write_region_report(report, folder)
+    install(report, bundle)
+    for line in (*aligned(table(report)), report.choice):
+        say(line)
+    for path in (*files, bundle.folder):
         print(path)
 
 

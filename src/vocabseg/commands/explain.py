@@ -150,9 +150,12 @@ def _print(found: "Explanation", masks: int) -> None:
 
 
 def _row(vote: "Vote") -> list[str]:
-    area = "empty" if vote.box is None else "{:.0f},{:.0f} to {:.0f},{:.0f}".format(*vote.box)
-    if vote.area:
-        area += f"\n{vote.area:,} px"
+    area = "dropped" if vote.area == -1 else "empty"
+    if vote.box is not None:
+        area = "{:.0f},{:.0f} to {:.0f},{:.0f}".format(*vote.box)
+        area += f"\n{vote.area:,} px" if vote.area else ""
+    if vote.shares is not None:
+        area += f"\nCLIP: as {vote.shares}"
     return [
         str(vote.mask),
         f"{vote.weight:.4f}",

@@ -50,6 +50,22 @@ def test_a_data_set_s_classes_may_have_synonyms_and_there_may_be_other(tmp_path:
     assert not (tmp_path / "wrong").exists()
 
 
+def test_crops_are_counted_and_the_region_budget_is_told(tmp_path: Path) -> None:
+    write_scenes_world(tmp_path, "test", 2)
+    common = ("--dataset", "world", "--data-dir", tmp_path, "--quiet", "--device", "cpu", "--measure", "semantic")
+    crops, texts = [], []
+    for name, settings in (
+        ("none", ()),
+        ("budget", ("--set", "region.share_iou=0.8", "--set", "region.max_regions=9")),
+    ):
+        assert run(*common, "--output", tmp_path / name, *settings).exit_code == 0
+        crops.append(json.loads((tmp_path / name / "accuracy.json").read_text())["crops"])
+        texts.append((tmp_path / name / "accuracy.md").read_text())
+    assert 0 < crops[1] <= 9 < crops[0] <= 20
+    assert f"{crops[0]:.1f} crops encoded per image; region budget: none" in texts[0]
+    assert f"{crops[1]:.1f} crops encoded per image; region budget: share_iou=0.8 max_regions=9" in texts[1]
+
+
 def refused(*arguments: object) -> VocabsegError:
     result = run(*arguments)
     assert isinstance(result.exception, VocabsegError), result.output

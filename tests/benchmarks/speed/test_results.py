@@ -200,6 +200,17 @@ def test_markdown_has_every_variant_and_the_verdict(tmp_path: Path) -> None:
     assert "| proposal | 1.00 GFLOP | 1.00 MB | 20.0 ms | 40.0 ms | 50.0 % | compute |" in text
 
 
+def test_a_region_budget_is_shown_with_its_crops(tmp_path: Path) -> None:
+    image = ImageInfo(name="photo.jpg", size=(30, 40), padded=(64, 96), regions=7, crops=4)
+    made = outcome(tmp_path)
+    changed = msgspec.structs.replace(made.report, images=[image], region_budget="share_iou=0.9")
+    assert "| photo.jpg | 40 x 30 | 96 x 64 | 7 | 4 |" in to_markdown(changed)
+    assert "region budget share_iou=0.9" in to_markdown(changed)
+    plain = to_markdown(made.report)
+    assert "| photo.jpg | 40 x 30 | 96 x 64 | 7 | 7 |" in plain
+    assert "region budget" not in plain
+
+
 def test_the_page_loads_nothing_and_escapes_what_it_shows(tmp_path: Path) -> None:
     page = to_page(outcome(tmp_path))
     addresses = set(re.findall(r"https?://[^\s\"'<>]+", page))

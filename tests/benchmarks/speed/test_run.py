@@ -289,6 +289,8 @@ def test_work_of_a_stage_is_what_cannot_be_avoided(bundle: Bundle) -> None:
         10 * encoder.operations,
         20 * encoder.operations,
     ]
+    shared = ImageInfo(name="", size=(60, 80), padded=(64, 96), regions=20, crops=10)
+    assert stage_work(bundle, shared, 1000, 5)["image_encoder"] == few["image_encoder"]
     assert few["decode"].bytes == 1000 + 3 * 60 * 80
     assert few["compose"].operations == many["compose"].operations, "a class that cannot win needs no score"
     assert many["crop_regions"].operations == 2 * few["crop_regions"].operations

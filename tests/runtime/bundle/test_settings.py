@@ -31,6 +31,17 @@ def test_values_take_the_type_of_the_key():
     assert MANIFEST.region.mask_threshold == 0.5
 
 
+def test_a_region_budget_is_written_only_where_there_is_one():
+    assert not {"share_iou", "min_objectness", "max_regions"} & set(msgspec.to_builtins(MANIFEST.region))
+    assert not MANIFEST.region.budgeted
+    assert MANIFEST.region.budget == "none"
+    changed = apply_settings(MANIFEST, ["region.share_iou=0.9", "region.max_regions=40"])
+    assert changed.region.budgeted
+    assert changed.region.budget == "share_iou=0.9 max_regions=40"
+    assert msgspec.json.decode(msgspec.json.encode(changed.region), type=RegionSpec) == changed.region
+    assert apply_settings(changed, ["region.share_iou=none", "region.max_regions=none"]) == MANIFEST
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -52,6 +63,11 @@ def test_values_take_the_type_of_the_key():
         ("input.mean=[nan, 1, 1]", "mean cannot be"),
         ("input.std=[1e-300, 1, 1]", ">= 0.001"),
         ("region.matting=maybe", "matting"),
+        ("region.share_iou=1.5", "<= 1"),
+        ("region.share_iou=0", "> 0"),
+        ("region.min_objectness=nan", "min_objectness cannot be nan"),
+        ("region.max_regions=0", ">= 1"),
+        ("region.max_regions=2.5", "max_regions cannot be 2.5"),
         ("region.mask_fill=median", "median"),
         ("input.min_size=large", "min_size"),
         ("input.min_size", "section.key=value"),

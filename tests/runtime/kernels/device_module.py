@@ -43,6 +43,40 @@ class CudaModule:
     def region_boxes(self, masks: Masks, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         return self.boxes_and_bits(masks, threshold)[:2]
 
+    def mask_confidences(self, logits: np.ndarray, threshold: float) -> np.ndarray:
+        masks = Masks(logits, logits.shape[1:], logits.shape[1:], logits.shape[1:])
+        confidences = self.bench.new((len(logits),), np.float32)
+        self.bench.kernels.mask_confidences(self._up(masks), threshold, confidences, self.bench.stream)
+        return self.bench.down(confidences)
+
+    def choose_leaders(
+        self, boxes: np.ndarray, areas: np.ndarray, objectness: np.ndarray, bits: np.ndarray, share_iou: float | None,
+        min_objectness: float, max_regions: int | None, inverted: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        bench, n = self.bench, len(areas)
+        found, near = bench.up(areas), None
+        if share_iou is not None:
+            near = bench.new((n, n), np.uint8)
+            bench.kernels.near_masks(bench.up(bits), bench.up(boxes), found, share_iou, near, bench.stream)
+        ratings = bench.up(np.float32(1) - objectness if inverted else objectness)
+        ranked, leaders, leads = (bench.new((n,), np.int32) for _ in range(3))
+        limits = min_objectness, max_regions
+        bench.kernels.choose_leaders(ratings, inverted, near, *limits, found, ranked, leaders, leads, bench.stream)
+        result = bench.down(leaders)
+        np.testing.assert_array_equal(bench.down(leads), result == np.arange(n))
+        np.testing.assert_array_equal(bench.down(found), np.where((areas > 0) & (result < 0), -1, areas))
+        return result
+
+    def share_rows(self, features: np.ndarray, leaders: np.ndarray) -> np.ndarray:
+        bench, order = self.bench, np.flatnonzero(leaders >= 0).astype(np.int32)
+        listed, crops = np.full(len(leaders), -7, np.int32), np.full(len(leaders), -7, np.int32)
+        listed[: len(order)], crops[: len(features)] = order, np.unique(leaders[order])
+        rows = bench.new((len(order), features.shape[1]), features.dtype)
+        count = np.array([len(features)], np.int32)
+        given = (bench.up(each) for each in (features, leaders, listed, crops, count))
+        bench.kernels.share_rows(*given, rows, bench.stream)
+        return bench.down(rows)
+
     def crop_regions(
         self, image: np.ndarray, masks: Masks, boxes: np.ndarray, indices: np.ndarray, cropping: Cropping
     ) -> np.ndarray:

@@ -52,7 +52,7 @@ def test_missing_extension_is_an_engine_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_both_modules_have_the_same_functions() -> None:
-    shared = "resize_normalize", "region_boxes", "crop_regions", "patch_masks"
+    shared = "resize_normalize", "region_boxes", "region_bits", "crop_regions", "patch_masks"
     for name in (*shared, "compose", "class_scores", "resample_masks"):
         wanted = REFERENCE.__dict__[name].__code__
         found = HOST.__dict__[name].__code__
