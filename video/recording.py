@@ -37,11 +37,14 @@ def record(
     lines: Path | None,
     each: int = 1,
     progress: Progress = silent,
+    style: str = "overlay",
+    labels: bool = True,
 ) -> Recorded:
     """Write the results of `source` as a video, and as JSON with a line for each frame; a thread draws and encodes.
 
-    Of `each` frames of the source one is among them. What was written when an error ends the results is kept and the
-    error returned; without any frame it is raised. Raises OutputError where a file cannot be written.
+    Of `each` frames of the source one is among them. `style` and `labels` are those of `Result.draw`. What was written
+    when an error ends the results is kept and the error returned; without any frame it is raised. Raises OutputError
+    where a file cannot be written.
     """
     done, began, total = 0, time.monotonic(), -(-source.total // each)
     refused: list[VocabsegError] = []  # by the writer
@@ -57,7 +60,7 @@ def record(
             """How many frames were written: none after one that could not be."""
             try:
                 if not refused and writer is not None:
-                    writer.write(tagged(frame), frame.seconds)
+                    writer.write(tagged(frame, style, labels), frame.seconds)
                 if not refused and text is not None:
                     text.write(strict_json(frame.described()) + b"\n")
             except VocabsegError as error:

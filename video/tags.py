@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vocabseg.runtime.result.fonts import font_for
+from vocabseg.runtime.result.lettering.fonts import font_for
 from vocabseg.video.segmentation import FrameResult
 
 # Least share of the frame that a segment with a tag has.
@@ -12,11 +12,13 @@ SMALLEST = 0.004
 LONGEST = 40
 
 
-def tagged(frame: FrameResult) -> np.ndarray:
-    """The frame's picture with every class in its colour, and names, with the ids of tracked objects: uint8 RGB."""
+def tagged(frame: FrameResult, style: str = "overlay", labels: bool = True) -> np.ndarray:
+    """The frame's picture in a style of `Result.draw`, uint8 RGB; `labels`: with names, and ids of tracked objects."""
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(frame.result.draw(legend=False))
+    picture = Image.fromarray(frame.result.draw(legend=False, style=style, labels=False))
+    if not labels:
+        return np.asarray(picture)
     palette = frame.result.categories.palette(len(frame.result.classes))
     text = max(10, round(min(picture.size) / 24))
     canvas = ImageDraw.Draw(picture)

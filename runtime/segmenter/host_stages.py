@@ -141,7 +141,7 @@ class HostStages(Observed):
         return np.float32(1) - found[:, -1]
 
     def encode(self, proposals: HostProposals, progress: Progress = silent) -> None:
-        """Embed the regions in chunks to bound memory: only those whose crops stand for themselves and are not known."""
+        """Embed regions, in chunks to bound memory: those whose crops stand for themselves and that are not known."""
         known, source = proposals.known, proposals.encoded_as
         wanted = None
         if known is not None or source is not None:

@@ -185,7 +185,9 @@ def segment(
     if segmenter.bundle.manifest.weights_license is not None:
         say(f"The weights of {segmenter.bundle.manifest.name} are under {segmenter.bundle.manifest.weights_license}")
     if film is not None:
-        return run_video(film, segmenter, vocabulary, panoptic.selection, min_score, quiet, say)
+        return run_video(
+            film, segmenter, vocabulary, panoptic.selection, (look.style, look.labels), min_score, quiet, say
+        )
     info: dict[str, Any] = {}
     if not {Kind.overlay, Kind.labels}.issuperset(kinds):
         info = _info(segmenter, vocabulary) | {"min_score": min_score}

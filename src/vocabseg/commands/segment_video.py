@@ -126,13 +126,15 @@ def run_video(
     segmenter: "Segmenter",
     vocabulary: "Vocabulary",
     selection: tuple[Any, float, float],
+    look: tuple[str, bool],
     min_score: float,
     quiet: bool,
     say: Callable[[str], None],
 ) -> None:
     """Segment the video and write its results; raises KeyboardInterrupt after a clean stop by Ctrl-C or SIGTERM.
 
-    `selection` are the things and thresholds of `Result.panoptic`. Raises typer.Exit where the video ended early.
+    `selection` are the things and thresholds of `Result.panoptic`, `look` the style and labels of `Result.draw`.
+    Raises typer.Exit where the video ended early.
     """
     from vocabseg.video.recording import record
     from vocabseg.video.reuse import EmbeddingReuse
@@ -158,7 +160,7 @@ def run_video(
         make_folder(path.parent)
     with stopping(source) as stopped, counting(quiet, "opening the model", noun="frame") as report:
         overlay, lines = (work.files.get(kind) for kind in (Kind.overlay, Kind.json))
-        done = record(results, source, overlay, lines, 1 if options.hold else options.every, report)
+        done = record(results, source, overlay, lines, 1 if options.hold else options.every, report, *look)
     say(f"{counted(done.frames, 'frame')} in {done.seconds:.1f} s, {done.frames / done.seconds:.1f} frames/s")
     if reuse is not None and reuse.regions:
         say(f"Embeddings of {reuse.reused:,} of {counted(reuse.regions, 'region')} were kept from earlier frames")
