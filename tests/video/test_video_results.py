@@ -16,6 +16,7 @@ from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.video.reuse import EmbeddingReuse
 from vocabseg.video.segmentation import FrameResult, segment_video
+from vocabseg.video.tags import tagged
 from vocabseg.video.tracking import ObjectTracker
 
 
@@ -168,3 +169,10 @@ def test_a_stopped_source_ends_the_results(segmenter: Segmenter) -> None:
     began, rest = time.monotonic(), list(results)
     assert len(rest) < 20
     assert time.monotonic() - began < 60
+
+
+def test_frames_are_drawn_in_the_styles_of_images(segmenter: Segmenter) -> None:
+    (frame,) = segment_video(segmenter, moving_frames(1), CLASSES)
+    plain = frame.result.draw(legend=False, style="flat", labels=False)
+    np.testing.assert_array_equal(tagged(frame, "flat", labels=False), plain)
+    assert (tagged(frame, "flat") != plain).any()
