@@ -278,7 +278,7 @@ __device__ __forceinline__ void crop_regions(const CropSource& source, const Cro
     }
 VOCABSEG_CROP_KERNEL(crop_regions_bits_f32, float, true, VOCABSEG_CROP_BLOCKS)
 VOCABSEG_CROP_KERNEL(crop_regions_bits_f16, __half, true, VOCABSEG_CROP_BLOCKS)
-VOCABSEG_CROP_KERNEL(crop_regions_logits_f32, float, false, 1)
-VOCABSEG_CROP_KERNEL(crop_regions_logits_f16, __half, false, 1)
+VOCABSEG_CROP_KERNEL(crop_regions_logits_f32, float, false, 2)
+VOCABSEG_CROP_KERNEL(crop_regions_logits_f16, __half, false, 2)
 #undef VOCABSEG_CROP_KERNEL
 #undef VOCABSEG_CROP_BLOCKS

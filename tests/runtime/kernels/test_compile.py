@@ -14,10 +14,15 @@ NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 # Registers that a kernel may use, so that as many threads fit as its header reckons with.
 REGISTERS = {
     "region_boxes_f32": 64, "region_boxes_f16": 64,
-    "crop_regions_bits_f32": 80, "crop_regions_bits_f16": 80,
-    "compose_f32": 128, "compose_f16": 128, "compose_many_f32": 168, "compose_many_f16": 168,
+    "crop_regions_bits_f32": 56, "crop_regions_bits_f16": 56,
+    "crop_regions_logits_f32": 144, "crop_regions_logits_f16": 144,
+    "compose_f32": 80, "compose_f16": 80, "compose_many_f32": 168, "compose_many_f16": 168,
     "resize_normalize_f32": 64, "resize_normalize_f16": 64,
 }  # fmt: skip
+# On Turing, where a multiprocessor runs half as many threads.
+TURING = {"crop_regions_bits_f32": 64, "crop_regions_bits_f16": 64, "compose_f32": 112, "compose_f16": 112}
+# Kernels held to fewer registers than the compiler would take may keep so many bytes of a thread in memory.
+HELD, KEPT = {"crop_regions_bits_f32", "crop_regions_bits_f16", "compose_f32", "compose_f16"}, 16
 
 
 # GPUs from Turing on, and those of them on modules of their own, which run no code of other GPUs of their generation.
@@ -73,7 +78,10 @@ def test_registers_and_spills(tmp_path: Path) -> None:
     )
     assert {(name, sm) for name, sm, *_ in usage} == {(name, sm) for name in kernel_names() for sm in architectures()}
     for name, sm, stack, stores, loads, registers in usage:
-        assert (stack, stores, loads) == ("0", "0", "0"), f"{name} on sm_{sm} keeps registers in memory"
-        limit = 168 if sm == "75" and name.startswith("compose") else REGISTERS.get(name, 128)
+        kept = max(int(stack), int(stores))
+        assert kept <= (KEPT if name in HELD else 0), (
+            f"{name} on sm_{sm} keeps {kept} bytes in memory, and reads {loads}"
+        )
+        limit = (TURING if sm == "75" and name in TURING else REGISTERS).get(name, 128)
         assert int(registers) <= limit, f"{name} on sm_{sm} takes {registers} registers"
     assert set(REGISTERS) <= set(kernel_names())
