@@ -15,6 +15,7 @@ import pytest
 import typer
 from PIL import Image
 
+import vocabseg
 from tests.reference_cases import shapes
 from vocabseg import cli
 from vocabseg.benchmarks.scenes.files import write_scenes
@@ -192,3 +193,11 @@ def test_every_extra_exists() -> None:
         assert "vocabseg[" not in text, f"{document.name}: the package is in no index"
         for match in re.finditer(r"pip install (?:-e )?\"?\.\[([\w,]+)\]", text):
             assert set(match[1].split(",")) <= extras.keys(), match[0]
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    homes = re.findall(r"^::: ([\w.]+)", page, re.MULTILINE)
+    for name in vocabseg.__all__:
+        value = getattr(vocabseg, name)
+        assert value.__module__ in homes or f"{value.__module__}.{name}" in homes, f"docs/api.md lacks vocabseg.{name}"
