@@ -50,7 +50,7 @@ FIRST = {
 # What mutants differ in, and what is only linked to.
 COPIED, LINKED = (
     ("runtime", "tests"),
-    ("src", "benchmarks", "export", "calibration", "serving", "batch", "web", "examples"),
+    ("src", "benchmarks", "export", "calibration", "serving", "batch", "video", "web", "examples"),
 )
 # Of one mutant's tests; a kernel that never ends is noticed by it.
 SECONDS = 300

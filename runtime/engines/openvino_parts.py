@@ -17,13 +17,13 @@ def first_layers(model: Any) -> list[Any]:
     """Two models, the first of which ends with the layers of FIRST_SHARE and gives the second its input BETWEEN.
 
     Both take those inputs of `model`, an openvino.Model, that they need. It is used up, and stays whole where no single
-    tensor leads from its first layers to the rest.
+    tensor leads from its first layers to the rest, or samples are not along the first axis of that.
     """
     import openvino
     from openvino import opset8
 
     cut = _cut(model)
-    if cut is None:
+    if cut is None or not _by_sample(model, cut):
         return [model]
     users = cut.get_target_inputs()
     first = openvino.Model([cut], _inputs(model, cut), "first layers")
@@ -59,6 +59,19 @@ def _cut(model: Any) -> Any:
         if alive == {name} and done >= FIRST_SHARE * total and node.get_output_size() == 1:
             return node.output(0)
     return None
+
+
+def _by_sample(model: Any, tensor: Any) -> bool:
+    """Whether the first axis of a tensor is that of the model's inputs, so that it can be split as they are."""
+    samples, name = 61, tensor.get_node().get_friendly_name()
+    probe = model.clone()
+    shapes = {value: value.get_partial_shape() for value in probe.inputs}
+    if not all(shape.rank.is_static and len(shape) and shape[0].is_dynamic for shape in shapes.values()):
+        return False
+    probe.reshape({value: [samples, *list(shape)[1:]] for value, shape in shapes.items()})
+    (found,) = (node for node in probe.get_ops() if node.get_friendly_name() == name)
+    shape = found.output(0).get_partial_shape()
+    return bool(shape.rank.is_static and len(shape) and shape[0] == samples)
 
 
 def _inputs(model: Any, *ends: Any) -> list[Any]:

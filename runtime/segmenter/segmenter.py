@@ -106,6 +106,11 @@ class Segmenter:
     def _objects(self) -> np.ndarray:
         return self.text.object_matrix()
 
+    def _know_objects(self) -> None:
+        """Embed what a region budget tells objects by, before a GPU's lock is taken: the text encoder needs it, too."""
+        if self.choice.on_gpu and self.bundle.manifest.region.budgeted and self.bundle.manifest.has_queries:
+            self._objects()
+
     def _run(self, graph: str, inputs: Any) -> Any:
         return self.engine(graph).run(inputs)
 
@@ -146,6 +151,7 @@ class Segmenter:
 
     def _find_proposals(self, image: Any, progress: Progress = silent) -> Proposals:
         stages = self.stages
+        self._know_objects()
         progress("reading the image", 0, 1)
         pixels = stages.load(image)
         self._open_encoder()
@@ -210,6 +216,8 @@ class Segmenter:
         query_embeddings (N, Dq) float32, or None for masks without queries.
         """
         sizes = [(array.shape[0], array.shape[1]) for array in (resized, image)]
+        if query_embeddings is not None:
+            self._know_objects()
         stages = self.stages if len(mask_logits) else self._host  # GPU kernels need at least one mask
         with stages.turn():
             proposals = stages.given(image, resized, Masks(mask_logits, padded, *sizes), query_embeddings)
@@ -275,6 +283,7 @@ class Segmenter:
     def _outcomes(self, pairs: Iterable[tuple[Any, Vocabulary]]) -> Iterator[Outcome]:
         threads = thread_count()
         if self.choice.on_gpu:
+            self._know_objects()
             stages: Any = self.stages
             return Line(stages, lambda proposals: self._regions(stages, proposals)).segment(pairs)
         if threads > 1 and self.small:

@@ -21,21 +21,28 @@ def needs(feature: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(feature not in flags, reason=f"this CPU has no {feature}")
 
 
-def residual_network(path: Path, products: int = PRODUCTS_HERE, leak: bool = False, mask: bool = False) -> Path:
+def residual_network(
+    path: Path, products: int = PRODUCTS_HERE, leak: bool = False, mask: bool = False, turned: bool = False
+) -> Path:
     """y of x (batch, WIDTH): embedded by a product, then z += relu(z w) for each other product.
 
-    With `leak` the embedded x is added again in the end, with `mask` a second input.
+    With `leak` the embedded x is added again in the end, with `mask` a second input. If `turned`, z is (WIDTH, batch).
     """
     draw = np.random.default_rng(0)
     weights = [draw.normal(0, 0.1, (WIDTH, WIDTH)).astype(np.float32) for _ in range(products)]
-    nodes, value = [helper.make_node("MatMul", ["x", "w0"], ["sum0"])], "sum0"
+    nodes, value = [helper.make_node("MatMul", ["x", "w0"], ["embedded" if turned else "sum0"])], "sum0"
+    if turned:
+        nodes.append(helper.make_node("Transpose", ["embedded"], ["sum0"], perm=[1, 0]))
     for block in range(1, products):
         nodes += [
-            helper.make_node("MatMul", [value, f"w{block}"], [f"product{block}"]),
+            helper.make_node("MatMul", [f"w{block}", value] if turned else [value, f"w{block}"], [f"product{block}"]),
             helper.make_node("Relu", [f"product{block}"], [f"bent{block}"]),
             helper.make_node("Add", [value, f"bent{block}"], [f"sum{block}"]),
         ]
         value = f"sum{block}"
+    if turned:
+        nodes.append(helper.make_node("Transpose", [value], ["back"], perm=[1, 0]))
+        value = "back"
     nodes.append(helper.make_node("Add", [value, "sum0" if leak else "mask" if mask else value], ["y"]))
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", WIDTH]) for name in ("x", "mask")]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", WIDTH])]
@@ -69,6 +76,11 @@ def test_inputs_go_to_the_part_that_uses_them(tmp_path):
 
 def test_a_network_without_a_bottleneck_stays_whole(tmp_path):
     assert parts_of(residual_network(tmp_path / "graph.onnx", leak=True)) == [(["x"], PRODUCTS_HERE)]
+
+
+def test_a_tensor_whose_samples_are_on_another_axis_is_not_cut(tmp_path):
+    path = residual_network(tmp_path / "graph.onnx", turned=True)
+    assert parts_of(path) == [(["x"], PRODUCTS_HERE)]
 
 
 def test_the_parts_of_the_demo_encoder_compute_what_the_whole_does():

@@ -1,6 +1,7 @@
 """Regions that share a crop, and masks that get none: on the demo model and on masks of one's own."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -178,6 +179,26 @@ def test_on_a_gpu_as_on_the_host(image, tmp_path, settings):
             assert_same(found, wanted.classify(NAMES))
             assert found.evidence.opinions.crops.tolist() == wanted.classify(NAMES).evidence.opinions.crops.tolist()
         assert 0 <= sum(encoder.batches) - sum(regions.crops for regions in expected) < 8 * len(encoder.batches)
+
+
+def test_names_are_never_encoded_while_a_gpu_is_locked(image, tmp_path, monkeypatch):
+    bundle = budgeted_bundle(tmp_path / "bundle", "max_regions=5")
+    locked = []
+    with emulated(bundle, Machine()) as segmenter:
+        encode = segmenter.text.object_matrix
+
+        def watched():
+            with ThreadPoolExecutor(1) as other:
+                free = other.submit(segmenter.stages.lock.acquire, blocking=False).result()
+                if free:
+                    other.submit(segmenter.stages.lock.release).result()
+            locked.append((not free, len(segmenter.text._memory)))
+            return encode()
+
+        monkeypatch.setattr(segmenter.text, "object_matrix", watched)
+        segmenter.propose(image[:96, :128])
+    assert locked[0] == (False, 0)  # the first time, which runs the text encoder, while others may use the GPU
+    assert all(known for _, known in locked[1:])
 
 
 def test_the_kernels_own_source_and_masks_of_ones_own(image, tmp_path):
