@@ -100,7 +100,9 @@ class Bundle:
 
     def read(self, name: str, read: Callable[[Path], Loaded]) -> Loaded:
         """What `read` makes of the path of a listed file that is no graph, such as the tokenizer's; as `load` does."""
-        record = next(record for record in self.manifest.files.values() if record.file == name)
+        record = next((record for record in self.manifest.files.values() if record.file == name), None)
+        if record is None:
+            raise BundleError(f"{self.folder} does not list {name} among its files: export the model again")
         return self.load(record, lambda: read(self.folder / name))
 
     def load(self, record: FileRecord | GraphRecord, read: Callable[[], Loaded]) -> Loaded:

@@ -20,8 +20,8 @@ from vocabseg.batch.shard_plan import PlannedShard, extend_plan
 from vocabseg.batch.summary import frequencies
 from vocabseg.batch.worker import ShardWorker, read_attempts, write_shard
 from vocabseg.runtime.bundle.folder import demo_folder, open_bundle
-from vocabseg.runtime.bundle.manifest import TokenizerSpec
-from vocabseg.runtime.errors import EngineError, OutputError, VocabsegError, VocabularyError
+from vocabseg.runtime.bundle.manifest import FileRecord, TokenizerSpec, sha256_file
+from vocabseg.runtime.errors import BundleError, EngineError, OutputError, VocabsegError, VocabularyError
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.text.vocabulary import Vocabulary
 
@@ -261,7 +261,12 @@ def test_names_are_measured_by_the_tokenizer_of_the_bundles_prompt(tmp_path: Pat
     spec = TokenizerSpec(file=str(place), kind="huggingface")  # letter by letter, so that its sequences are longer
     prompt = msgspec.structs.replace(manifest.prompts.region, tokenizer=spec)
     prompts = msgspec.structs.replace(manifest.prompts, region=prompt)
-    other = bundle.with_manifest(msgspec.structs.replace(manifest, prompts=prompts))
+    unlisted = bundle.with_manifest(msgspec.structs.replace(manifest, prompts=prompts))
+    with pytest.raises(BundleError, match="does not list"):
+        check_names(unlisted, Vocabulary(["sky"]))
+    record = FileRecord(file=str(place), bytes=place.stat().st_size, sha256=sha256_file(place))
+    files = manifest.files | {"other tokenizer": record}
+    other = bundle.with_manifest(msgspec.structs.replace(manifest, prompts=prompts, files=files))
     for templates in (None, ["a photo of a {}."]):
         names = Vocabulary(["sky|theatres and authors other"], templates=templates)
         check_names(bundle, names)
