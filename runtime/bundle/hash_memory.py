@@ -36,7 +36,7 @@ LARGEST_RECORD, MOST = 1 << 20, 256
 # Bytes of a file from which on it is remembered; these take 15 ms to hash.
 SMALLEST = 16 << 20
 SETTLED = 60_000_000_000  # ns
-FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
+FILE_SYSTEMS = ("ext4", "xfs")
 
 
 class Stamp(NamedTuple):
