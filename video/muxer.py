@@ -31,7 +31,8 @@ class VideoWriter:
         if not there:
             raise OutputError(f"package av lacks the encoder {encoders[0][0]} for {str(path)!r}: name it .mp4")
         (self._codec, self._options), self._file, self._path = there[0], file, path
-        self._rate, self._source = Fraction(rate).limit_denominator(1001), source
+        # The usual rate, never 0: when a frame is shown is what its own time says.
+        self._rate, self._source = max(Fraction(rate).limit_denominator(1001), Fraction(1, 1001)), source
         self._container: Any = None
         self._audio: Iterator[Any] = iter(())
         self._size: tuple[int, ...] = ()

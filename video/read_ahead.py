@@ -17,7 +17,8 @@ def read_ahead(source: FrameSource) -> Iterator[Frame]:
     """The source's frames, in order; its error is raised when its turn comes.
 
     A live source is never made to wait: frames for which there is no room are counted as dropped. When the source is
-    stopped, or the iteration ends early, the thread ends with the frame that it is reading.
+    stopped, no frame that waits is given out; then, and when the iteration ends early, the thread ends with the frame
+    that it is reading.
     """
     waiting: queue.Queue[Frame | Exception | None] = queue.Queue(AHEAD)
 
@@ -55,7 +56,7 @@ def read_ahead(source: FrameSource) -> Iterator[Frame]:
                 continue
             if isinstance(item, Exception):
                 raise item
-            if item is None:
+            if item is None or source.stopped.is_set():  # what no one has begun would only delay the end
                 return
             yield item
     finally:

@@ -95,10 +95,13 @@ def segment_video(
     last: FrameResult | None = None
     frames = read_ahead(opened)
     try:
-        if reuse is None:
-            results: Iterator[Result] = segmenter.segment_many(chosen(), vocabulary)
-        else:
+        results: Iterator[Result]
+        if reuse is not None:
             results = segmenter.segment_sequence(chosen(), vocabulary, reuse)
+        elif hold:  # one after another: each that is begun ahead would have all frames before it wait
+            results = (segmenter(image, vocabulary) for image in chosen())
+        else:
+            results = segmenter.segment_many(chosen(), vocabulary)
         for result in results:
             yield from held()
             frame, _ = waiting.popleft()

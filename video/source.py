@@ -21,6 +21,10 @@ from vocabseg.video.names import is_address, is_camera
 TIMEOUT = 10.0
 # Frames per second where a source names none.
 USUAL_RATE = 25.0
+# Formats, by FFmpeg's names, that write down how long they are; of others it is estimated.
+ANNOUNCING = ("mov", "matroska")
+# Of the frames and of the seconds that a file announces: where it has less of both, its end is missing.
+WHOLE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ class FrameSource:
         self.stopped = Event()
 
     def stop(self) -> None:
-        """No further frames are read; those that have been are still given out. May be called from anywhere."""
+        """No further frames are read, and `read_ahead` gives out none that wait. May be called from anywhere."""
         self.stopped.set()
 
     def __iter__(self) -> Iterator[Frame]:
@@ -86,7 +90,7 @@ class VideoStream(FrameSource):
         super().__init__()
         remote = is_address(path)
         self.live = remote and not path.startswith(("http://", "https://"))
-        self.name = repr(re.sub(r"(?<=://)[^/@]*@", "", path))
+        self.name = repr(re.sub(r"(?<=://)[^/]*@", "", path))
         self._path, self._av = path, video_library()
         # What a file names in turn, as playlists do, is neither fetched nor read from a device.
         options = {"protocol_whitelist": "file"}
@@ -114,11 +118,13 @@ class VideoStream(FrameSource):
         stream.thread_type = "AUTO"
         self._check(stream.codec_context.width, stream.codec_context.height)
         self.rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
+        self._length = 0.0  # seconds that the pictures take, where the file says so
         if not self.live:
-            seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-            if not seconds and self._container.duration:
-                seconds = self._container.duration / self._av.time_base
-            self.total = stream.frames or round(seconds * self.rate)
+            seconds, whole = _seconds(stream), (self._container.duration or 0) / self._av.time_base
+            self.total = stream.frames or round((seconds or whole) * self.rate)
+            if self._container.format.name.startswith(ANNOUNCING):
+                alone = len(self._container.streams) == 1  # else the audio may be what is so long
+                self._length = seconds or (whole if alone else 0.0)
             if self._container.streams.audio and not remote:
                 self.sound = Path(path)
 
@@ -134,7 +140,7 @@ class VideoStream(FrameSource):
 
     def _pictures(self) -> Iterator[tuple[float, np.ndarray]]:
         stream, seconds = self._container.streams.video[0], -1 / self.rate
-        found = 0
+        found, end = 0, 0.0
         with self._container:
             for frame in self._decoded(stream):
                 self._check(frame.width, frame.height)
@@ -142,9 +148,17 @@ class VideoStream(FrameSource):
                 seconds = seconds + 1 / self.rate if shown is None else float(shown)
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
                 yield seconds, np.ascontiguousarray(image)
-                found += 1
-        if not found and not self.stopped.is_set():
+                lasts = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / self.rate
+                found, end = found + 1, max(end, seconds + float(lasts))
+        if self.stopped.is_set():
+            return
+        if not found:
             raise VideoError(f"no frame of {self.name} can be decoded; check it with a player")
+        # Frames of uneven length make the number a guess, and a last one that stays makes the end one.
+        if found + self.damaged < WHOLE * self.total and end < WHOLE * self._length:
+            raise VideoError(
+                f"the video {self.name} breaks off after {end:.1f} of {self._length:.1f} seconds; get an intact copy"
+            )
 
     def _decoded(self, stream: Any) -> Iterator[Any]:
         """The frames of all packets; those that are damaged are counted, as a player leaves them out."""
@@ -232,6 +246,14 @@ def video_library() -> ModuleType:
         raise VideoError(f'videos need the package av ({error}): pip install ".[video]", or pip install av') from None
     av.logging.set_level(av.logging.PANIC)  # what matters is raised
     return av  # type: ignore[no-any-return]
+
+
+def _seconds(stream: Any) -> float:
+    """How long the stream is by its own account, which Matroska files have as a tag; 0 where there is none."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return sum(float(part) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0.0
 
 
 def _reason(error: Exception) -> str:

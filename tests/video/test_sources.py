@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.video.clips import moving_frames, played, write_clip
+from tests.video.clips import av, moving_frames, played, write_clip
 from vocabseg.runtime.errors import ConfigurationError, ImageError, VideoError
 from vocabseg.video import source as source_module
 from vocabseg.video.read_ahead import read_ahead
-from vocabseg.video.source import Camera, FrameSource, Pictures, VideoStream, open_source
+from vocabseg.video.source import Camera, Frame, FrameSource, Pictures, VideoStream, open_source
 
 
 def test_frames_and_their_times_are_those_of_the_file(tmp_path: Path) -> None:
@@ -157,15 +157,65 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_damaged_pieces_are_left_out_and_counted(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.mkv", moving_frames(12), codec="mpeg4")
+    path = write_clip(tmp_path / "clip.mp4", moving_frames(12))
+    with av.open(str(path)) as container:
+        packet = list(container.demux(video=0))[4]
+        start, size = packet.pos, packet.size
     content = bytearray(path.read_bytes())
-    middle = slice(len(content) // 3, len(content) // 3 + 40)
-    content[middle] = bytes(40)
+    content[start : start + size] = bytes(size)  # the length of a unit is 0, which none has
     path.write_bytes(content)
     source = VideoStream(str(path))
     found = list(source)
-    assert 1 <= len(found) <= 12
+    assert (len(found), source.damaged) == (11, 1)
     assert all(frame.image.shape == (96, 128, 3) for frame in found)
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+def test_a_file_whose_end_is_missing_is_told(tmp_path: Path, name: str) -> None:
+    frames = moving_frames(30)
+    path = write_clip(tmp_path / name, frames)
+    if name.endswith(".mp4"):  # written anew with its index before the pictures, as for the web
+        web, how = tmp_path / "web.mp4", {"movflags": "faststart"}
+        with av.open(str(path)) as old, av.open(str(web), "w", options=how) as new:
+            copy = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    new.mux(packet)
+        path = web
+    assert len(list(VideoStream(str(path)))) == 30
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    found: list[Frame] = []
+    with pytest.raises(VideoError, match=r"breaks off after 0\.\d of 1\.2 seconds"):
+        found.extend(read_ahead(VideoStream(str(path))))
+    assert 0 < len(found) < 27
+    stopped = VideoStream(str(path))
+    assert all(frame.index < 3 or stopped.stop() is None for frame in stopped)  # whoever stops it asks for no end
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+def test_frames_of_uneven_length_and_longer_audio_are_no_missing_end(tmp_path: Path, name: str) -> None:
+    times = [0.01 * index * index for index in range(12)]
+    assert len(list(VideoStream(str(write_clip(tmp_path / name, moving_frames(12), times))))) == 12
+    path = write_clip(tmp_path / f"sound_{name}", moving_frames(12), [index / 250 for index in range(12)], sound=True)
+    assert len(list(VideoStream(str(path)))) == 12
+
+
+def test_a_stopped_source_gives_out_no_frame_that_waits() -> None:
+    source = Pictures(moving_frames(1) * 30)
+    reader = read_ahead(source)
+    next(reader)
+    threading.Event().wait(0.05)  # the next ones are read meanwhile
+    source.stop()
+    assert list(reader) == []
+
+
+def test_no_part_of_a_password_is_told() -> None:
+    with pytest.raises(VideoError, match="cannot reach the video 'rtsp://127") as told:
+        open_source("rtsp://user:se@cret@127.0.0.1:9/x@y")
+    assert "cret" not in str(told.value)
+    assert "/x@y" in str(told.value)
 
 
 def test_av_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from tests.video.clips import av, moving_frames, played, write_clip
 from vocabseg.cli import main
 from vocabseg.runtime.errors import OutputError
 from vocabseg.runtime.result.colours import class_colours
+from vocabseg.video.muxer import VideoWriter
 from vocabseg.video.recording import record
 from vocabseg.video.segmentation import FrameResult
 from vocabseg.video.source import Pictures
@@ -102,6 +103,17 @@ def test_a_change_of_size_keeps_what_was_done(run) -> None:
     assert len(played(Path("out.mp4"))[0]) == 3
 
 
+def test_a_rate_of_next_to_nothing(tmp_path: Path) -> None:
+    """Every 100,000th frame of 25 a second: less than one in a quarter of an hour."""
+    path, times = tmp_path / "slow.mp4", [0.0, 4000.0]
+    with path.open("wb") as file:
+        writer = VideoWriter(file, path, 25 / 100_000)
+        for picture, seconds in zip(moving_frames(2), times, strict=True):
+            writer.write(picture, seconds)
+        writer.close()
+    assert played(path)[0] == pytest.approx(times)
+
+
 def test_nothing_is_left_where_no_frame_was_written(tmp_path: Path) -> None:
     def failing() -> Sequence[FrameResult]:
         raise OutputError("no frame")
@@ -127,6 +139,7 @@ def test_what_is_refused(run) -> None:
         (("clip.mp4", "--masks", "a.png"), "--masks are those of images"),
         (("a.png", "--every", "2"), "go with a video"),
         (("no.mp4",), "no such video file: 'no.mp4'"),
+        (("-", "-o", "out.mp4"), "a video is not made of standard input"),
         (("97",), "camera 97 cannot be opened"),
     ):
         code, out, err = run(*arguments)

@@ -1,6 +1,7 @@
 """Results of a video's frames: which frames there are, objects that keep their numbers, embeddings that are kept."""
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vocabseg.runtime.masks import Masks
 from vocabseg.runtime.result.evidence import GivenEvidence
 from vocabseg.runtime.result.result import Result
 from vocabseg.runtime.segmenter.segmenter import Segmenter
+from vocabseg.video.read_ahead import AHEAD
 from vocabseg.video.reuse import EmbeddingReuse
 from vocabseg.video.segmentation import FrameResult, segment_video
 from vocabseg.video.tags import tagged
@@ -60,6 +62,24 @@ def test_every_nth_frame_and_those_between(segmenter: Segmenter) -> None:
     for frame in found:
         assert np.array_equal(frame.result.labels, found[frame.index - frame.index % 3].result.labels)
         assert np.array_equal(frame.result.image, frames[frame.index])
+
+
+def test_held_frames_wait_only_for_the_frame_before_them(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that wait are whole pictures: with threads that each begin one, hundreds of them would."""
+    monkeypatch.setenv("VOCABSEG_THREADS", "4")
+    picture, taken = moving_frames(1)[0], []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for index in range(100):
+            taken.append(index)
+            yield picture
+
+    results = segment_video(segmenter, pictures(), CLASSES, every=10, hold=True)
+    next(results)
+    assert len(taken) <= AHEAD + 3
+    next(results)
+    assert len(taken) <= 10 + AHEAD + 3
+    results.close()
 
 
 def test_a_frame_of_another_size_cannot_have_the_labels_of_the_last(segmenter: Segmenter) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from vocabseg.commands.segment_files import Kind, found_images
+from vocabseg.commands.segment_files import STDIN, Kind, found_images
 from vocabseg.commands.terminal import FAILED, counting, printable
 from vocabseg.runtime.errors import ConfigurationError, OutputError
 from vocabseg.runtime.files import check_apart, check_folder, check_writable, make_folder
@@ -104,6 +104,8 @@ def video_work(
         raise ConfigurationError(f"--fps goes with pictures, and {videos[0]} has a rate of its own: leave it out")
     if options.hold and options.every == 1:
         raise ConfigurationError("--hold goes with --every 2 or more: else there is no frame between")
+    if STDIN in images:
+        raise ConfigurationError("a video is not made of standard input: give files")
     pictures = None if videos else [path for path, _ in found_images(images, output, say)]
     files = _files(images[0], output, kinds)
     for kind, path in files.items():
