@@ -6,6 +6,7 @@ Were a batch answered as a whole, cores would idle until its last image is done.
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from vocabseg.runtime.threads import limit_threads
@@ -103,7 +104,15 @@ class Workers:
                 return taken[number][0].gone()
 
             with self._watchdog:
-                self._responder.answer(self._images(first, taken), settle, gone)
+                failure: Exception = RuntimeError("the model gave no answer")
+                try:
+                    self._responder.answer(self._images(first, taken), settle, gone)
+                except Exception as error:  # nobody else would answer what was taken, nor what is still to come
+                    traceback.print_exc()
+                    failure = error
+                self._responder.statistics.add(rejected=len(taken))
+                for number in list(taken):
+                    settle(number, failure)
 
     def _images(self, first: tuple[Job, int], taken: dict[int, tuple[Job, int]]) -> Iterator[ImageRequest]:
         """The first image and all that wait; it ends when none does, so that nothing is held back for the next."""

@@ -121,6 +121,32 @@ def test_what_does_not_fit_waits_outside_and_all_is_answered_before_the_end(gate
     assert desk.running[-1] == 0
 
 
+@pytest.mark.parametrize("raised", [OSError("no room"), None])
+def test_what_a_responder_leaves_is_answered_with_an_error_and_what_follows_as_always(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, raised: Exception | None
+) -> None:
+    answer = gate.answer
+
+    def leaving(requests: Iterable[ImageRequest], settle: Callable[[int, Any], None], gone: Any) -> None:
+        monkeypatch.setattr(gate, "answer", answer)
+        next(iter(requests))
+        if raised is not None:
+            raise raised
+
+    gate.parallel = 1
+    for event in gate.gates.values():
+        event.set()
+    monkeypatch.setattr(gate, "answer", leaving)
+    desk = Desk(gate)
+    desk.workers.put([desk.job(1, 2), desk.job(3)])
+    assert desk.idle.wait(SECONDS)
+    desk.workers.close()
+    failed, other = desk.sent
+    assert str(failed) == str(raised or "the model gave no answer")
+    assert values([other]) == [[3]]
+    assert gate.statistics.rejected == 1
+
+
 def test_triton_is_asked_of_clients_only_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job([request_for(1)], lambda: True, print)
     assert not job.gone()
