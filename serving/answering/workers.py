@@ -57,7 +57,8 @@ class Workers:
     """Threads that answer jobs.
 
     `running(count)` is told how many jobs are unanswered, when jobs are put and when none is left. `show()` is called
-    just before the last of them is answered, so that who has the answer finds it counted, and just after.
+    just before the last of them is answered, so that who has the answer finds it counted, and just after; where it
+    fails, answers are sent all the same.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Workers:
         self._show = show
         self._queue: queue.Queue[tuple[Job, int] | None] = queue.Queue(max(WAITING, responder.parallel))
         self._unanswered = 0
+        self._unsettled = 0  # of these, jobs whose answer is not yet complete
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(responder.parallel)]
         for thread in self._threads:
@@ -78,6 +80,7 @@ class Workers:
         """Returns once few enough of their images wait."""
         with self._lock:
             self._unanswered += len(jobs)
+            self._unsettled += len(jobs)
             self._running(self._unanswered)
         for job in jobs:
             for index in range(len(job.images)):
@@ -133,11 +136,21 @@ class Workers:
         if found is None:
             return
         self._responder.statistics.add(request_seconds=time.monotonic() - job.since)
-        if self._unanswered == 1:
-            self._show()
+        with self._lock:
+            self._unsettled -= 1
+            last = not self._unsettled
+        if last:
+            self._tell(self._show)
         job.send(found)
         with self._lock:
             self._unanswered -= 1
             if not self._unanswered:
-                self._show()
-                self._running(0)
+                self._tell(self._show)
+                self._tell(self._running, 0)
+
+    def _tell(self, told: Callable[..., None], *figures: int) -> None:
+        """Figures that do not get through must not keep an answer back."""
+        try:
+            told(*figures)
+        except Exception:
+            traceback.print_exc()

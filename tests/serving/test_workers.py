@@ -86,6 +86,32 @@ def test_an_answer_does_not_wait_for_others_of_its_batch(gate: Gate) -> None:
     assert 1 in desk.shown  # before the last answer, so that who has it finds it counted
 
 
+def test_the_last_of_answers_that_leave_together_is_counted_before_it_leaves(gate: Gate) -> None:
+    desk = Desk(gate)
+    together = threading.Barrier(2)
+    jobs = [desk.job(1), desk.job(2)]
+    for job in jobs:
+        job.send = lambda found: (together.wait(SECONDS), desk.sent.append(found))[1]
+    gate.gates[1].set(), gate.gates[2].set()
+    desk.workers.put(jobs)
+    assert desk.idle.wait(SECONDS)
+    desk.workers.close()
+    assert desk.shown == [0, 2]
+
+
+def test_figures_that_cannot_be_shown_keep_no_answer_back(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> None:
+        raise OSError("no room")
+
+    desk = Desk(gate)
+    monkeypatch.setattr(desk.workers, "_show", failing)
+    gate.gates[1].set()
+    desk.workers.put([desk.job(1)])
+    assert desk.idle.wait(SECONDS)
+    desk.workers.close()
+    assert values(desk.sent) == [[1]]
+
+
 def test_images_of_a_request_are_answered_together_in_order_or_with_the_first_error(gate: Gate) -> None:
     desk = Desk(gate)
     desk.workers.put([desk.job(1, 2, 3)])
