@@ -92,14 +92,19 @@ def _print(report: dict[str, Any]) -> None:
             f"{report['clients']} clients, {name}: {found['images per second']:.2f} images/s, "
             f"{found['images']} images, {found['errors']} errors, {_waits(found)}, memory {memory}"
         )
+        if found["errors"]:
+            print(f"first error: {found['first error']}")
     for share in ARRIVALS:
-        found = report["batching"][f"at {share:.0%}"]
-        print(f"arriving at {share:.0%}: {found['requests per second']:.2f} images/s, {_waits(found)}")
-    print(_breakdown(report))
+        if found := report["batching"].get(f"at {share:.0%}"):
+            print(f"arriving at {share:.0%}: {found['requests per second']:.2f} images/s, {_waits(found)}")
+    if report["batching"]["images"]:
+        print(_breakdown(report))
     print("broken: " + "; ".join(report["broken"]) if report["broken"] else "the contract holds")
 
 
 def _waits(found: dict[str, Any]) -> str:
+    if not found["images"]:
+        return "no answer"
     return f"p50 {found['p50'] * 1e3:.0f} ms, p99 {found['p99'] * 1e3:.0f} ms"
 
 

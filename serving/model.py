@@ -110,12 +110,18 @@ def _contents(request: Any) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 
 
 def _send(request: Any, answer: list[Tensors] | Exception) -> None:
-    """Send the answer for a request, or why there is none."""
+    """Send the answer for a request, or why there is none.
+
+    Where nothing can be sent this process ends, so that whoever supervises it starts another and the client is told.
+    """
     try:
         final = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         request.get_response_sender().send(_response(answer), flags=final)
-    except Exception as error:  # nobody can be told: it must not end the thread that answers the others
-        triton.Logger.log_error("".join(traceback.format_exception(error)))
+    except Exception:  # the sender is closed by now, and the client would wait for ever: end, as if stuck
+        try:
+            traceback.print_exc()  # not through Triton: without shared memory nothing reaches it
+        finally:
+            os._exit(1)
 
 
 def _response(answer: list[Tensors] | Exception) -> Any:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def served(
 ) -> dict[str, Any]:
     """The rates, latencies and memory of a server in `folder` under `clients` clients for `seconds`.
 
-    After that, latencies at each share in `arrivals` of that rate. `environment` is where the server is installed.
+    After that, latencies at each share in `arrivals` of that rate, unless nothing was answered. `environment` is where
+    the server is installed.
     """
     (folder / "server").mkdir(parents=True)
     write_repository(bundle, folder / "models", serving, beside=True)
@@ -92,7 +93,7 @@ def served(
         server.wait_until_ready(300)
         url, contents = server.urls()[protocol], [path.read_bytes() for path in images]
         found = _load(server, url, clients, contents, seconds)
-        for share in arrivals:
+        for share in arrivals if found["images"] else ():
             rate = share * found["images per second"]
             found[f"at {share:.0%}"] = _arriving(url, contents, rate, seconds / 4)
         return found
@@ -158,11 +159,14 @@ def _arriving(url: str, contents: list[bytes], rate: float, seconds: float) -> d
     moments = np.cumsum(generator.exponential(1 / rate, max(1, round(rate * seconds))))
     latencies: list[float] = []
     errors: list[str] = []
+    asked: list[Future[None]] = []
     with Client(url, retries=0) as client, ThreadPoolExecutor(UNDER_WAY) as pool:
         begin = time.perf_counter()
         for turn, moment in enumerate(moments):
             time.sleep(max(0.0, begin + moment - time.perf_counter()))
-            pool.submit(_ask, client, contents, turn, begin + moment, latencies, errors)
+            asked.append(pool.submit(_ask, client, contents, turn, begin + moment, latencies, errors))
+    for call in asked:
+        call.result()
     return {**_told(latencies, errors), "requests per second": rate}
 
 

@@ -105,8 +105,6 @@ class Responder:
                     finish(index, pixels)
                 elif (refused := self._embed(index, request, gone)) is not None:
                     finish(index, refused)
-                elif gone(index):
-                    finish(index, ImageError(GONE))
                 else:
                     under_way.append((index, request))
                     yield pixels, request.vocabulary
@@ -140,7 +138,7 @@ class Responder:
             yield following
 
     def _embed(self, index: int, request: ImageRequest, gone: Callable[[int], bool]) -> Exception | None:
-        """Embed new names; returns why they cannot be used."""
+        """Embed new names; returns why the request is not to be answered, also where `gone` cannot tell."""
 
         def ask(*progress: object) -> None:
             if gone(index):
@@ -149,6 +147,7 @@ class Responder:
         try:
             with self.statistics.timed("names"):
                 self.segmenter.embed_names(request.vocabulary, ask)
+            ask()
             return None
         except Exception as error:
             return error

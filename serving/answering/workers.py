@@ -6,6 +6,7 @@ Were a batch answered as a whole, cores would idle until its last image is done.
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from vocabseg.runtime.threads import limit_threads
@@ -56,7 +57,8 @@ class Workers:
     """Threads that answer jobs.
 
     `running(count)` is told how many jobs are unanswered, when jobs are put and when none is left. `show()` is called
-    just before the last of them is answered, so that who has the answer finds it counted, and just after.
+    just before the last of them is answered, so that who has the answer finds it counted, and just after; where it
+    fails, answers are sent all the same.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Workers:
         self._show = show
         self._queue: queue.Queue[tuple[Job, int] | None] = queue.Queue(max(WAITING, responder.parallel))
         self._unanswered = 0
+        self._unsettled = 0  # of these, jobs whose answer is not yet complete
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(responder.parallel)]
         for thread in self._threads:
@@ -77,6 +80,7 @@ class Workers:
         """Returns once few enough of their images wait."""
         with self._lock:
             self._unanswered += len(jobs)
+            self._unsettled += len(jobs)
             self._running(self._unanswered)
         for job in jobs:
             for index in range(len(job.images)):
@@ -103,7 +107,15 @@ class Workers:
                 return taken[number][0].gone()
 
             with self._watchdog:
-                self._responder.answer(self._images(first, taken), settle, gone)
+                failure: Exception = RuntimeError("the model gave no answer")
+                try:
+                    self._responder.answer(self._images(first, taken), settle, gone)
+                except Exception as error:  # nobody else would answer what was taken, nor what is still to come
+                    traceback.print_exc()
+                    failure = error
+                self._responder.statistics.add(rejected=len(taken))
+                for number in list(taken):
+                    settle(number, failure)
 
     def _images(self, first: tuple[Job, int], taken: dict[int, tuple[Job, int]]) -> Iterator[ImageRequest]:
         """The first image and all that wait; it ends when none does, so that nothing is held back for the next."""
@@ -124,11 +136,21 @@ class Workers:
         if found is None:
             return
         self._responder.statistics.add(request_seconds=time.monotonic() - job.since)
-        if self._unanswered == 1:
-            self._show()
+        with self._lock:
+            self._unsettled -= 1
+            last = not self._unsettled
+        if last:
+            self._tell(self._show)
         job.send(found)
         with self._lock:
             self._unanswered -= 1
             if not self._unanswered:
-                self._show()
-                self._running(0)
+                self._tell(self._show)
+                self._tell(self._running, 0)
+
+    def _tell(self, told: Callable[..., None], *figures: int) -> None:
+        """Figures that do not get through must not keep an answer back."""
+        try:
+            told(*figures)
+        except Exception:
+            traceback.print_exc()

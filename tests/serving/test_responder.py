@@ -115,6 +115,21 @@ def test_nothing_is_computed_for_clients_that_have_gone(responder: Responder, lo
     assert local.engine("proposal").seconds == before
 
 
+def test_a_client_that_cannot_be_asked_about_costs_no_answer_of_others(responder: Responder, local: Segmenter) -> None:
+    answers: dict[int, Any] = {}
+
+    def gone(index: int) -> bool:
+        if index == 1:
+            raise OSError("no message gets through")
+        return False
+
+    responder.answer([request_for(SCENE.read_bytes()) for _ in range(3)], answers.__setitem__, gone)
+    expected = local(SCENE, FEW).scores
+    assert all(np.array_equal(answers[index]["SCORES"], expected) for index in (0, 2))
+    assert str(answers[1]) == "no message gets through"
+    assert (responder.statistics.images, responder.statistics.rejected) == (2, 1)
+
+
 def test_answers_of_different_sizes_do_not_stack() -> None:
     from vocabseg.serving.answering.answers import stack
 

@@ -86,6 +86,32 @@ def test_an_answer_does_not_wait_for_others_of_its_batch(gate: Gate) -> None:
     assert 1 in desk.shown  # before the last answer, so that who has it finds it counted
 
 
+def test_the_last_of_answers_that_leave_together_is_counted_before_it_leaves(gate: Gate) -> None:
+    desk = Desk(gate)
+    together = threading.Barrier(2)
+    jobs = [desk.job(1), desk.job(2)]
+    for job in jobs:
+        job.send = lambda found: (together.wait(SECONDS), desk.sent.append(found))[1]
+    gate.gates[1].set(), gate.gates[2].set()
+    desk.workers.put(jobs)
+    assert desk.idle.wait(SECONDS)
+    desk.workers.close()
+    assert desk.shown == [0, 2]
+
+
+def test_figures_that_cannot_be_shown_keep_no_answer_back(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> None:
+        raise OSError("no room")
+
+    desk = Desk(gate)
+    monkeypatch.setattr(desk.workers, "_show", failing)
+    gate.gates[1].set()
+    desk.workers.put([desk.job(1)])
+    assert desk.idle.wait(SECONDS)
+    desk.workers.close()
+    assert values(desk.sent) == [[1]]
+
+
 def test_images_of_a_request_are_answered_together_in_order_or_with_the_first_error(gate: Gate) -> None:
     desk = Desk(gate)
     desk.workers.put([desk.job(1, 2, 3)])
@@ -119,6 +145,32 @@ def test_what_does_not_fit_waits_outside_and_all_is_answered_before_the_end(gate
     desk.workers.close()
     assert sorted(found[0] for found in values(desk.sent)) == list(range(1, count + 1))
     assert desk.running[-1] == 0
+
+
+@pytest.mark.parametrize("raised", [OSError("no room"), None])
+def test_what_a_responder_leaves_is_answered_with_an_error_and_what_follows_as_always(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, raised: Exception | None
+) -> None:
+    answer = gate.answer
+
+    def leaving(requests: Iterable[ImageRequest], settle: Callable[[int, Any], None], gone: Any) -> None:
+        monkeypatch.setattr(gate, "answer", answer)
+        next(iter(requests))
+        if raised is not None:
+            raise raised
+
+    gate.parallel = 1
+    for event in gate.gates.values():
+        event.set()
+    monkeypatch.setattr(gate, "answer", leaving)
+    desk = Desk(gate)
+    desk.workers.put([desk.job(1, 2), desk.job(3)])
+    assert desk.idle.wait(SECONDS)
+    desk.workers.close()
+    failed, other = desk.sent
+    assert str(failed) == str(raised or "the model gave no answer")
+    assert values([other]) == [[3]]
+    assert gate.statistics.rejected == 1
 
 
 def test_triton_is_asked_of_clients_only_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
