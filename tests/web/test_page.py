@@ -103,6 +103,7 @@ def test_names_are_asked_again_of_the_same_regions(page: Any, searches, examples
     with asked(page, "/view") as drawn:
         page.fill("#names", "grass, brick wall,")
     page.wait_for_selector("#status >> text=not searched again")
+    page.wait_for_selector("#segments li:nth-child(3)", state="detached")
     assert sorted(listed(page)) == ["brick wall", "grass"]
     assert listed(page) == [one["name"] for one in drawn.value.json()["segments"]]
     assert searches.count((120, 160)) == 1
@@ -115,7 +116,7 @@ def test_a_picture_of_ones_own(page: Any, searches, tmp_path: Path) -> None:
         page.set_input_files("#file", tmp_path / "own.png")
     assert searches[-2:] == [(120, 160), (90, 140)]
     page.wait_for_selector("#examples button[aria-pressed=false]:first-child")
-    assert page.locator("[data-file='overlay.png']").get_attribute("download") == "own_overlay.png"
+    page.wait_for_selector("[data-file='overlay.png'][download='own_overlay.png']")
     (tmp_path / "no.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "no.png")
     page.wait_for_selector("#error >> text=is not an image that vocabseg can read")
