@@ -101,6 +101,12 @@ def _instances_of(result: Result) -> list[Instance]:
     return result.instances()
 
 
+def forget() -> None:
+    """Drop the objects that are kept, and the results with them."""
+    _panoptic_of.cache_clear()
+    _instances_of.cache_clear()
+
+
 def hovered(result: Result) -> bytes:
     """(H, W) int16 labels, then (H, W) uint8 scores, of which 255 is 1 and more; little-endian."""
     scores = np.rint(255 * np.minimum(result.scores, 1)).astype(np.uint8)

@@ -82,6 +82,11 @@ class Models:
         """Name and precisions of each, as plain types."""
         return [{"name": name, "precisions": precisions} for name, precisions in self.precisions.items()]
 
+    def open_keys(self) -> set[tuple[str, str]]:
+        """Name and precision of each model that is open."""
+        with self._lock:
+            return set(self._open)
+
     def segmenter(self, name: str, precision: str) -> Segmenter:
         """The model, opened and run once if it was not open, so that its first answer takes as long as every other.
 

@@ -6,7 +6,8 @@ const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`;
 // Where sliders start: of objects, most are unlikely.
 const LEAST = { semantic: 0, panoptic: 0, instances: 0.5 };
 const PAUSE = 350; // ms without a key before names are asked for
-const state = { models: [], source: null, picture: null, stages: [], active: null, asking: false, again: false, drawn: 0 };
+// `given` is the source of `picture`, `source` the one that was chosen last.
+const state = { models: [], source: null, given: null, picture: null, stages: [], active: null, asking: false, again: false, drawn: 0 };
 const difference = { figure: element("figure"), title: element("b"), picture: element("img", null, { alt: "" }) };
 
 class Failure extends Error {
@@ -59,13 +60,16 @@ async function attempt(work, again = true) {
   }
 }
 
+// Gives the picture that was chosen last; one that was chosen before it, and arrives after it, is left.
 async function upload() {
-  const { file, example } = state.source;
+  const { source } = state, { file, example } = source;
   const asked = new URLSearchParams({ page, ...(file ? { name: file.name } : { example }) });
   const options = { method: "POST", ...(file ? { body: file } : {}) };
   const given = await getJson(`api/pictures?${asked}`, options);
+  if (source !== state.source) return;
   state.picture = given.picture;
   state.size = given;
+  state.given = source;
 }
 
 async function choosePicture(source) {
@@ -73,16 +77,18 @@ async function choosePicture(source) {
     if (source.file && source.file.size > state.uploadBytes) {
       throw new Failure(`the picture has more than ${state.uploadBytes / 1e6} MB: make it smaller`, 400);
     }
-    const before = state.source;
     state.source = source;
     busy(true, "Reading the picture …");
     try {
       await upload();
     } catch (failure) {
-      state.source = before;
-      busy(false, "");
+      if (source === state.source) {
+        state.source = state.given;
+        busy(false, "");
+      }
       throw failure;
     }
+    if (source !== state.source) return;
     for (const button of byId("examples").children) {
       button.setAttribute("aria-pressed", Number(button.dataset.number) === source.example);
     }
@@ -90,7 +96,7 @@ async function choosePicture(source) {
     for (const stage of state.stages) Object.assign(stage, { pixel: null, answer: null, labels: null, instances: [] });
     forgetPixel();
   });
-  if (given) await ask();
+  if (given && source === state.source) await ask();
 }
 
 function busy(is, text) {
@@ -117,7 +123,9 @@ async function ask() {
   }
 }
 
+// What is answered of another picture than the one that is there by then is left; that one is asked next.
 async function askOnce() {
+  const { picture } = state;
   const names = byId("names").value, other = byId("other").checked;
   const models = [chosen("model")];
   if (byId("compared").value !== "") models.push(chosen("compared"));
@@ -126,9 +134,10 @@ async function askOnce() {
   const said = [];
   try {
     for (const [place, model] of models.entries()) {
-      const question = { picture: state.picture, model: model.name, precision: model.precision, names, other };
+      const question = { picture, model: model.name, precision: model.precision, names, other };
       const answer = await getJson("api/answers", { method: "POST", body: JSON.stringify(question) });
       const bytes = await (await get(`api/answers/${answer.answer}/hovered`)).arrayBuffer();
+      if (picture !== state.picture) return;
       const stage = state.stages[place];
       stage.size(state.size.width, state.size.height);
       stage.colours = answer.colours;
@@ -148,8 +157,9 @@ async function askOnce() {
   }));
   state.active ??= state.stages[0];
   await draw();
+  if (picture !== state.picture || !state.active) return;
   if (models.length > 1) await compare();
-  if (state.active.pixel) await explain(state.active, state.active.pixel);
+  if (state.active?.pixel) await explain(state.active, state.active.pixel);
 }
 
 function times(answer, prefix) {
@@ -187,7 +197,7 @@ async function draw() {
   for (const stage of state.stages) {
     if (!stage.answer) continue;
     const drawn = await getJson(`api/answers/${stage.answer}/view?${asked}`);
-    if (turn !== state.drawn) return;
+    if (turn !== state.drawn || !stage.answer) return;
     stage.minScore = least;
     stage.picture.src = drawn.picture;
     stage.segments = drawn.segments;
@@ -195,6 +205,7 @@ async function draw() {
     stage.mark(drawn.segments.filter((segment) => segment.box));
     stage.read(stage.pixel);
   }
+  if (!state.active) return;
   list();
   link();
 }
@@ -248,7 +259,9 @@ async function explain(stage, pixel) {
     link();
   }
   stage.region(null);
-  const found = await getJson(`api/answers/${stage.answer}/pixel?${new URLSearchParams(pixel)}`);
+  const { answer } = stage;
+  const found = await getJson(`api/answers/${answer}/pixel?${new URLSearchParams(pixel)}`);
+  if (answer !== stage.answer) return;
   const head = element("b", `${found.label ?? "no class"} at ${found.x}, ${found.y}`);
   const scores = element("ol", null, { class: "scores", "aria-label": "Scores" });
   for (const rating of found.scores) {

@@ -4,7 +4,7 @@ import itertools
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +15,8 @@ from vocabseg.runtime.segmenter.regions import Regions
 
 # Pictures of one page, and of one picture: models whose regions are kept, and answers.
 PICTURES, MODELS, ANSWERS = 4, 3, 4
-# Bytes of all that is kept; the picture that was used last is kept however large.
-MOST_BYTES = 1 << 30
+# Pictures of all pages, and bytes of all that is kept; the picture that was used last is kept however large.
+ALL_PICTURES, MOST_BYTES = 200, 1 << 30
 
 Model = tuple[str, str]  # name and precision
 
@@ -27,20 +27,27 @@ class Gone(VocabsegError):
 
 @dataclass
 class Kept:
-    """A picture (H, W, 3) uint8 RGB, its regions by model, and the last answers, by number; the newest come last."""
+    """A picture (H, W, 3) uint8 RGB, its regions by model, and the last answers, by number; the newest come last.
+
+    `region_bytes` are those of the regions' arrays, which on a GPU are not asked again: it may refuse to give them.
+    """
 
     name: str
     image: np.ndarray
     page: str
     regions: "OrderedDict[Model, Regions]" = field(default_factory=OrderedDict)
-    answers: "OrderedDict[int, Result]" = field(default_factory=OrderedDict)
+    region_bytes: dict[Model, int] = field(default_factory=dict)
+    answers: "OrderedDict[int, tuple[Model, Result]]" = field(default_factory=OrderedDict)
 
     @property
     def bytes(self) -> int:
         """Those of the arrays; of an answer, labels and scores."""
-        found = sum(_bytes(regions.arrays) for regions in self.regions.values())
-        drawn = sum(result.labels.nbytes + result.scores.nbytes for result in self.answers.values())
-        return self.image.nbytes + found + drawn
+        drawn = sum(result.labels.nbytes + result.scores.nbytes for _, result in self.answers.values())
+        return self.image.nbytes + sum(self.region_bytes.values()) + drawn
+
+    def drop_regions(self, model: Model) -> None:
+        """Those of a model that are kept."""
+        del self.regions[model], self.region_bytes[model]
 
 
 def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
@@ -77,18 +84,32 @@ class Shelf:
             return self._kept[key]
 
     def add_regions(self, kept: Kept, model: Model, regions: Regions) -> None:
-        """Keep what a model found in a picture."""
+        """Keep what a model found in a picture; raises EngineError, and keeps nothing, where it cannot be used."""
+        size = _bytes(regions.arrays)
         with self._lock:
-            kept.regions[model] = regions
+            kept.regions[model], kept.region_bytes[model] = regions, size
             while len(kept.regions) > MODELS:
-                kept.regions.popitem(last=False)
+                kept.drop_regions(next(iter(kept.regions)))
             self._shrink()
 
-    def add_answer(self, key: str, kept: Kept, result: Result) -> str:
-        """Keep an answer; its name is returned."""
+    def forget_other_models(self, models: Collection[Model]) -> bool:
+        """Drop what other models than these found and answered, as it holds their networks; whether there was any."""
+        dropped = False
+        with self._lock:
+            for kept in self._kept.values():
+                for model in [each for each in kept.regions if each not in models]:
+                    kept.drop_regions(model)
+                    dropped = True
+                for number in [each for each, (model, _) in kept.answers.items() if model not in models]:
+                    del kept.answers[number]
+                    dropped = True
+        return dropped
+
+    def add_answer(self, key: str, kept: Kept, model: Model, result: Result) -> str:
+        """Keep a model's answer; its name is returned."""
         number = next(self._numbers)
         with self._lock:
-            kept.answers[number] = result
+            kept.answers[number] = model, result
             while len(kept.answers) > ANSWERS:
                 kept.answers.popitem(last=False)
             self._shrink()
@@ -99,10 +120,10 @@ class Shelf:
         key, _, number = name.partition(".")
         kept = self.picture(key)
         with self._lock:
-            result = kept.answers.get(int(number)) if number.isascii() and number.isdecimal() else None
-        if result is None:
+            found = kept.answers.get(int(number)) if number.isascii() and number.isdecimal() else None
+        if found is None:
             raise Gone("this answer is no longer kept: ask again")
-        return kept, result
+        return kept, found[1]
 
     @property
     def bytes(self) -> int:
@@ -112,6 +133,6 @@ class Shelf:
 
     def _shrink(self) -> None:
         total = sum(kept.bytes for kept in self._kept.values())
-        while total > self._most_bytes and len(self._kept) > 1:
+        while len(self._kept) > ALL_PICTURES or (total > self._most_bytes and len(self._kept) > 1):
             _, dropped = self._kept.popitem(last=False)
             total -= dropped.bytes

@@ -160,7 +160,11 @@ class Site:
         kept = self.shelf.picture(question.picture)
         model = (question.model, question.precision)
         began = time.perf_counter()
-        segmenter = self.models.segmenter(*model)
+        try:
+            segmenter = self.models.segmenter(*model)
+        finally:
+            if self.shelf.forget_other_models(self.models.open_keys()):
+                drawing.forget()
         opened = time.perf_counter()
         regions = kept.regions.get(model)
         reused = regions is not None
@@ -175,7 +179,7 @@ class Site:
         result = regions.classify(vocabulary)
         named = time.perf_counter()
         return {
-            "answer": self.shelf.add_answer(question.picture, kept, result),
+            "answer": self.shelf.add_answer(question.picture, kept, model, result),
             "engine": segmenter.choice.key,
             "regions": found,
             "reused": reused,

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from vocabseg.web import site as pages
 from vocabseg.web.listening import address_of, listen
 from vocabseg.web.shelf import Shelf
 from vocabseg.web.site import Site
@@ -101,6 +103,7 @@ def test_names_are_asked_again_of_the_same_regions(page: Any, searches, examples
     with asked(page, "/view") as drawn:
         page.fill("#names", "grass, brick wall,")
     page.wait_for_selector("#status >> text=not searched again")
+    page.wait_for_selector("#segments li:nth-child(3)", state="detached")
     assert sorted(listed(page)) == ["brick wall", "grass"]
     assert listed(page) == [one["name"] for one in drawn.value.json()["segments"]]
     assert searches.count((120, 160)) == 1
@@ -113,10 +116,76 @@ def test_a_picture_of_ones_own(page: Any, searches, tmp_path: Path) -> None:
         page.set_input_files("#file", tmp_path / "own.png")
     assert searches[-2:] == [(120, 160), (90, 140)]
     page.wait_for_selector("#examples button[aria-pressed=false]:first-child")
-    assert page.locator("[data-file='overlay.png']").get_attribute("download") == "own_overlay.png"
+    page.wait_for_selector("[data-file='overlay.png'][download='own_overlay.png']")
     (tmp_path / "no.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "no.png")
     page.wait_for_selector("#error >> text=is not an image that vocabseg can read")
+
+
+def grey(path: Path, height: int, width: int) -> Path:
+    Image.fromarray(np.full((height, width, 3), 200, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def held(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Questions wait for it."""
+    go, genuine = threading.Event(), site._answer
+    go.set()
+    monkeypatch.setattr(site, "_answer", lambda question: go.wait(30) and genuine(question))
+    yield go
+    go.set()
+
+
+def test_a_picture_that_is_chosen_while_a_question_waits(page: Any, held, searches, tmp_path: Path) -> None:
+    held.clear()
+    with page.expect_request("**/api/answers"):
+        page.fill("#names", "grass, sky")
+    with asked(page, "/api/pictures"):
+        page.set_input_files("#file", grey(tmp_path / "larger.png", 300, 400))
+    page.wait_for_selector("#examples button[aria-pressed=false]:first-child")
+    with asked(page, "/view"):
+        held.set()
+    page.wait_for_selector("[data-file='overlay.png'][download='larger_overlay.png']")
+    assert searches[-1] == (300, 400)
+    assert page.locator(".stage svg").get_attribute("viewBox") == "0 0 400 300"
+
+
+def test_a_slider_before_the_first_answer(browser: Any, address: str, held) -> None:
+    held.clear()
+    opened, complaints = browser.new_page(), []
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    with opened.expect_request("**/api/answers"):
+        opened.goto(address)
+    opened.fill("#opacity", "0.2")
+    opened.wait_for_timeout(150)
+    held.set()
+    opened.wait_for_selector(f"#segments {SECOND}")
+    opened.close()
+    assert complaints == []
+
+
+def test_the_picture_that_was_chosen_last_stays(page: Any, searches, tmp_path: Path, monkeypatch) -> None:
+    genuine, read = pages._read, threading.Event()
+
+    def slowly(body: bytes, name: str) -> np.ndarray:
+        if name == "slow.png":
+            read.wait(30)
+            time.sleep(0.2)
+        return genuine(body, name)
+
+    monkeypatch.setattr(pages, "_read", slowly)
+    with page.expect_request("**/api/pictures?*name=slow.png"):
+        page.set_input_files("#file", grey(tmp_path / "slow.png", 50, 60))
+    with asked(page, "/view"):
+        page.set_input_files("#file", grey(tmp_path / "quick.png", 70, 80))
+    with asked(page, "name=slow.png"):
+        read.set()
+    with asked(page, "/view"):
+        page.fill("#names", "grass, sky")
+    assert searches[-1] == (70, 80)
+    assert (50, 60) not in searches
+    assert page.locator("[data-file='overlay.png']").get_attribute("download") == "quick_overlay.png"
 
 
 def test_a_dropped_picture(page: Any, searches) -> None:

@@ -1,9 +1,11 @@
 """What the page's addresses answer, without a browser."""
 
+import gc
 import gzip
 import io
 import json
 import re
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from pycocotools.coco import COCO
 
 from vocabseg.runtime.segmenter.segmenter import Segmenter
 from vocabseg.web import drawing, site
-from vocabseg.web.models import Models
+from vocabseg.web.models import OPEN, Models
 from vocabseg.web.site import FOLDER, LONGEST, PAGE, Site
 
 TestClient = pytest.importorskip("starlette.testclient").TestClient
@@ -33,8 +35,10 @@ class Visitor:
     def choose(self, example: int = 0) -> str:
         return self.client.post("/api/pictures", params={"page": self.page, "example": example}).json()["picture"]
 
-    def ask(self, picture: str, names: str, precision: str = "float32", other: bool = False) -> Any:
-        question = {"picture": picture, "model": "demo", "precision": precision, "names": names, "other": other}
+    def ask(
+        self, picture: str, names: str, precision: str = "float32", other: bool = False, model: str = "demo"
+    ) -> Any:
+        question = {"picture": picture, "model": model, "precision": precision, "names": names, "other": other}
         return self.client.post("/api/answers", json=question)
 
     def get(self, answer: dict[str, Any], what: str, **asked: Any) -> Any:
@@ -73,7 +77,9 @@ def test_what_is_drawn_is_what_the_library_draws(models: Models, examples) -> No
     result = models.segmenter("demo", "float32")(examples[0].image, examples[0].classes)
     drawn = drawing.view(result, "semantic", 0.5)
     expected = result.confident(0.5)
-    np.testing.assert_array_equal(drawn.picture(result.image, 0.3), expected.draw(legend=False, opacity=0.3))
+    np.testing.assert_array_equal(
+        drawn.picture(result.image, 0.3), expected.draw(legend=False, opacity=0.3, labels=False)
+    )
     described = {segment["name"]: (segment["area"], segment["score"]) for segment in expected.to_json()["segments"]}
     assert {one["name"] for one in drawn.segments} == described.keys()
     for one in drawn.segments:
@@ -254,6 +260,28 @@ def test_what_is_no_longer_kept(visitor, client) -> None:
     gone = visitor.ask(picture, "cat")
     assert (gone.status_code, gone.json()["error"]) == (410, "this picture is no longer kept: give it again")
     assert client.get("/api/answers/x.y/hovered").status_code == 410
+
+
+def test_models_that_are_closed_are_let_go(models: Models, examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[weakref.ref[Any]] = []
+    genuine = Segmenter.__init__
+
+    def noted(self: Segmenter, *how: Any) -> None:
+        genuine(self, *how)
+        opened.append(weakref.ref(self.stages))
+
+    monkeypatch.setattr(Segmenter, "__init__", noted)
+    names = [f"demo {number}" for number in range(OPEN + 1)]
+    several = Site(Models(dict.fromkeys(names, models.bundles["demo"]), "cpu"), examples)
+    visitor = Visitor(TestClient(several.application(), base_url="http://localhost"))
+    picture = visitor.choose()
+    answers = [visitor.ask(picture, "cat, sky", model=names[0]).json()]
+    assert visitor.get(answers[0], "view", view="instances").status_code == 200  # what is drawn is kept
+    answers += [visitor.ask(picture, "cat, sky", model=name).json() for name in names[1:]]
+    gc.collect()
+    assert [each() is not None for each in opened] == [False] + [True] * OPEN
+    assert [visitor.get(each, "hovered").status_code for each in answers] == [410] + [200] * OPEN
+    assert [visitor.ask(picture, "cat", model=names[place]).json()["reused"] for place in (1, 0)] == [True, False]
 
 
 def test_a_fault_is_told_without_its_details(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
