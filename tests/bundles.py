@@ -29,7 +29,7 @@ from vocabseg.export.bundle import export_bundle
 from vocabseg.export.configuration import Configuration
 from vocabseg.export.model.maskformer import ProposalNetwork
 from vocabseg.runtime.bundle import folder
-from vocabseg.runtime.bundle.folder import open_bundle
+from vocabseg.runtime.bundle.folder import is_demo, open_bundle
 from vocabseg.runtime.bundle.manifest import MANIFEST, Manifest, write_manifest
 from vocabseg.runtime.bundle.sections import RegionSpec
 
@@ -70,7 +70,10 @@ def files_hashed() -> Iterator[Counter[Path]]:
 
 
 def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:
-    """A bundle that shares its files with another (as hard links) and differs in entries of the manifest."""
+    """A bundle that shares its files with another (as hard links) and differs in entries of the manifest.
+
+    Files of the demo model, which is part of the package, are copied: onnx refuses to read what has hard links.
+    """
     if (folder / MANIFEST).is_file():
         return folder
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -79,7 +82,7 @@ def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:
         if path.is_dir():
             target.mkdir(exist_ok=True)
         elif path.name != MANIFEST:
-            os.link(path, target)
+            (shutil.copyfile if is_demo(bundle) else os.link)(path, target)
     manifest = open_bundle(bundle, verify=False).manifest
     write_manifest(msgspec.structs.replace(manifest, **changes), temporary)
     try:
