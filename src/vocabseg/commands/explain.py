@@ -24,6 +24,7 @@ from vocabseg.commands.options import (
     Target,
     Templates,
     foreign_to_demo,
+    list_files,
     refined,
     two_stage,
     vocabulary_of,
@@ -88,8 +89,7 @@ def explain(
         if html.suffix.lower() not in (".html", ".htm"):
             raise OutputError(f"cannot write a page to {str(html)!r}: name it .html")
         check_writable(html)
-        lists = [text[1:] for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
-        check_apart([html], [image, *lists, *target.opened.folder.rglob("*")])
+        check_apart([html], [image, *list_files(classes, seen, contrast), *target.opened.folder.rglob("*")])
     source = load_image(Work(image, {}).source)
     for x, y in pixels:
         check_pixel(x, y, source.shape[:2])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vocabseg.commands.options import Quiet, vocabulary_of
+from vocabseg.commands.options import Quiet, list_files, vocabulary_of
 from vocabseg.commands.packages import require
 from vocabseg.commands.terminal import progress
 from vocabseg.runtime.errors import ConfigurationError
@@ -103,7 +103,7 @@ def export(
     # An unknown name or key is an error before anything is announced.
     alone = load_configuration(config, settings or []).proposal.backbone == "none"
     _check_weights(config, alone, checkpoint, random, clip, proposals, min_score)
-    lists = [text[1:] for text in (classes, seen) if text is not None and text.startswith("@")]
+    lists = list_files(classes, seen)
     given = [path for path in (checkpoint, sample_image, clip, config, proposals, *lists) if path is not None]
     check_apart([output], [path for path in given if Path(path).exists()])
     vocabulary = _vocabulary(classes, seen)

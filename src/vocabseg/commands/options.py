@@ -88,6 +88,11 @@ Examples = Annotated[
 ]
 
 
+def list_files(*options: str | None) -> list[str]:
+    """The files that options name as @FILE."""
+    return [text[1:] for text in options if text is not None and text.startswith("@")]
+
+
 def example_files(examples: Sequence[str] | None) -> dict[str, list[str]]:
     """The images that --example gives, by class name; raises ConfigurationError."""
     images: dict[str, list[str]] = {}

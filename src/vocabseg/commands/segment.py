@@ -26,6 +26,7 @@ from vocabseg.commands.options import (
     Templates,
     example_files,
     foreign_to_demo,
+    list_files,
     refined,
     vocabulary_of,
     with_examples,
@@ -162,7 +163,7 @@ def segment(
     kinds = list(dict.fromkeys(write or [Kind.overlay]))
     look.check(kinds)
     say = announcer(quiet)
-    lists = [Path(text[1:]) for text in (classes, seen, contrast) if text is not None and text.startswith("@")]
+    lists = map(Path, list_files(classes, seen, contrast))
     own = [] if masks is None else [masks, *masks.rglob("*")]
     shown = map(Path, itertools.chain(*example_files(examples).values()))
     inputs = [*lists, *own, *shown]
