@@ -79,6 +79,12 @@ def aligned(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows of text, the headings first, as lines of a table in Markdown."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return [head, "|" + "---|" * len(rows[0]), *body]
+
+
 def report_files(folder: Path) -> list[Path]:
     """calibration.json, calibration.md and calibration.png in `folder`."""
     return [folder / f"calibration.{suffix}" for suffix in ("json", "md", "png")]
@@ -96,15 +102,12 @@ def write_report(report: CalibrationReport, folder: Path) -> list[Path]:
 
 
 def _page(report: CalibrationReport) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in table(report)]
     text = [
         f"# {report.bundle} in lower precision",
         "",
         f"Ranges: {report.images}. Tried on: {report.tried_on}.",
         "",
-        head,
-        "|" + "---|" * len(HEADINGS),
-        *body,
+        *markdown(table(report)),
         "",
         f"`*` no other one is both faster and better; `<-` chosen. {report.choice}.",
         "",

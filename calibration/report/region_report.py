@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from vocabseg.calibration.report.calibration_report import markdown
 from vocabseg.calibration.report.trade_off import DPI, floor, name_points
 from vocabseg.calibration.trials.accuracy_budget import AccuracyBudget, quality
 from vocabseg.calibration.trials.region_trials import PAIRED, RegionTrial, with_budget
@@ -100,9 +101,8 @@ def write_region_report(report: RegionReport, folder: Path) -> list[Path]:
     data, page, picture = region_files(folder)
     with atomic_write(data) as file:
         file.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    head, *body = ["| " + " | ".join(row) + " |" for row in table(report)]
-    text = [f"# Region budgets of {report.bundle}", "", f"Tried on: {report.tried_on}.", "", head]
-    text += ["|" + "---|" * len(HEADINGS), *body, "", f"{report.choice}.", "", "![Quality against crops](regions.png)"]
+    text = [f"# Region budgets of {report.bundle}", "", f"Tried on: {report.tried_on}.", "", *markdown(table(report))]
+    text += ["", f"{report.choice}.", "", "![Quality against crops](regions.png)"]
     with atomic_write(page) as file:
         file.write(("\n".join(text) + "\n").encode())
     _plot(report, picture)
