@@ -1,11 +1,11 @@
 """Region embeddings of earlier frames, for regions whose mask and pixels have stayed the same."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from vocabseg.runtime.errors import ConfigurationError
+from vocabseg.runtime.kernels.reference import threshold_logit
 from vocabseg.runtime.segmenter.host_stages import HostProposals
 
 # Least overlap of the masks (intersection over union), and greatest change of the pixels under them (root mean square,
@@ -42,8 +42,7 @@ class EmbeddingReuse:
         if not (0 < min_iou <= 1 and max_change >= 0):
             raise ConfigurationError(f"reuse at an overlap of {min_iou} and a change of {max_change}: 0..1, 0 or more")
         self.min_iou, self.max_change = min_iou, max_change
-        threshold = min(max(mask_threshold, 1e-6), 1 - 1e-6)
-        self._least = math.log(threshold / (1 - threshold))
+        self._least = threshold_logit(mask_threshold)
         self._seen: Seen | None = None
         self.regions = self.reused = 0
 
