@@ -28,6 +28,7 @@ from vocabseg.runtime.masks import Masks
 ISSUED, MOVED = 132 * 4 * 1.98e9, 4.8e12
 MEASURED = Path(__file__).parents[1] / "results" / "2026-11-28-h200.json"
 DEPTH, NAMES = 512, 3  # numbers of an embedding, as of ViT-B/16; names of each class
+SHARE = 0.9  # of a region budget: masks of at least this IoU share a crop
 # Original image, resized, padded.
 SIZES = ((ORIGINAL, RESIZED, PADDED), ((480, 640), (640, 853), (640, 864)))
 
@@ -61,7 +62,7 @@ def measured(path: Path = MEASURED) -> dict[str, float]:
 
 
 def estimates(fatbin: bytes, classes: Sequence[int] = (171,)) -> Iterator[Estimate]:
-    """Every kernel but those that fill tables and boxes, in float16, at the published sizes. Raises EngineError."""
+    """The kernels on which an image's time depends, in float16, at the published sizes. Raises EngineError."""
     code, times = sass.listing(fatbin), measured()
     for original, resized, padded in SIZES:
         for kernel, name, runs, size in _launches(original, resized, padded, classes):
@@ -87,10 +88,12 @@ def _launches(
     size, full = logits.nbytes + 20 * n + bits, replace(masks, logits=np.full_like(masks.logits, 5))
     yield "region_boxes_f16", "region_boxes", executions.region_boxes(masks), size
     yield "region_boxes_f16", "region_boxes, all inside", executions.region_boxes(full), size
+    whole = np.tile(np.array([0, 0, resized[1], resized[0]]), (n, 1))
+    for what, of in (("", (boxes, areas)), (", all inside", (whole, np.full(n, pixels)))):
+        yield "near_masks", f"near_masks{what}", executions.near_masks(*of, SHARE), bits + 20 * n + n * n
     yield "select_regions", "select_regions", executions.select_regions(areas), 40 * n
     runs, count = executions.crop_regions(inside, boxes[indices], n), len(indices)
     yield "crop_regions_bits_f16", f"crop_regions, {count} regions", runs, 3 * pixels + bits + count * crop
-    whole = np.tile(np.array([0, 0, resized[1], resized[0]]), (n, 1))
     runs = executions.crop_regions([np.ones(resized, bool)] * n, whole, n)
     yield "crop_regions_bits_f16", f"crop_regions, {n} whole images", runs, 3 * pixels + bits + n * crop
     runs = executions.patch_masks(inside, boxes[indices], PATCH_GRID, n)

@@ -111,6 +111,25 @@ def select_regions(areas: Array) -> Executions:
     return Executions(8, {r"BAR": 2 * len(found), r"STG": 5 * found.any(axis=1).sum() + 1})
 
 
+def near_masks(boxes: Array, areas: Array, share: float) -> Executions:
+    """Of masks (N, 4) and (N,), of which those may overlap by `share` whose boxes and areas allow it."""
+    one, other = np.tril_indices(len(boxes), -1)
+    grid = launch.near_masks(len(boxes))
+    filled = (areas[one] > 0) & (areas[other] > 0)
+    one, other = one[filled], other[filled]
+    corner, end = np.maximum(boxes[one, :2], boxes[other, :2]), np.minimum(boxes[one, 2:], boxes[other, 2:])
+    size = np.maximum(end - corner, 0)
+    least = np.minimum(np.minimum(areas[one], areas[other]), size.prod(axis=1))
+    close = least >= share * np.maximum(areas[one], areas[other])
+    across = (end[close, 0] - 1) // launch.WARP + 1 - corner[close, 0] // launch.WARP
+    words = across * size[close, 1]
+    return Executions(warps_of(grid), {
+        r"LDG\.E R": 2 * len(filled) + 8 * len(one),
+        r"POPC": np.ceil(words / launch.WARP).sum(),
+        r"SHFL\.BFLY PT": 5 * close.sum(),
+    })  # fmt: skip
+
+
 def crop_regions(inside: Sequence[Array], boxes: Array, capacity: int) -> Executions:
     """Of regions (V, 4) with their masks, (h, w) bool each; blocks of regions up to `capacity` return at once."""
     grid, across = launch.crop_regions(CROP_SIZE, capacity, 1)

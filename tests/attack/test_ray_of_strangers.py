@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,7 +37,7 @@ os._exit(0)
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for path in write_images(folder, 20):
-        for copy in range(30):
+        for copy in range(100):  # more than are done before the strangers have come
             shutil.copy(path, folder / f"{path.stem}-{copy}.png")
     return folder
 
@@ -67,13 +68,14 @@ def test_no_stranger_reaches_it_and_nothing_of_it_outlives_its_killed_driver(pho
         assert sockets([process.pid]), "the driver itself listens, too"
         assert [socket for socket in found if not socket.local] == []
         (port,) = {socket.port for socket in found if socket.process == "gcs_server"}
-        assert stranger(f"127.0.0.1:{port}", RAY_AUTH_MODE="disabled") == "kept out"
-        assert stranger(f"127.0.0.1:{port}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64) == "kept out"
-        # With the key, the same call gets in: it is the key that keeps strangers out.
         variables = Path(f"/proc/{named(pids, 'raylet')}/environ").read_bytes().split(b"\0")
         (key,) = [entry[15:].decode() for entry in variables if entry.startswith(b"RAY_AUTH_TOKEN=")]
         assert len(key) == 64
-        assert stranger(f"127.0.0.1:{port}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=key) == "in"
+        # With the key, the same call gets in: it is the key that keeps strangers out.
+        given = ({"RAY_AUTH_MODE": "disabled"}, *({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": one} for one in ("0" * 64, key)))
+        with ThreadPoolExecutor(len(given)) as pool:
+            answers = list(pool.map(lambda one: stranger(f"127.0.0.1:{port}", **one), given))
+        assert answers == ["kept out", "kept out", "in"]
         assert process.poll() is None, "the run was over before the strangers came"
         pids = tree(process.pid)
         kill(process.pid)

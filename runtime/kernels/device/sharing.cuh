@@ -54,13 +54,21 @@ __device__ __forceinline__ bool overlap(const uint32_t* bits, const int* boxes, 
     // No intersection is larger than a mask or the boxes' common part, and no union smaller than a mask.
     const int common = max(right - left, 0) * max(bottom - top, 0);
     if (min(min(area, other_area), common) < share * max(area, other_area)) return false;
-    const int first = left / kWarp, across = (right - 1) / kWarp + 1 - first, count = across * (bottom - top);
+    const int first = left / kWarp, across = (right - 1) / kWarp + 1 - first, lane = threadIdx.x % kWarp;
     const int64_t mask_words = static_cast<int64_t>(height) * words;
     const uint32_t *rows = bits + one * mask_words, *other_rows = bits + other * mask_words;
+    // The warp goes on by 32 words at a time; dividing for each would take most of the instructions.
+    const int step_down = kWarp / across, step_right = kWarp % across;
     int both = 0;
-    for (int k = threadIdx.x % kWarp; k < count; k += kWarp) {
-        const int64_t at = static_cast<int64_t>(top + k / across) * words + first + k % across;
+    for (int y = top + lane / across, x = lane % across; y < bottom;) {
+        const int at = y * words + first + x;
         both += __popc(__ldg(rows + at) & __ldg(other_rows + at));
+        y += step_down;
+        x += step_right;
+        if (x >= across) {
+            x -= across;
+            ++y;
+        }
     }
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) both += __shfl_xor_sync(kAllLanes, both, lanes);
     return both >= share * (static_cast<double>(area) + other_area - both);

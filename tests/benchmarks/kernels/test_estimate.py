@@ -146,7 +146,7 @@ def test_the_estimate_of_the_built_kernels(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "estimate.json"
     kernel_bench.main(json_file=path, estimate=True)
     rows = [Estimate(**row) for row in json.loads(path.read_text())]
-    assert len(rows) == 14 * len(SIZES)
+    assert len(rows) == 16 * len(SIZES)
     code = sass.listing(kernels_fatbin())
     for classes, names, depth in [(1, 1, 8), (31, 2, 64), (847, 40, 1024)]:  # the descriptions fit other sizes, too
         for kernel, runs in (

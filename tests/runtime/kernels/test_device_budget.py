@@ -44,7 +44,7 @@ def test_leaders(bench: Bench, seed: int, limits: dict) -> None:
 
 
 def test_more_masks_than_threads() -> None:
-    masks = near_duplicates(4, 300, (20, 33))
+    masks = near_duplicates(4, 300, (60, 400))
     boxes, areas = HOST.region_boxes(masks, 0.5)
     objectness = np.random.default_rng(0).random(300, np.float32)
     objectness[np.flatnonzero(areas)[[3, 9]]] = np.nan  # of a network that failed; counts as 0
