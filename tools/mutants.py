@@ -44,7 +44,7 @@ FIRST = {
     "compose": "labels or class or numbers or small_and or beyond", "masks": "labels or numbers or small_and or beyond",
     "mma": "class or numbers or small_and", "crops": "crops or beyond", "patches": "test_crops",
     "resize": "resize", "usable": "unusable", "pixel_math": "resize or boxes or selected or crops",
-    "launch": "test_launch", "sharing": "leaders or confidences or rows or limit or more_masks",
+    "launch": "test_launch", "sharing": "near or leaders or confidences or rows or limit or more_masks",
     "arguments": "bad_arguments or launched", "face": "launched or are_empty or test_chain", "tables": "test_chain",
 }  # fmt: skip
 # What mutants differ in, and what is only linked to.

@@ -89,8 +89,8 @@ def _launches(
     yield "region_boxes_f16", "region_boxes", executions.region_boxes(masks), size
     yield "region_boxes_f16", "region_boxes, all inside", executions.region_boxes(full), size
     whole = np.tile(np.array([0, 0, resized[1], resized[0]]), (n, 1))
-    for what, of in (("", (boxes, areas)), (", all inside", (whole, np.full(n, pixels)))):
-        yield "near_masks", f"near_masks{what}", executions.near_masks(*of, SHARE), bits + 20 * n + n * n
+    for what, (where, sizes) in (("", (boxes, areas)), (", all inside", (whole, np.full(n, pixels)))):
+        yield "near_masks", f"near_masks{what}", executions.near_masks(where, sizes, SHARE), bits + 20 * n + n * n
     yield "select_regions", "select_regions", executions.select_regions(areas), 40 * n
     runs, count = executions.crop_regions(inside, boxes[indices], n), len(indices)
     yield "crop_regions_bits_f16", f"crop_regions, {count} regions", runs, 3 * pixels + bits + count * crop

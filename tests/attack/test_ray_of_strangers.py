@@ -72,7 +72,10 @@ def test_no_stranger_reaches_it_and_nothing_of_it_outlives_its_killed_driver(pho
         (key,) = [entry[15:].decode() for entry in variables if entry.startswith(b"RAY_AUTH_TOKEN=")]
         assert len(key) == 64
         # With the key, the same call gets in: it is the key that keeps strangers out.
-        given = ({"RAY_AUTH_MODE": "disabled"}, *({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": one} for one in ("0" * 64, key)))
+        given = (
+            {"RAY_AUTH_MODE": "disabled"},
+            *({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": one} for one in ("0" * 64, key)),
+        )
         with ThreadPoolExecutor(len(given)) as pool:
             answers = list(pool.map(lambda one: stranger(f"127.0.0.1:{port}", **one), given))
         assert answers == ["kept out", "kept out", "in"]

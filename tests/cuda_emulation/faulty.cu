@@ -3,6 +3,7 @@
 
 namespace {
 __device__ int* shared_numbers() { return reinterpret_cast<int*>(vocabseg::dynamic_shared()); }
+__device__ __forceinline__ int4 four_of(const int* values) { return *reinterpret_cast<const int4*>(values); }
 }  // namespace
 
 // Every thread reads its neighbour's number.
@@ -44,6 +45,18 @@ extern "C" __global__ void pair_at(const int* given, int* out, int index, int sh
     __syncthreads();
     const int2 pair = *reinterpret_cast<const int2*>((shared != 0 ? shared_numbers() : given) + index);
     out[threadIdx.x] = pair.x + pair.y;
+}
+
+// The sum of four numbers of shared memory that are to be read at once, though the compiler may read them one by one.
+extern "C" __global__ void four_at(const int* given, int* out, int index) {
+    shared_numbers()[threadIdx.x] = given[threadIdx.x];
+    __syncthreads();
+    int sum = 0;
+    for (int k = index; k < index + 8; k += 4) {
+        const int4 four = four_of(shared_numbers() + k);
+        sum += four.x + 2 * four.y + 3 * four.z;
+    }
+    out[threadIdx.x] = sum;
 }
 
 extern "C" __global__ void blocks_in_turn(int* out) { out[0] = blockIdx.x; }

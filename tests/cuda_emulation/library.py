@@ -20,8 +20,13 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "runtime" / "kernels" / "device"
 DEVICE = KERNELS / "kernels.cu"
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas")
-# Accesses to memory call functions of watch.cpp; the sanitizer's own library takes no part.
-WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=0")
+# Accesses to memory call functions of watch.cpp; the sanitizers' own libraries take no part.
+WATCHED = (
+    "-fsanitize=thread",
+    "-fsanitize=alignment",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "--param=tsan-distinguish-volatile=0",
+)
 ENTRY = re.compile(
     r"__global__\s+void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(|^VOCABSEG_\w+_KERNEL\((\w+)", re.MULTILINE
 )

@@ -151,6 +151,16 @@ ACCESS(8)
 ACCESS(16)
 void __tsan_read_range(void* at, size_t bytes) { emulation::access(at, bytes, false, false); }
 void __tsan_write_range(void* at, size_t bytes) { emulation::access(at, bytes, true, false); }
+// Of a pointer that is used; what is loaded through it may be less than what it points to.
+struct Mismatch {
+    const char* file;
+    uint32_t line, column;
+    const void* type;
+    unsigned char log_alignment, kind;
+};
+void __ubsan_handle_type_mismatch_v1(const Mismatch* found, const void* address) {
+    if (emulation::running()) emulation::fail("%zu bytes at %p are not aligned", size_t{1} << found->log_alignment, address);
+}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

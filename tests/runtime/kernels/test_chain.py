@@ -1,6 +1,7 @@
 """The CUDA kernels one after the other, as an image passes through them; classes; bad arguments; what is kept."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,19 @@ def test_regions_beyond_the_room_write_nothing(bench: Bench) -> None:
     assert (bench.down(patches)[[0, 3, 4]] == -5).all()
 
 
+def test_regions_beyond_the_end_of_a_list_write_nothing(bench: Bench) -> None:
+    image = Image(bench, 0, CASES[0])
+    image.find_regions()
+    wanted = image.wanted_crops(7)
+    assert len(wanted) >= 4
+    short = replace(image.source(0), order=image.order[:2], crop_boxes=image.crop_boxes[:2])
+    crops = bench.up(np.full((5 + len(wanted), 3, 7, 7), -5, np.float32))
+    bench.kernels.crop_regions([short, image.source(5)], cropping(7), crops, bench.stream)  # one launch for both
+    found = bench.down(crops)
+    worst("crops", found[[0, 1, *range(5, len(found))]], np.concatenate([wanted[:2], wanted]), 3e-6)
+    assert (found[2:5] == -5).all()
+
+
 def test_labels_of_the_selected_regions(bench: Bench) -> None:
     image = Image(bench, 1, CASES[3])
     image.find_regions()
@@ -206,7 +220,7 @@ def test_classes(
             names,
         )
         probabilities = up(np.full((masks, classes), -3, np.float32))
-        no_object = bench.new((masks,), np.float32)
+        no_object = up(np.full(masks, -3, np.float32))
         bench.kernels.classify(
             query_side if with_query else None, region_side, None if flags is None else up(flags), *places, ensemble,
             probabilities, no_object, bench.stream,
@@ -220,6 +234,15 @@ def test_classes(
                 query.astype(np.float32), own_text, temperature, several if names is not None else None
             )[:, -1]
             worst("no object", bench.down(no_object), none, 2e-5)
+        else:
+            assert (bench.down(no_object)[:rows] == 0).all()
+
+
+def test_an_embedding_that_is_its_text(bench: Bench) -> None:
+    text = unit(np.random.default_rng(0), 5, 8)  # its logit is 100, whose exponential no float holds
+    query, probabilities = Side(bench.up(text[:1]), bench.up(text)), bench.new((1, 4), np.float32)
+    bench.kernels.classify(query, None, None, None, None, QUERIES_ALONE, probabilities, None, bench.stream)
+    worst("probabilities", bench.down(probabilities), query_distribution(text[:1], text, 100.0)[:, :4], 1e-5)
 
 
 def test_an_embedding_of_zeros_is_no_class(bench: Bench) -> None:

@@ -43,6 +43,16 @@ def test_leaders(bench: Bench, seed: int, limits: dict) -> None:
         np.testing.assert_array_equal(CudaModule(bench).choose_leaders(*given, inverted), wanted)
 
 
+def test_the_best_mask_leads_even_if_no_object_is_good_enough(bench: Bench) -> None:
+    masks = near_duplicates(0)
+    boxes, areas = HOST.region_boxes(masks, 0.5)
+    objectness = np.linspace(0.1, 0.4, len(masks), dtype=np.float32)
+    given = boxes, areas, objectness, HOST.region_bits(masks, 0.5), 0.9, 0.5, None
+    found = CudaModule(bench).choose_leaders(*given)
+    np.testing.assert_array_equal(found, budget.choose_leaders(*given))
+    assert (found == np.flatnonzero(areas)[-1]).any()
+
+
 def test_more_masks_than_threads() -> None:
     masks = near_duplicates(4, 300, (60, 400))
     boxes, areas = HOST.region_boxes(masks, 0.5)
@@ -53,6 +63,25 @@ def test_more_masks_than_threads() -> None:
     with opened("emulated", seed=3, watched=True) as bench:  # every access to memory is checked
         np.testing.assert_array_equal(CudaModule(bench).choose_leaders(boxes, areas, objectness, *rest), wanted)
     assert (wanted == np.arange(300)).sum() == 40 < (wanted >= 0).sum()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.8, 0.9])
+def test_near_masks(bench: Bench, share: float) -> None:
+    generator = np.random.default_rng(2)
+    base = np.pad(generator.random((25, 150)) < 0.6, ((3, 2), (7, 5)))  # six words to a row
+    inside = np.stack([base ^ (base & (generator.random(base.shape) < flipped)) for flipped in np.linspace(0, 0.5, 12)])
+    inside[[4, 9]] = False
+    masks = Masks(np.where(inside, np.float32(1), np.float32(-1)), *[inside.shape[1:]] * 3)
+    boxes, areas = HOST.region_boxes(masks, 0.5)
+    near = bench.up(np.full((12, 12), 7, np.uint8))
+    bits = bench.up(HOST.region_bits(masks, 0.5))
+    bench.kernels.near_masks(bits, bench.up(boxes), bench.up(areas), share, near, bench.stream)
+    both = np.einsum("kyx,lyx->kl", inside.astype(int), inside.astype(int))
+    wanted = (both > 0) & (both >= share * (areas[:, None] + areas - both))
+    found = bench.down(near)
+    assert (found[np.eye(12, dtype=bool)] == 7).all()
+    np.testing.assert_array_equal(found[~np.eye(12, dtype=bool)], wanted[~np.eye(12, dtype=bool)])
+    assert 0 < wanted[~np.eye(12, dtype=bool)].sum() < 90
 
 
 def test_an_iou_of_exactly_the_limit(bench: Bench) -> None:

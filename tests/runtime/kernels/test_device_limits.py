@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulation.devices import DEVICES, Bench, opened
-from tests.runtime.kernels.cases import kernels, worst
+from tests.runtime.kernels.cases import cropping, kernels, random_image, worst
 from tests.runtime.kernels.device_module import CudaModule
 from vocabseg.runtime.masks import Masks
 
@@ -61,6 +61,11 @@ def test_a_limit_that_every_logit_equals_is_not_exceeded_by_rounding(bench: Benc
     masks = Masks(logits, (28, 36), (27, 35), (27, 35))
     found = CudaModule(bench).region_boxes(masks, threshold)
     np.testing.assert_equal(found, REFERENCE.region_boxes(masks, threshold))
+    whole = np.array([[0, 0, 35, 27]], np.int32), np.zeros(1, np.int32)
+    arguments = (random_image(1, (27, 35)), masks, *whole, cropping(24, threshold))
+    for with_bits in (False, True):
+        crops = CudaModule(bench, with_bits=with_bits).crop_regions(*arguments)
+        worst("crops", crops, REFERENCE.crop_regions(*arguments), 3e-6)
 
 
 def test_more_masks_than_threads_do_not_race() -> None:

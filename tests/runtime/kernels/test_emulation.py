@@ -125,6 +125,14 @@ def test_memory_that_is_not_aligned(watched: Emulation, shared: int) -> None:
         run(watched, "pair_at", [numbers(), zeros()], (3, shared), shared=256)
 
 
+def test_what_is_read_in_part_must_be_aligned_as_a_whole(watched: Emulation) -> None:
+    given, out = numbers(), zeros()
+    run(watched, "four_at", [given, out], (4,), shared=256)
+    assert (out == given[4:12].reshape(2, 4).sum(axis=0) @ [1, 2, 3, 0]).all()
+    with pytest.raises(EmulationError, match=r"16 bytes at .* are not aligned"):
+        run(watched, "four_at", [given, zeros()], (6,), shared=256)
+
+
 def test_launches_that_cannot_be(kernels: Emulation) -> None:
     with pytest.raises(EmulationError, match=r"blocks of \(2048, 1, 1\) threads cannot be launched"):
         run(kernels, "count_threads", [zeros()], threads=2048)
