@@ -182,7 +182,7 @@ def test_classes(
     order = np.full(masks, -1, np.int32)
     order[:regions] = np.flatnonzero(valid)
     query = generator.normal(0, 3, (masks, depths[0])).astype(dtype)
-    features = np.full((masks, depths[1]), np.nan, dtype)
+    features = np.full((regions + 1, depths[1]), np.nan, dtype)  # a row more than is looked at
     features[:regions] = generator.normal(0, 0.2, (regions, depths[1]))
     # Of two runs, the second has classes of one to three names.
     first = np.cumsum([0, *(1 + np.arange(classes) % 3)]).astype(np.int32)
@@ -243,6 +243,31 @@ def test_an_embedding_that_is_its_text(bench: Bench) -> None:
     query, probabilities = Side(bench.up(text[:1]), bench.up(text)), bench.new((1, 4), np.float32)
     bench.kernels.classify(query, None, None, None, None, QUERIES_ALONE, probabilities, None, bench.stream)
     worst("probabilities", bench.down(probabilities), query_distribution(text[:1], text, 100.0)[:, :4], 1e-5)
+
+
+def test_rows_beyond_the_regions_are_not_written(bench: Bench) -> None:
+    generator = np.random.default_rng(1)
+    features, text = generator.normal(size=(3, 8)).astype(np.float32), unit(generator, 4, 8)
+    region, probabilities = Side(bench.up(features), bench.up(text)), bench.up(np.full((5, 4), -3, np.float32))
+    bench.kernels.classify(None, region, None, None, None, ENSEMBLE, probabilities, None, bench.stream)
+    found = bench.down(probabilities)
+    worst("probabilities of regions", found[:3].sum(axis=1), np.ones(3), 1e-5)
+    assert (found[3:] == -3).all()
+
+
+def test_classes_with_several_names_have_memory_for_both(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, spaces = list[int](), bench.kernels._workspaces
+    monkeypatch.setattr(spaces, "get", lambda size, stream, get=spaces.get: sizes.append(size) or get(size, stream))
+    first = np.array([0, 2, 5, 6], np.int32)  # three classes, and "no object"
+    texts = np.ones((7, 8), np.float32), np.ones((6, 8), np.float32)
+    query = Side(
+        bench.up(np.ones((4, 8), np.float32)), bench.up(texts[0]), bench.up(np.append(first, 7).astype(np.int32))
+    )
+    region = Side(bench.up(np.ones((2, 8), np.float32)), bench.up(texts[1]), bench.up(first))
+    places = bench.up(np.array([3, 1, 0, 0], np.int32)), bench.up(np.array([2], np.int32))
+    probabilities = bench.new((4, 3), np.float32)
+    bench.kernels.classify(query, region, None, *places, ENSEMBLE, probabilities, None, bench.stream)
+    assert sizes == [4 * (4 * 7 + 2 * 6 + 4 * 4 + 2 * 3)]  # the logits of all names, then of classes
 
 
 def test_an_embedding_of_zeros_is_no_class(bench: Bench) -> None:
@@ -345,6 +370,29 @@ def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
     assert before.query()
     for probabilities, (_, scores) in results:
         worst("scores", bench.down(scores), HOST.compose(masks, probabilities)[1], 1e-5)
+
+
+def test_a_workspace_that_grows_writes_nothing_into_what_follows_it(bench: Bench) -> None:
+    case, other, spaces = (
+        Case(40, (4, 4), (16, 16), (15, 15), (9, 9), 30),
+        bench.device.stream(),
+        bench.kernels._workspaces,
+    )
+    on_device = case.masks(bench.up(random_masks(0, case).logits))
+    given = [bench.up(np.full((40, classes), 0.5, np.float32)) for classes in (3, 4000)]
+    out = bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)
+    spaces._blocks.clear()
+    bench.kernels.compose(on_device, given[0], None, None, *out, bench.stream)
+    first = spaces._blocks[bench.stream.handle]
+    address, size = first.pointer, first.nbytes
+    del first
+    bench.kernels.compose(on_device, given[1], None, None, *out, bench.stream)
+    follower = bench.device.empty((size,), np.uint8)
+    assert follower.pointer == address, "the pool gave other memory"
+    other.upload(follower, np.full(size, 255, np.uint8))
+    other.synchronize()
+    bench.stream.synchronize()
+    assert (bench.down(follower) == 255).all()
 
 
 def test_every_stream_has_a_workspace_of_its_own(bench: Bench) -> None:
