@@ -7,8 +7,7 @@ the tests with one fault; the emulation of CUDA (tests/cuda_emulation) is built 
 kernels run until one fails. A mutant that none notices survives: it is printed, and the exit status is 1. A NAME picks
 the mutants that it is a part of, --every N each N-th of those. A mutant takes 3 to 20 seconds of a core.
 
-On 2026-11-28, 92 of the 93 mutants that were tried were noticed: all of compose, masks, usable and arguments, and a
-sample of the others, 251 in all. Not noticed: tables/workspace-freed-too-soon.
+On 2026-11-28 all 283 were noticed, thirteen of them by tests that were written for them.
 """
 
 import argparse
