@@ -259,11 +259,9 @@ def test_classes_with_several_names_have_memory_for_both(bench: Bench, monkeypat
     sizes, spaces = list[int](), bench.kernels._workspaces
     monkeypatch.setattr(spaces, "get", lambda size, stream, get=spaces.get: sizes.append(size) or get(size, stream))
     first = np.array([0, 2, 5, 6], np.int32)  # three classes, and "no object"
-    texts = np.ones((7, 8), np.float32), np.ones((6, 8), np.float32)
-    query = Side(
-        bench.up(np.ones((4, 8), np.float32)), bench.up(texts[0]), bench.up(np.append(first, 7).astype(np.int32))
-    )
-    region = Side(bench.up(np.ones((2, 8), np.float32)), bench.up(texts[1]), bench.up(first))
+    several = np.append(first, 7).astype(np.int32)
+    ones = {rows: bench.up(np.ones((rows, 8), np.float32)) for rows in (2, 4, 6, 7)}
+    query, region = Side(ones[4], ones[7], bench.up(several)), Side(ones[2], ones[6], bench.up(first))
     places = bench.up(np.array([3, 1, 0, 0], np.int32)), bench.up(np.array([2], np.int32))
     probabilities = bench.new((4, 3), np.float32)
     bench.kernels.classify(query, region, None, *places, ENSEMBLE, probabilities, None, bench.stream)
@@ -373,11 +371,8 @@ def test_a_workspace_that_grows_keeps_what_runs(bench: Bench) -> None:
 
 
 def test_a_workspace_that_grows_writes_nothing_into_what_follows_it(bench: Bench) -> None:
-    case, other, spaces = (
-        Case(40, (4, 4), (16, 16), (15, 15), (9, 9), 30),
-        bench.device.stream(),
-        bench.kernels._workspaces,
-    )
+    case, other = Case(40, (4, 4), (16, 16), (15, 15), (9, 9), 30), bench.device.stream()
+    spaces = bench.kernels._workspaces
     on_device = case.masks(bench.up(random_masks(0, case).logits))
     given = [bench.up(np.full((40, classes), 0.5, np.float32)) for classes in (3, 4000)]
     out = bench.new((9, 9), np.int32), bench.new((9, 9), np.float32)
