@@ -26,9 +26,9 @@ import ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
 except (ConnectionError, ray.exceptions.RayError) as error:
-    print("kept out")
+    print("kept out", flush=True)
 else:
-    print("in")
+    print("in", flush=True)
 os._exit(0)
 """
 

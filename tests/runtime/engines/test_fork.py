@@ -27,7 +27,7 @@ def work():
 child = multiprocessing.get_context("fork").Process(target=work, daemon=True)
 child.start()
 child.join(300)
-print("pool", child.exitcode)
+print("pool", child.exitcode, flush=True)  # or the fork would print it, too
 pid = os.fork()
 if pid == 0:
     sys.exit(7 if same() else 1)  # frees everything on its way out
