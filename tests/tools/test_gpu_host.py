@@ -70,10 +70,9 @@ def test_what_the_steps_run_is_there(tmp_path: Path) -> None:
     for name, test in chosen.items():
         command = next(step.command for step in steps if step.name == name)
         command = [sys.executable, *command[command.index("-m") :], "--collect-only"]
-        environment = os.environ | {"PYTEST_ADDOPTS": ""}
-        found = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment
-        ).stdout
+        variables = os.environ | {"PYTEST_ADDOPTS": ""}  # -v would list them in another form
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=variables)
+        found = done.stdout
         assert f"::{test}" in found
         assert ("test_plans_built" in found) == (name == "tests-pipeline" and find_spec("tensorrt_rtx") is not None)
 
