@@ -13,6 +13,7 @@ import numpy as np
 
 from vocabseg.benchmarks.kernels.inputs import CROP_SIZE, THRESHOLD
 from vocabseg.runtime.kernels import reference
+from vocabseg.runtime.kernels.budget import may_overlap
 from vocabseg.runtime.kernels.device import launch
 from vocabseg.runtime.masks import Masks
 
@@ -112,19 +113,15 @@ def select_regions(areas: Array) -> Executions:
 
 
 def near_masks(boxes: Array, areas: Array, share: float) -> Executions:
-    """Of masks (N, 4) and (N,), of which those may overlap by `share` whose boxes and areas allow it."""
+    """Of masks (N, 4) and (N,), of which those are compared by their bits that may overlap by `share`."""
     one, other = np.tril_indices(len(boxes), -1)
-    grid = launch.near_masks(len(boxes))
     filled = (areas[one] > 0) & (areas[other] > 0)
-    one, other = one[filled], other[filled]
-    corner, end = np.maximum(boxes[one, :2], boxes[other, :2]), np.minimum(boxes[one, 2:], boxes[other, 2:])
-    size = np.maximum(end - corner, 0)
-    least = np.minimum(np.minimum(areas[one], areas[other]), size.prod(axis=1))
-    close = least >= share * np.maximum(areas[one], areas[other])
-    across = (end[close, 0] - 1) // launch.WARP + 1 - corner[close, 0] // launch.WARP
-    words = across * size[close, 1]
-    return Executions(warps_of(grid), {
-        r"LDG\.E R": 2 * len(filled) + 8 * len(one),
+    close = filled & may_overlap(one, other, boxes, areas, share)
+    left, top = np.maximum(boxes[one[close], :2], boxes[other[close], :2]).T
+    right, bottom = np.minimum(boxes[one[close], 2:], boxes[other[close], 2:]).T
+    words = ((right - 1) // launch.WARP + 1 - left // launch.WARP) * (bottom - top)
+    return Executions(warps_of(launch.near_masks(len(boxes))), {
+        r"LDG\.E R": 2 * len(filled) + 8 * filled.sum(),
         r"POPC": np.ceil(words / launch.WARP).sum(),
         r"SHFL\.BFLY PT": 5 * close.sum(),
     })  # fmt: skip

@@ -58,18 +58,25 @@ def choose_leaders(
     return leaders
 
 
+def may_overlap(one: Array | int, other: Array, boxes: Array, areas: Array, share_iou: float) -> Array:
+    """Flags of the pairs of masks, by number, whose IoU can be share_iou or more as far as boxes and areas tell.
+
+    No intersection is larger than a mask or the boxes' common part, and no union smaller than a mask.
+    """
+    mine, theirs = areas[one].astype(np.int64), areas[other].astype(np.int64)
+    corner, end = np.maximum(boxes[one, :2], boxes[other, :2]), np.minimum(boxes[one, 2:], boxes[other, 2:])
+    common = np.maximum(end.astype(np.int64) - corner, 0).prod(axis=1)
+    found: Array = np.minimum(np.minimum(mine, theirs), common) >= share_iou * np.maximum(mine, theirs)
+    return found
+
+
 def _overlapping(mask: int, others: Array, boxes: Array, areas: Array, bits: Array, share_iou: float) -> Array:
     """Flags of those of `others` whose IoU with `mask` is share_iou or more."""
-    mine, theirs = int(areas[mask]), areas[others].astype(np.int64)
-    x1, y1 = np.maximum(boxes[others, :2], boxes[mask, :2]).astype(np.int64).T
-    x2, y2 = np.minimum(boxes[others, 2:], boxes[mask, 2:]).astype(np.int64).T
-    common = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
-    # No intersection is larger than a mask or the boxes' common part, and no union smaller than a mask.
-    found = np.minimum(np.minimum(mine, theirs), common) >= share_iou * np.maximum(mine, theirs)
+    found = may_overlap(mask, others, boxes, areas, share_iou)
     left, top, right, bottom = boxes[mask].tolist()
     part = np.s_[top:bottom, left // 32 : -(-right // 32)]
     for place in np.flatnonzero(found).tolist():
         shared = bits[mask][part] & bits[others[place]][part]
         intersection = int(ONES[np.ascontiguousarray(shared).view(np.uint16)].sum(dtype=np.int64))
-        found[place] = intersection >= share_iou * (mine + int(theirs[place]) - intersection)
+        found[place] = intersection >= share_iou * (int(areas[mask]) + int(areas[others[place]]) - intersection)
     return found

@@ -98,6 +98,15 @@ def test_executions_are_those_of_a_run(ratio: int) -> None:
         bench.kernels.classify(*sides, None, order, count, ensemble, voted, None, bench.stream)
         bench.down(voted)
         end = kernels.completed()
+        boxes, areas = reference.region_boxes(masks, 0.5)
+        near = bench.new((100, 100), np.uint8)
+        bits = bench.up(reference.region_bits(masks, 0.5))
+        compared = kernels.completed()
+        bench.kernels.near_masks(bits, bench.up(boxes), bench.up(areas), 0.5, near, bench.stream)
+        bench.down(near)
+        last = kernels.completed()
+    close = executions.near_masks(boxes, areas, 0.5).landmarks[r"SHFL\.BFLY PT"]
+    assert last["shuffles"] - compared["shuffles"] == close > 0
     assert end["shuffles"] - after["shuffles"] == class_executions.classify(5, 3, 40).landmarks[r"SHFL\.BFLY"]
     warps, runs = executions.region_boxes(masks)
     assert between["ballots"] - before["ballots"] == runs[r"VOTE\.ANY P"] + runs[r"VOTE\.ANY R"]
