@@ -93,6 +93,7 @@ class Regions:
     @property
     def crops(self) -> int:
         """How many crops the image encoder was given; 0 if the bundle's ensemble is off."""
+        # np.unique would import numpy.ma, for every first image.
         return int(np.count_nonzero(np.bincount(self.encoded_as))) if "embeddings" in self.arrays else 0
 
     @property

@@ -2,8 +2,8 @@
 //
 // near_masks compares two masks with a warp, by the bits that region_boxes has packed, within the part that their boxes
 // have in common; of most pairs the areas and boxes alone tell that they differ. 100 masks over 640 x 959 are 4950 pairs
-// of up to 154 kB: at most 760 MB out of the L2 cache if all cover the image, some 10 MB of proposals as they are; 75 million
-// instructions of warps or half a million (kernel_bench --estimate), 72 or 0.5 us of an H200 at full issue.
+// of up to 154 kB: at most 760 MB out of the L2 cache if all cover the image, some 10 MB of proposals as they are; 75
+// million instructions of warps or half a million (kernel_bench --estimate), 72 or 0.5 us of an H200 at full issue.
 // choose_leaders is one block that waits for itself twice for each leader, so it is bound by latency: some
 // microseconds, against the milliseconds of the crops that it saves. Neither has been measured on a GPU.
 #pragma once

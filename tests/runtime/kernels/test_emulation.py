@@ -128,7 +128,7 @@ def test_memory_that_is_not_aligned(watched: Emulation, shared: int) -> None:
 def test_what_is_read_in_part_must_be_aligned_as_a_whole(watched: Emulation) -> None:
     given, out = numbers(), zeros()
     run(watched, "four_at", [given, out], (4,), shared=256)
-    assert (out == given[4:12].reshape(2, 4).sum(axis=0) @ [1, 2, 3, 0]).all()
+    assert (out == given[4:7] @ [1, 2, 3]).all()
     with pytest.raises(EmulationError, match=r"16 bytes at .* are not aligned"):
         run(watched, "four_at", [given, zeros()], (6,), shared=256)
 
