@@ -149,12 +149,13 @@ def _names(offers: Iterable[Offer]) -> tuple[str, ...]:
 
 @cache
 def has_amx() -> bool:
-    """Whether this CPU multiplies tiles of bfloat16 (AMX), some eight times as fast as float32 without it.
+    """Whether this CPU multiplies tiles of bfloat16 (AMX), four to five times as fast as float32.
 
-    There bfloat16 is the default, since it keeps the parity contract even with random weights of the published size:
-    the proposal network and the image encoder's first layers stay in float32 (`BFLOAT16_GRAPHS`, `first_layers`).
-    False where the system does not tell (only Linux does). OpenVINO offers bfloat16 on any CPU with AVX-512, where it
-    gains at most a factor of two and loses the same accuracy, so there it is left to the user.
+    There bfloat16 is the default; the proposal network and the image encoder's first layers stay in float32
+    (`BFLOAT16_GRAPHS`, `first_layers`). Embeddings keep the parity contract even with random weights of the published
+    size; their labels do with many names and not always with few, of which none is clearly the likeliest
+    (docs/precision.md). False where the system does not tell (only Linux does). OpenVINO offers bfloat16 on any CPU
+    with AVX-512, where it gains at most a factor of two and loses the same accuracy, so there it is left to the user.
     """
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
