@@ -30,16 +30,6 @@ def no_cache_before_a_test_has_its_own() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def float32_by_default_on_every_machine() -> Iterator[None]:
-    """The tests' tolerances are those of float32, so none depends on whether this CPU has AMX."""
-    from vocabseg.runtime.engines import choose
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "has_amx", lambda: False)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
 def a_gpu_is_used_only_by_tests_that_say_so() -> Iterator[None]:
     """With device "auto", tests run on the CPU on every machine."""
     from vocabseg.runtime.engines import choose

@@ -19,7 +19,8 @@ from vocabseg.benchmarks.speed.variants import LIMITS, VariantSpec, variant_name
 from vocabseg.runtime.bundle.folder import Bundle
 from vocabseg.runtime.bundle.manifest import sha256_file
 from vocabseg.runtime.bundle.settings import apply_settings
-from vocabseg.runtime.engines.choose import choose, has_amx
+from vocabseg.runtime.doctor import processor
+from vocabseg.runtime.engines.choose import choose
 from vocabseg.runtime.engines.interface import QUANTISED
 from vocabseg.runtime.engines.openvino import check_precision
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError
@@ -178,7 +179,7 @@ def _unlimited(name: str, limit: str, device: str) -> str | None:
         return "limits are for a CPU"
     if limit == "no-amx" and name == "onnxruntime":
         return "ONNX Runtime has no setting that keeps it from using AMX"
-    if limit == "no-amx" and not has_amx():
+    if limit == "no-amx" and "amx_bf16" not in processor():
         return "this CPU has no AMX"
     return None
 

@@ -41,13 +41,13 @@ class Wish(NamedTuple):
 class Offer(NamedTuple):
     """An engine on one kind of device.
 
-    `precisions` are all that it runs there; `defaults` gives those taken without a wish, best first. `check` raises
+    `precisions` are all that it runs there; `defaults` are those taken without a wish, best first. `check` raises
     what keeps it from running a wish in a precision on a device. `reason` says why it is taken unasked.
     """
 
     name: str
     precisions: tuple[str, ...]
-    defaults: Callable[[], tuple[str, ...]]
+    defaults: tuple[str, ...]
     check: "Callable[[Wish, str, Device | None], None]"
     reason: str
 
@@ -64,7 +64,8 @@ def choose(
     "auto" takes the first GPU if there is one; if it cannot be used, a warning says why, once. On a GPU TensorRT comes
     first, then TensorRT for RTX, where the bundle has plans, then ONNX Runtime; on a CPU OpenVINO, then ONNX Runtime,
     and for small models (`model_bytes`, the size of a bundle's graphs) the other way round. Without `precision` a GPU
-    runs FP16 where the bundle has it, and OpenVINO bfloat16 where the CPU has AMX.
+    runs FP16 where the bundle has it. A CPU runs float32: bfloat16 is faster, but can lose more labels than the parity
+    contract allows (docs/precision.md), so it is left to the user.
 
     Raises EngineError for an unknown or missing engine, an unknown device, or a precision that no engine has there, and
     BundleError where the bundle lacks the graphs.
@@ -110,15 +111,15 @@ def _first(wish: Wish, offers: Iterable[Offer], device: "Device | None") -> Choi
     """The first offer that is ready; raises what is in the way of the best one, or of the last if nothing was asked."""
     failures: list[VocabsegError] = []
     for offer in _offered(wish, offers, "CPU" if device is None else "GPU"):
-        for precision in (wish.precision,) if wish.precision else offer.defaults():
+        for precision in (wish.precision,) if wish.precision else offer.defaults:
             try:
                 offer.check(wish, precision, device)
             except VocabsegError as error:
                 failures.append(error)
                 continue
             reason = "it was asked for" if wish.engine else _reason(offer, wish, failures)
-            if wish.precision is None:
-                reason += _NOTES.get((offer.name, device is not None, precision), "")
+            if wish.precision is None and device is not None and precision == "float32":
+                reason += "; in float32, since the bundle has no FP16 graphs (`vocabseg build` makes them)"
             place = "cpu" if device is None else f"cuda:{device.ordinal}"
             return Choice(name=offer.name, device=place, precision=precision, reason=reason)
     if device is None and wish.engine is None:
@@ -145,23 +146,6 @@ def _reason(offer: Offer, wish: Wish, failures: list[VocabsegError]) -> str:
 
 def _names(offers: Iterable[Offer]) -> tuple[str, ...]:
     return tuple(offer.name for offer in offers)
-
-
-@cache
-def has_amx() -> bool:
-    """Whether this CPU multiplies tiles of bfloat16 (AMX), four to five times as fast as float32.
-
-    There bfloat16 is the default; the proposal network and the image encoder's first layers stay in float32
-    (`BFLOAT16_GRAPHS`, `first_layers`). Embeddings keep the parity contract even with random weights of the published
-    size; their labels do with many names and not always with few, of which none is clearly the likeliest
-    (docs/precision.md). False where the system does not tell (only Linux does). OpenVINO offers bfloat16 on any CPU
-    with AVX-512, where it gains at most a factor of two and loses the same accuracy, so there it is left to the user.
-    """
-    try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return False
-    return "amx_bf16" in flags.split()
 
 
 def installed(name: str) -> bool:
@@ -214,21 +198,21 @@ ON_GPU = (
     Offer(
         "tensorrt",
         PLANS,
-        lambda: PLANS[:3],
+        PLANS[:3],
         partial(_check_tensorrt, "tensorrt"),
         "the bundle has plans for this GPU, and TensorRT runs them fastest",
     ),
     Offer(
         "tensorrt-rtx",
         PLANS,
-        lambda: PLANS[:3],
+        PLANS[:3],
         partial(_check_tensorrt, "tensorrt-rtx"),
         "the bundle has plans for this GPU's generation, and TensorRT cannot run it here ({failure})",
     ),
     Offer(
         "onnxruntime",
         ("float16", "float32"),
-        lambda: ("float16", "float32"),
+        ("float16", "float32"),
         _check_onnxruntime_gpu,
         "it is installed, and TensorRT cannot run this bundle here ({failure})",
     ),
@@ -237,27 +221,18 @@ ON_CPU = (
     Offer(
         "openvino",
         ("float32", "bfloat16", "int8"),
-        lambda: ("bfloat16" if has_amx() else "float32",),
+        ("float32",),
         _check_openvino,
         "it is installed and the fastest of the CPU engines",
     ),
     Offer(
         "onnxruntime",
         ("float32", "float16", "int8", "fp8"),
-        lambda: ("float32",),
+        ("float32",),
         _check_onnxruntime,
         "OpenVINO, which is faster on a CPU, cannot do it here ({failure})",
     ),
 )
-# Said of precisions that were taken without a wish: (engine, on a GPU, precision).
-_NOTES = {
-    ("openvino", False, "bfloat16"): "; in bfloat16, since this CPU has AMX (proposals and first layers in float32)"
-} | {
-    (name, True, "float32"): "; in float32, since the bundle has no FP16 graphs (`vocabseg build` makes them)"
-    for name in _names(ON_GPU)
-}
-
-
 @cache
 def gpu_present() -> bool:
     """Whether this machine seems to have an NVIDIA GPU that this process may use; nothing is imported or opened."""

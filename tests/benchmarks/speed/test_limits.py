@@ -20,7 +20,7 @@ IMAGES = [Path("image.png")]  # never read
 
 
 def test_limits_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "has_amx", lambda: True)
+    monkeypatch.setattr(selection, "processor", lambda: "a CPU (avx512f, amx_bf16)")
     bundle = open_bundle(demo_folder())
     against = ["onnxruntime@1-thread", "openvino@no-amx", "onnxruntime@no-amx"]
     benchmark = make_benchmark(bundle, VOCABULARY, IMAGES, "no", "openvino", against, ["float32"])
@@ -30,7 +30,7 @@ def test_limits_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     with pytest.raises(ConfigurationError, match="behind the @ stands one of 1-thread, no-amx"):
         make_benchmark(bundle, VOCABULARY, IMAGES, "", against=["openvino@half"])
-    monkeypatch.setattr(selection, "has_amx", lambda: False)
+    monkeypatch.setattr(selection, "processor", lambda: "a CPU (avx512f)")
     benchmark = make_benchmark(bundle, VOCABULARY, IMAGES, "no", "openvino", against[1:2], ["float32"])
     assert benchmark.missing[0].reason == "this CPU has no AMX"
 

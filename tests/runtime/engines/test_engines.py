@@ -31,14 +31,11 @@ def test_openvino_comes_first_and_onnxruntime_without_it(monkeypatch):
         choose()
 
 
-def test_bfloat16_is_the_default_on_a_cpu_with_amx(monkeypatch):
-    assert choose("openvino").precision == "float32"
-    monkeypatch.setattr(choosing, "has_amx", lambda: True)
-    choice = choose()
+def test_a_cpu_runs_float32_unless_bfloat16_is_asked_for():
+    assert choose().key == choose("openvino").key == "openvino-cpu-float32"
+    assert choose("onnxruntime").key == "onnxruntime-cpu-float32"
+    choice = choose(precision="bfloat16")
     assert choice.key == "openvino-cpu-bfloat16"
-    assert "AMX" in choice.reason
-    assert choose(precision="float32").precision == "float32"
-    assert choose("onnxruntime").precision == "float32"
     assert choice.for_graph("image_encoder") == choice
     assert choice.for_graph("proposal").key == choice.for_graph("text_encoder").key == "openvino-cpu-float32"
 
