@@ -233,6 +233,8 @@ ON_CPU = (
         "OpenVINO, which is faster on a CPU, cannot do it here ({failure})",
     ),
 )
+
+
 @cache
 def gpu_present() -> bool:
     """Whether this machine seems to have an NVIDIA GPU that this process may use; nothing is imported or opened."""
