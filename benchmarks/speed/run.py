@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vocabseg.benchmarks.speed.results import BenchmarkReport, ImageInfo, Peaks
 from vocabseg.benchmarks.speed.selection import Benchmark
 from vocabseg.benchmarks.speed.variants import Capture, VariantSpec
 from vocabseg.benchmarks.speed.workers import VariantProcess, cold_start, limited, numerical_threads
+from vocabseg.runtime.bundle.sections import BUDGET
 from vocabseg.runtime.errors import EngineError, VocabsegError
 from vocabseg.runtime.images import load_image
 from vocabseg.runtime.kernels import load_kernels
@@ -28,6 +29,8 @@ from vocabseg.runtime.threads import thread_count
 
 # Passes of what is measured besides the rounds: batches and text.
 PASSES = 3
+# Settings that switch the region budget off.
+WITHOUT_BUDGET = tuple(f"region.{key}=none" for key in BUDGET)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class _Running:
         self.oracle: Contestant | None = None
         self.worst: dict[str, WorstImage] = {}
         self.infos: list[ImageInfo] = []
+        self.relabelled: list[float] = []
         self.truths: list[np.ndarray] = []
 
     @property
@@ -204,6 +208,8 @@ class _Running:
             self.progress("opening what parity is measured against", 0, 1)
             measured = {one.spec.name: one for one in self.alive}
             self.oracle = measured.get(benchmark.oracle.name) or self._opened(benchmark.oracle)
+            if benchmark.bundle.manifest.region.budgeted:
+                self._end_budget([*self.alive, *([] if self.oracle in self.alive else [self.oracle])])
             if self.oracle.reason is not None:
                 raise EngineError(f"parity cannot be measured: {benchmark.oracle.name}: {self.oracle.reason}")
         compared = [one for one in self.alive if self.oracle is not None and one is not self.oracle]
@@ -217,6 +223,26 @@ class _Running:
                         self._compare_image(one, image, expected)
         if self.oracle is not None and benchmark.vocabulary.names == CLASSES:
             self._label_scenes([*compared, self.oracle])
+
+    def _end_budget(self, contestants: list[Contestant]) -> None:
+        """Go on without the region budget: parity is that of the published method, which has none.
+
+        What the budget changes is told beside it, of the labels of the first engine.
+        """
+        self.progress("opening the engines without the region budget", 0, 1)
+        engines = [(one, one.spec) for one in contestants if isinstance(one.spec, EngineSpec)]
+        if not engines:
+            return
+        first, images = engines[0][0], self.benchmark.images
+        kept = [self._ask(first, "labels", image) for image in images]
+        for one, spec in engines:
+            if one.reason is None:
+                one.process.close()
+                again = self._opened(replace(spec, settings=(*spec.settings, *WITHOUT_BUDGET)))
+                one.process, one.reason = again.process, again.reason
+        published = [self._ask(first, "labels", image) for image in images]
+        if first.reason is None:
+            self.relabelled = [float(np.mean(a != b)) for a, b in zip(kept, published, strict=True)]
 
     def _compare_image(self, one: Contestant, image: Path, expected: Capture) -> None:
         whole = one.process.call("capture", image)
@@ -250,4 +276,5 @@ class _Running:
         found = int(expected.valid.sum()) if expected is not None else runs[0].regions if runs else 0
         budgeted = self.benchmark.bundle.manifest.region.budgeted
         crops = min((run.crops for run in runs), default=0) if budgeted else None
-        return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found, crops=crops)
+        relabelled = self.relabelled[index] if self.relabelled else None
+        return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found, crops=crops, relabelled=relabelled)

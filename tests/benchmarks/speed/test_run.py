@@ -138,12 +138,16 @@ def test_every_stage_of_the_observed_pipeline_gives_the_pipelines_labels(bundle:
         assert variant.run(image).regions == len(whole.boxes)
 
 
-def _against_reference(folder: Path, images: list[Path], checkpoint: Path, worker: Any) -> BenchmarkReport:
-    bundle = opened(folder)
-    weights = find_weights(bundle, checkpoint, NAME, None, SETTINGS)
+def _against_reference(
+    folder: Path, images: list[Path], checkpoint: Path, worker: Any, budget: tuple[str, ...] = ()
+) -> BenchmarkReport:
+    settings = (*SETTINGS, *budget)
+    whole = open_bundle(folder)
+    bundle = Bundle(whole.folder, adjust_manifest(whole.manifest, settings), whole.tensors)
+    weights = find_weights(bundle, checkpoint, NAME, None, settings)
     effort = Effort(repeat=1, batches=(), cold=0, names=0)
     benchmark = make_benchmark(
-        bundle, Vocabulary(["cat", "grass"]), images[:1], weights, None, (), ["float32"], SETTINGS, effort
+        bundle, Vocabulary(["cat", "grass"]), images[:1], weights, None, (), ["float32"], settings, effort
     )
     return run(benchmark, worker).report
 
@@ -162,6 +166,25 @@ def test_parity_with_the_reference_and_a_planted_break(
     changed = type(ensemble)(enabled=True, weight=ensemble.weight, temperature=0.9 * ensemble.temperature)
     broken = copy_bundle_with(whole, whole.parent / f"{whole.name}-cool", ensemble=changed)
     assert _against_reference(broken, images, checkpoint, local).broken == [("openvino", "classify")]
+
+
+def test_parity_is_that_of_the_published_method_and_what_a_region_budget_changes_is_told_beside_it(
+    images: list[Path], checkpoint: Path, local: type[LocalWorker]
+) -> None:
+    whole, budget = bundle_for_case(CASE), ("region.max_regions=1",)
+    report = _against_reference(whole, images, checkpoint, local, budget)
+    assert report.region_budget == "max_regions=1"
+    assert report.broken == []
+    (info,) = report.images
+    assert (info.crops, info.regions > 3) == (1, True)
+    with_it, without = (
+        EngineSpec(whole, "openvino", "float32", Vocabulary(["cat", "grass"]), (*SETTINGS, *more)).open()
+        for more in (budget, ())
+    )
+    changed = np.mean(with_it.labels(images[0]) != without.labels(images[0]))
+    assert info.relabelled == pytest.approx(changed)
+    assert 0 < changed < 1
+    assert _against_reference(whole, images, checkpoint, local).images[0].relabelled is None
 
 
 def test_a_variant_that_fails_is_told_and_the_others_go_on(
