@@ -18,7 +18,7 @@ JSON, MARKDOWN, PAGE = "bench.json", "bench.md", "bench.html"
 # A first column narrower than this is not broken within words.
 LONGEST_WORD = 20
 # What a reader of a terminal wants at once; the rest is in the files.
-ON_TERMINAL = ("Latency", "Stages", "Roofline", "Throughput", "Memory", "Parity", "Not measured")
+ON_TERMINAL = ("Latency", "Stages", "Roofline", "Throughput", "Memory", "Region budget", "Parity", "Not measured")
 
 
 def write_report(outcome: BenchmarkOutcome, folder: Path) -> list[Path]:

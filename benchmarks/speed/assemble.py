@@ -45,6 +45,7 @@ class Contestant:
     cold: ColdStart | None = None
     figures: list[Figures] = field(default_factory=list)
     scenes: list[np.ndarray] = field(default_factory=list)
+    relabelled: float | None = None
 
 
 def assemble(
@@ -127,6 +128,7 @@ def _result(
         # The peaks are those of the machine without limits.
         roof=[] if spec.limit else rooflines(work, stages, peaks, partial(stage_precision, spec)),
         parity=parity,
+        relabelled=one.relabelled,
     )
 
 

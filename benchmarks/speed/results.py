@@ -115,7 +115,10 @@ class SceneAccuracy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VariantResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One way of running the model; where it could not be measured, `reason` says why and nothing else is there."""
+    """One way of running the model; where it could not be measured, `reason` says why and nothing else is there.
+
+    `relabelled` is the share of all pixels whose labels the region budget changes.
+    """
 
     name: str
     precision: str
@@ -129,6 +132,7 @@ class VariantResult(msgspec.Struct, frozen=True, kw_only=True):
     text: TextTiming | None = None
     roof: list[StageRoof] = []
     parity: Parity | None = None
+    relabelled: float | None = None
 
 
 class Peaks(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,15 +146,13 @@ class Peaks(msgspec.Struct, frozen=True, kw_only=True):
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One input: its size (H, W), the network's input size (Hp, Wp), how many regions were found in it, and how many
-    crops were encoded for them: as many (None), or fewer under a region budget. `relabelled` is the share of its pixels
-    whose labels the budget changes, where that was measured."""
+    crops were encoded for them: as many (None), or fewer under a region budget."""
 
     name: str
     size: tuple[int, int]
     padded: tuple[int, int]
     regions: int
     crops: int | None = None
-    relabelled: float | None = None
 
     @property
     def encoded(self) -> int:
@@ -175,12 +177,6 @@ class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
     oracle_reason: str
     variants: list[VariantResult]
     region_budget: str = "none"
-
-    @property
-    def relabelled(self) -> float | None:
-        """The share of all labels that the region budget changes, the mean of the images; None where not measured."""
-        shares = [info.relabelled for info in self.images if info.relabelled is not None]
-        return float(np.mean(shares)) if shares else None
 
     @property
     def broken(self) -> list[tuple[str, str]]:

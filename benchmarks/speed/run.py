@@ -74,8 +74,11 @@ class _Running:
         self.oracle: Contestant | None = None
         self.worst: dict[str, WorstImage] = {}
         self.infos: list[ImageInfo] = []
-        self.relabelled: list[float] = []
         self.truths: list[np.ndarray] = []
+
+    @property
+    def budgeted(self) -> bool:
+        return self.benchmark.bundle.manifest.region.budgeted
 
     @property
     def alive(self) -> list[Contestant]:
@@ -97,6 +100,8 @@ class _Running:
                 one.device_memory = self._ask(one, "device_memory")
         self._text()
         self._cold_starts()
+        if self.budgeted:
+            self._end_budget()
         self._compare()
         self.close()
         peaks = merge(peaks, self._peaks("measuring the machine again"))
@@ -201,15 +206,36 @@ class _Running:
                 with limited(one.spec):
                     one.cold = cold_start(one.spec, benchmark.images[0], benchmark.effort.cold)
 
+    def _end_budget(self) -> None:
+        """Go on without the region budget, since parity is that of the published method; count the labels it changes.
+
+        An engine that fails without it is out, as after any other failure.
+        """
+        images = self.benchmark.images
+        engines = [one for one in self.alive if isinstance(one.spec, EngineSpec)]
+        for done, one in enumerate(engines):
+            self.progress("counting what the region budget changes", done, len(engines))
+            other = self._opened(_without_budget(one.spec))
+            changed = pixels = 0
+            for image in images:
+                mine, published = self._ask(one, "labels", image), self._ask(other, "labels", image)
+                if mine is not None and published is not None:
+                    changed, pixels = changed + int(np.count_nonzero(mine != published)), pixels + mine.size
+            if one.reason is None and other.reason is not None:
+                one.reason = f"without the region budget, {other.reason}"
+            one.relabelled = changed / pixels if pixels else None
+            one.process, other.process = other.process, one.process
+            if other.process is not None:
+                other.process.close()
+        self._check()
+
     def _compare(self) -> None:
         """Parity on every image, then mean IoU on scenes where the bundle knows their classes."""
         benchmark = self.benchmark
         if benchmark.oracle is not None:
             self.progress("opening what parity is measured against", 0, 1)
             measured = {one.spec.name: one for one in self.alive}
-            self.oracle = measured.get(benchmark.oracle.name) or self._opened(benchmark.oracle)
-            if benchmark.bundle.manifest.region.budgeted:
-                self._end_budget([*self.alive, *([] if self.oracle in self.alive else [self.oracle])])
+            self.oracle = measured.get(benchmark.oracle.name) or self._opened(_without_budget(benchmark.oracle))
             if self.oracle.reason is not None:
                 raise EngineError(f"parity cannot be measured: {benchmark.oracle.name}: {self.oracle.reason}")
         compared = [one for one in self.alive if self.oracle is not None and one is not self.oracle]
@@ -223,26 +249,6 @@ class _Running:
                         self._compare_image(one, image, expected)
         if self.oracle is not None and benchmark.vocabulary.names == CLASSES:
             self._label_scenes([*compared, self.oracle])
-
-    def _end_budget(self, contestants: list[Contestant]) -> None:
-        """Go on without the region budget: parity is that of the published method, which has none.
-
-        What the budget changes is told beside it, of the labels of the first engine.
-        """
-        self.progress("opening the engines without the region budget", 0, 1)
-        engines = [(one, one.spec) for one in contestants if isinstance(one.spec, EngineSpec)]
-        if not engines:
-            return
-        first, images = engines[0][0], self.benchmark.images
-        kept = [self._ask(first, "labels", image) for image in images]
-        for one, spec in engines:
-            if one.reason is None:
-                one.process.close()
-                again = self._opened(replace(spec, settings=(*spec.settings, *WITHOUT_BUDGET)))
-                one.process, one.reason = again.process, again.reason
-        published = [self._ask(first, "labels", image) for image in images]
-        if first.reason is None:
-            self.relabelled = [float(np.mean(a != b)) for a, b in zip(kept, published, strict=True)]
 
     def _compare_image(self, one: Contestant, image: Path, expected: Capture) -> None:
         whole = one.process.call("capture", image)
@@ -273,8 +279,13 @@ class _Running:
         h, w = load_image(image).shape[:2]
         padded = input_sizes(spec, h, w)[1]
         runs = [run for one in self.alive for which, run in one.runs if which == index]
+        if self.budgeted:  # PyTorch, which has no budget, finds more
+            regions, crops = (min((getattr(run, what) for run in runs), default=0) for what in ("regions", "crops"))
+            return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=regions, crops=crops)
         found = int(expected.valid.sum()) if expected is not None else runs[0].regions if runs else 0
-        budgeted = self.benchmark.bundle.manifest.region.budgeted
-        crops = min((run.crops for run in runs), default=0) if budgeted else None
-        relabelled = self.relabelled[index] if self.relabelled else None
-        return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found, crops=crops, relabelled=relabelled)
+        return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found)
+
+
+def _without_budget(spec: VariantSpec) -> VariantSpec:
+    """The same without a region budget."""
+    return replace(spec, settings=(*spec.settings, *WITHOUT_BUDGET)) if isinstance(spec, EngineSpec) else spec

@@ -124,6 +124,8 @@ def make_benchmark(
     met = {word for pair in specs.keys() - missing.keys() for word in pair}
     unmet = tuple(result for pair, result in missing.items() if not met.issuperset(pair))
     oracle, reason = _oracle(specified, weights, found)
+    if oracle is not None and bundle.manifest.region.budgeted:
+        reason += "; without the region budget"
     return Benchmark(
         bundle, tuple(settings), vocabulary, tuple(images), tuple(found), tuple(missing.values()), oracle, reason,
         effort or Effort(), device, unmet,

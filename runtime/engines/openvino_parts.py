@@ -7,8 +7,8 @@ PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
 # and the first of twelve blocks, for what these round off, all later blocks amplify. Random weights of the published
 # size, 24 crops of photos, mean cosine with float32 (worst): 0.9976 (0.9966) in bfloat16 throughout, 0.99962 (0.9994)
 # with one block in float32, 0.99984 (0.9998) with two, 0.9962 (0.9944) with the last four instead. With one block the
-# embeddings of seven photos keep the parity contract (0.99957, worst 0.9988); the labels of random weights do not,
-# however many blocks stay in float32 (docs/precision.md).
+# embeddings of seven photos keep the parity contract (0.99957, worst 0.9988); their labels do not, and would not with
+# eight blocks either, of some vocabularies (docs/precision.md).
 FIRST_SHARE = 1 / 12
 # The tensor that passes from the first part to the second.
 BETWEEN = "first_layers"

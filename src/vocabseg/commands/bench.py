@@ -58,7 +58,8 @@ def bench(
     precision: Annotated[
         str,
         typer.Option(
-            help="Some of float32, bfloat16, float16, int8, fp8, with commas. Default: that of `segment`, and float32."
+            help="Some of float32, bfloat16, float16, int8, fp8, separated by commas. "
+            "Default: what `segment` uses, and float32."
         ),
     ] = "",
     engine: Engine = None,

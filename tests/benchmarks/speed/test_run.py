@@ -174,17 +174,44 @@ def test_parity_is_that_of_the_published_method_and_what_a_region_budget_changes
     whole, budget = bundle_for_case(CASE), ("region.max_regions=1",)
     report = _against_reference(whole, images, checkpoint, local, budget)
     assert report.region_budget == "max_regions=1"
+    assert report.oracle_reason.endswith("; without the region budget")
     assert report.broken == []
-    (info,) = report.images
-    assert (info.crops, info.regions > 3) == (1, True)
+    assert [(info.regions, info.crops) for info in report.images] == [(1, 1)]
     with_it, without = (
         EngineSpec(whole, "openvino", "float32", Vocabulary(["cat", "grass"]), (*SETTINGS, *more)).open()
         for more in (budget, ())
     )
     changed = np.mean(with_it.labels(images[0]) != without.labels(images[0]))
-    assert info.relabelled == pytest.approx(changed)
+    assert report.variants[0].relabelled == pytest.approx(changed)
     assert 0 < changed < 1
-    assert _against_reference(whole, images, checkpoint, local).images[0].relabelled is None
+    plain = _against_reference(whole, images, checkpoint, local)
+    assert plain.variants[0].relabelled is None
+    assert "budget" not in plain.oracle_reason
+
+
+def test_what_a_region_budget_changes_is_told_without_a_reference_and_a_failure_without_it_too(
+    images: list[Path], local: type[LocalWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*SETTINGS, "region.max_regions=1")
+    whole = open_bundle(bundle_for_case(CASE))
+    bundle = Bundle(whole.folder, adjust_manifest(whole.manifest, settings), whole.tensors)
+    effort = Effort(repeat=1, batches=(), cold=0, names=0)
+    alone = make_benchmark(bundle, VOCABULARY, images, "", "onnxruntime", settings=settings, effort=effort)
+    report = run(alone, local).report
+    assert report.oracle == "none"
+    assert report.variants[0].relabelled is not None
+    usual = EngineVariant.labels
+
+    def fails(self: EngineVariant, image: Path) -> Any:
+        if self.spec.engine == "openvino" and not self.segmenter.bundle.manifest.region.budgeted:
+            raise EngineError("too many crops")
+        return usual(self, image)
+
+    monkeypatch.setattr(EngineVariant, "labels", fails)
+    both = make_benchmark(bundle, VOCABULARY, images, "", "openvino", ["onnxruntime"], ["float32"], settings, effort)
+    first, second = run(both, local).report.variants
+    assert first.reason == "without the region budget, it failed: too many crops"
+    assert second.relabelled is not None
 
 
 def test_a_variant_that_fails_is_told_and_the_others_go_on(
