@@ -72,6 +72,7 @@ def files_hashed() -> Iterator[Counter[Path]]:
 def copy_bundle_with(bundle: Path, folder: Path, **changes: Any) -> Path:
     """A bundle that shares its files with another (as hard links) and differs in entries of the manifest.
 
+    Links touch the files, and who reads them just then reads again, up to three times: give a folder that is made once.
     Files of the demo model, which is part of the package, are copied: onnx refuses to read what has hard links.
     """
     if (folder / MANIFEST).is_file():

@@ -280,7 +280,7 @@ class _Running:
         padded = input_sizes(spec, h, w)[1]
         runs = [run for one in self.alive for which, run in one.runs if which == index]
         if self.budgeted:  # PyTorch, which has no budget, finds more
-            regions, crops = (min((getattr(run, what) for run in runs), default=0) for what in ("regions", "crops"))
+            regions, crops = min(((run.regions, run.crops) for run in runs), default=(0, 0))
             return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=regions, crops=crops)
         found = int(expected.valid.sum()) if expected is not None else runs[0].regions if runs else 0
         return ImageInfo(name=image.name, size=(h, w), padded=padded, regions=found)

@@ -32,8 +32,8 @@ from vocabseg.benchmarks.speed.selection import (
 from vocabseg.benchmarks.speed.variants import lead
 from vocabseg.benchmarks.speed.workers import STEPS, VariantProcess, cold_start, numerical_threads
 from vocabseg.export.configuration import load_configuration
-from vocabseg.runtime.bundle.folder import Bundle, open_bundle
-from vocabseg.runtime.bundle.settings import adjust_manifest
+from vocabseg.runtime.bundle.folder import Bundle
+from vocabseg.runtime.bundle.settings import open_adjusted
 from vocabseg.runtime.engines.interface import Choice
 from vocabseg.runtime.errors import BundleError, ConfigurationError, EngineError, ImageError
 from vocabseg.runtime.segmenter.segmenter import Segmenter
@@ -43,14 +43,9 @@ NAME = "zsseg-r50-vitb16-vild"
 VOCABULARY = Vocabulary(["cat", "grass", "sky"], templates=["{}"])
 
 
-def opened(folder: Path) -> Bundle:
-    bundle = open_bundle(folder)
-    return Bundle(bundle.folder, adjust_manifest(bundle.manifest, SETTINGS), bundle.tensors)
-
-
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return opened(bundle_for_case(CASE))
+    return open_adjusted(bundle_for_case(CASE), SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +137,7 @@ def _against_reference(
     folder: Path, images: list[Path], checkpoint: Path, worker: Any, budget: tuple[str, ...] = ()
 ) -> BenchmarkReport:
     settings = (*SETTINGS, *budget)
-    whole = open_bundle(folder)
-    bundle = Bundle(whole.folder, adjust_manifest(whole.manifest, settings), whole.tensors)
+    bundle = open_adjusted(folder, settings)
     weights = find_weights(bundle, checkpoint, NAME, None, settings)
     effort = Effort(repeat=1, batches=(), cold=0, names=0)
     benchmark = make_benchmark(
@@ -162,7 +156,7 @@ def test_parity_with_the_reference_and_a_planted_break(
     parity = report.variants[0].parity
     assert parity is not None
     assert {check.stage for check in parity.checks} >= {"crop_regions", "image_encoder", "classify", "labels"}
-    ensemble = opened(whole).manifest.ensemble
+    ensemble = open_adjusted(whole, SETTINGS).manifest.ensemble
     changed = type(ensemble)(enabled=True, weight=ensemble.weight, temperature=0.9 * ensemble.temperature)
     broken = copy_bundle_with(whole, whole.parent / f"{whole.name}-cool", ensemble=changed)
     assert _against_reference(broken, images, checkpoint, local).broken == [("openvino", "classify")]
@@ -193,8 +187,7 @@ def test_what_a_region_budget_changes_is_told_without_a_reference_and_a_failure_
     images: list[Path], local: type[LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (*SETTINGS, "region.max_regions=1")
-    whole = open_bundle(bundle_for_case(CASE))
-    bundle = Bundle(whole.folder, adjust_manifest(whole.manifest, settings), whole.tensors)
+    bundle = open_adjusted(bundle_for_case(CASE), settings)
     effort = Effort(repeat=1, batches=(), cold=0, names=0)
     alone = make_benchmark(bundle, VOCABULARY, images, "", "onnxruntime", settings=settings, effort=effort)
     report = run(alone, local).report
@@ -276,8 +269,7 @@ def test_precisions_and_names_that_do_not_exist(bundle: Bundle, images: list[Pat
 
 def test_weights_that_belong_to_a_bundle(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     def with_provenance(**provenance: Any) -> Bundle:
-        folder = copy_bundle_with(bundle.folder, tmp_path / str(len(list(tmp_path.iterdir()))), provenance=provenance)
-        return open_bundle(folder)
+        return bundle.with_manifest(msgspec.structs.replace(bundle.manifest, provenance=provenance))
 
     assert "--checkpoint" in str(find_weights(with_provenance(weights="model.pth"), None, None, None, ()))
     configuration = load_configuration(NAME)
